@@ -1,0 +1,289 @@
+//! The Migration Interface's API: what a Coordinator asks of the agent of its own system, as JSON
+//! over HTTP/1.1 on a unix socket.
+//!
+//! Every operation of a migration is keyed by its [`MigrationId`] in the path and idempotent: a
+//! repeated call joins one that is under way, or returns what the first one returned. A call
+//! returns when the operation is over; progress is read from [`progress`](paths).
+//!
+//! | method and path | request | response |
+//! | --- | --- | --- |
+//! | `GET /v1/facts` | | [`NodeFacts`](ums_core::facts::NodeFacts) |
+//! | `GET /v1/services` | | `Vec<`[`ServiceView`]`>` |
+//! | `POST /v1/services` | [`RunRequest`] | [`ServiceView`] |
+//! | `GET /v1/services/{name}` | | [`ServiceFacts`](ums_core::facts::ServiceFacts) |
+//! | `DELETE /v1/services/{name}` | | `{}`; refused while its gate is shut |
+//! | source side | | |
+//! | `POST /v1/migrations/{id}/block` | [`OfService`] | `{}` control messages are refused from now on |
+//! | `POST /v1/migrations/{id}/unblock` | [`OfService`] | `{}` |
+//! | `POST /v1/migrations/{id}/open` | [`OpenRequest`] | `{}` data path open, first pass of files copied |
+//! | `POST /v1/migrations/{id}/frontman/hold` | [`OfService`] | `{}` Frontman has the endpoint and holds |
+//! | `POST /v1/migrations/{id}/frontman/lead` | [`LeadRequest`] | `{}` it leads clients to the new place |
+//! | `POST /v1/migrations/{id}/frontman/yield` | [`OfService`] | `{}` endpoint is the service's again; the Frontman hands over what it held and retires |
+//! | `POST /v1/migrations/{id}/checkpoint` | [`CheckpointRequest`] | [`Checkpointed`] frozen by the cgroup, everything sent, delivery verified by the destination |
+//! | `POST /v1/migrations/{id}/thaw` | [`OfService`] | `{}` the service runs on at the source |
+//! | `POST /v1/migrations/{id}/delete-source` | [`OfService`] | `{}` the frozen source container is destroyed (never thawed) |
+//! | destination side | | |
+//! | `POST /v1/migrations/{id}/create` | [`CreateRequest`] | [`Created`] |
+//! | `POST /v1/migrations/{id}/restore` | `{}` | [`Restored`] restored and held before its first instruction |
+//! | `POST /v1/migrations/{id}/run` | `{}` | [`Running`] it executes from now on |
+//! | `POST /v1/migrations/{id}/discard` | `{}` | `{}` nothing is left of it; refused after `run` |
+//! | `POST /v1/migrations/{id}/settle` | `{}` | `{}` after all pages are in: the migration's working state is dropped, the service stays |
+//! | both | | |
+//! | `GET /v1/migrations` | | `Vec<`[`MigrationState`]`>` what this agent holds, for the Coordinator's reconciler |
+//! | `GET /v1/migrations/{id}` | | [`MigrationState`]; 404 when unknown |
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use ums_core::facts::NodeFacts;
+use ums_core::id::{MigrationId, ServiceName, SystemName};
+use ums_core::report::Bytes;
+use ums_core::specification::{PublishedPort, Specification, Volume};
+use ums_core::technique::Technique;
+
+/// What `ums run` asks for: a service to be created and started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// Name of the service.
+    pub name: ServiceName,
+    /// Absolute path on the agent's host of the root filesystem to start from; it is copied into
+    /// the image store unless it is there already.
+    pub rootfs: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment, `NAME=value` each.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Working directory inside the container; `/` when empty.
+    #[serde(default)]
+    pub cwd: String,
+    /// User id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group id.
+    #[serde(default)]
+    pub gid: u32,
+    /// Memory limit, bytes.
+    #[serde(default)]
+    pub memory_limit_bytes: Option<u64>,
+    /// Volumes.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+    /// Address on the service network; the next free one when absent.
+    #[serde(default)]
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Published ports.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+}
+
+/// A service as `ums list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its Specification.
+    pub specification: Specification,
+    /// What it is doing.
+    pub status: ServiceStatus,
+    /// Process id of its init, in the agent's PID namespace, while it has one.
+    pub init_pid: Option<i32>,
+    /// The migration that holds its gate shut, if one does.
+    pub migration: Option<MigrationId>,
+    /// Where clients reach it: `address:port` for each published port, in order.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What a service is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceStatus {
+    /// It runs.
+    Running,
+    /// It is frozen for a migration.
+    Frozen,
+    /// It is being received, and has not executed an instruction here.
+    Arriving,
+    /// Its init has exited by itself.
+    Exited,
+}
+
+/// Names the service that an operation is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfService {
+    /// The service.
+    pub service: ServiceName,
+}
+
+/// Where and how the data path is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataEndpoint {
+    /// Address of the destination agent's data path.
+    pub address: SocketAddr,
+    /// The system that must be found there (name in its certificate).
+    pub system: SystemName,
+    /// One-time permit, 64 hexadecimal digits; worthless after its first use and without the
+    /// certificate of the source.
+    pub permit: String,
+}
+
+/// Opens the data path and copies files for the first time, while the service runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// Where to send.
+    pub endpoint: DataEndpoint,
+    /// Whether the destination lacks the image, so that it is sent too.
+    pub send_image: bool,
+}
+
+/// Freezes the service, checkpoints it and streams everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// How memory moves.
+    pub technique: Technique,
+}
+
+/// The checkpoint is whole at the destination, and the service frozen at the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointed {
+    /// When the freeze began, nanoseconds of this host's CLOCK_MONOTONIC.
+    pub frozen_at_ns: u64,
+    /// When CRIU had finished and every page was on its way, same clock.
+    pub dumped_at_ns: u64,
+    /// When the destination had confirmed the whole stream, same clock.
+    pub delivered_at_ns: u64,
+    /// BLAKE3 over the stream, on which both sides agreed.
+    pub digest: String,
+    /// What was moved.
+    pub bytes: Bytes,
+    /// Rounds before the freeze.
+    pub rounds: u32,
+}
+
+/// Where the Frontman shall lead clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeadRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// For each published port, in the Specification's order, where it answers now.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Creates the container that will receive the service: everything but its processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// What to create.
+    pub specification: Specification,
+    /// The system whose agent may connect to the data path.
+    pub source: SystemName,
+    /// Upper bound of the memory that will arrive, bytes; more is refused on the stream.
+    pub memory_bytes_max: u64,
+}
+
+/// The container stands, its name, address and ports are taken, its data path listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// Port of the data path on this system's address, and the permit.
+    pub data_port: u16,
+    /// One-time permit.
+    pub permit: String,
+    /// Whether the image has to be sent.
+    pub image_needed: bool,
+    /// Port on this system for each published port of the service.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// The service is restored and held before its first instruction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// How long CRIU took, microseconds.
+    pub restore_us: u64,
+    /// Digest of the stream it was restored from.
+    pub digest: String,
+}
+
+/// The service executes at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// From the arrival of `run` at the agent to the service's first instruction, microseconds.
+    pub resume_us: u64,
+}
+
+/// Which side of a migration an agent is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It sends.
+    Source,
+    /// It receives.
+    Destination,
+}
+
+/// How far the agent is with a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Source: gate shut, nothing else done. Destination: container created, waiting for data.
+    Prepared,
+    /// Files are being copied, the service runs.
+    Copying,
+    /// The service is frozen and being checkpointed.
+    Checkpointing,
+    /// Everything is at the destination and verified.
+    Delivered,
+    /// Destination: restored, held before the first instruction.
+    Held,
+    /// Destination: the service runs, pages are still being installed.
+    Installing,
+    /// Nothing is left to do.
+    Settled,
+    /// It failed; `error` says why. Source: the service is as `frozen` says.
+    Failed,
+}
+
+/// What an agent knows of one migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationState {
+    /// Which.
+    pub id: MigrationId,
+    /// The service.
+    pub service: ServiceName,
+    /// Our side.
+    pub role: Role,
+    /// How far.
+    pub phase: Phase,
+    /// Source: whether the service is frozen now.
+    pub frozen: bool,
+    /// Moved so far.
+    pub bytes: Bytes,
+    /// Pages still to be installed at the destination.
+    pub pages_pending: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Node facts travel between Coordinators too, so that each can judge the other.
+pub type Facts = NodeFacts;
+
+/// Path helpers, so that client and server can't disagree.
+pub mod paths {
+    use ums_core::id::{MigrationId, ServiceName};
+
+    /// `/v1/services/{name}`
+    pub fn service(name: &ServiceName) -> String {
+        format!("/v1/services/{name}")
+    }
+
+    /// `/v1/migrations/{id}`
+    pub fn progress(id: MigrationId) -> String {
+        format!("/v1/migrations/{id}")
+    }
+
+    /// `/v1/migrations/{id}/{operation}`
+    pub fn operation(id: MigrationId, operation: &str) -> String {
+        format!("/v1/migrations/{id}/{operation}")
+    }
+}

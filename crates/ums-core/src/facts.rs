@@ -1,0 +1,92 @@
+//! What is known about a node and about a service, gathered by the Migration Interface and
+//! judged by pure functions.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::specification::{ImageId, Specification};
+
+/// What a node is and has, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Machine architecture as `uname -m` says it.
+    pub architecture: String,
+    /// CPU features by their `/proc/cpuinfo` names.
+    pub cpu_features: BTreeSet<String>,
+    /// Kernel release as `uname -r` says it.
+    pub kernel: String,
+    /// Version of CRIU as major, minor, sublevel; `None` when there is none that works.
+    pub criu: Option<(u32, u32, u32)>,
+    /// Whether userfaultfd serves missing pages here.
+    pub userfaultfd: bool,
+    /// Memory that can be had without swapping, bytes.
+    pub memory_available_bytes: u64,
+    /// Free space where services are kept, bytes.
+    pub disk_available_bytes: u64,
+    /// Names of services here, of reservations too.
+    pub services: BTreeSet<String>,
+    /// Addresses in use on the service network.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// The service network, as address and prefix length.
+    pub service_network: (Ipv4Addr, u8),
+    /// TCP ports that services or others hold on this system.
+    pub ports: BTreeSet<u16>,
+    /// Images present.
+    pub images: BTreeSet<ImageId>,
+}
+
+/// What a running service is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceFacts {
+    /// Its Specification.
+    pub specification: Specification,
+    /// Whether it runs now.
+    pub running: bool,
+    /// Number of processes.
+    pub processes: u32,
+    /// Number of threads.
+    pub threads: u32,
+    /// Resident memory, bytes.
+    pub memory_bytes: u64,
+    /// Bytes in its changed files and volumes.
+    pub filesystem_bytes: u64,
+    /// Established TCP connections.
+    pub connections: u32,
+    /// What it holds that can't be carried.
+    pub obstacles: Vec<Obstacle>,
+    /// The migration that holds its gate shut, if one does.
+    pub migrating: Option<crate::id::MigrationId>,
+}
+
+/// Something in a service that a checkpoint can't carry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Obstacle {
+    /// What it is.
+    pub kind: ObstacleKind,
+    /// Process id inside the service's PID namespace.
+    pub pid: i32,
+    /// What was seen: a path or the kernel's name for the thing.
+    pub detail: String,
+}
+
+/// Kinds of obstacle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObstacleKind {
+    /// An io_uring instance.
+    IoUring,
+    /// A GPU or its driver's device file.
+    Gpu,
+    /// Another device file that has state outside the process.
+    Device,
+    /// A kernel object behind a descriptor that CRIU does not know.
+    Descriptor,
+    /// A file outside the container's root filesystem and volumes.
+    ForeignFile,
+    /// A socket family that can't be carried.
+    Socket,
+    /// System V shared memory or another object attached from outside.
+    SharedMemory,
+}

@@ -1,0 +1,80 @@
+//! What happened in a migration: the object that `ums migrate --json` prints.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{MigrationId, ServiceName, SystemName};
+use crate::technique::{Approach, Technique};
+
+/// How a migration ended, or that it has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It is still under way.
+    Running,
+    /// The service runs at the destination and nowhere else.
+    Completed,
+    /// The service runs at the source as if nothing had been asked.
+    Abandoned,
+    /// A person is needed; `error` says for what.
+    Stuck,
+}
+
+/// Bytes moved, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Memory pages of the service that were carried or found to be zero.
+    pub memory: u64,
+    /// What went over the wire on the data path, as framed, before TLS.
+    pub wire: u64,
+    /// Content of files.
+    pub filesystem: u64,
+}
+
+/// When a step ran, in milliseconds since the migration was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTiming {
+    /// The paper's number.
+    pub step: u8,
+    /// Its name.
+    pub name: String,
+    /// Beginning.
+    pub started_ms: u64,
+    /// End; `None` while it runs or when it never ended.
+    pub ended_ms: Option<u64>,
+}
+
+/// The truthful account of one migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// Which migration.
+    pub migration_id: MigrationId,
+    /// What moved.
+    pub service: ServiceName,
+    /// From where.
+    pub source: SystemName,
+    /// To where.
+    pub destination: SystemName,
+    /// How, once chosen.
+    pub approach: Option<Approach>,
+    /// How memory moved, once chosen.
+    pub technique: Option<Technique>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the request to the end, milliseconds.
+    pub total_ms: u64,
+    /// From the freeze to the first instruction at the destination, milliseconds; `None` when
+    /// there was no switch.
+    pub downtime_ms: Option<f64>,
+    /// How long the service was frozen at the source until the switch or the thaw, milliseconds.
+    pub freeze_ms: Option<f64>,
+    /// The steps that were begun.
+    pub steps: Vec<StepTiming>,
+    /// Bytes moved.
+    pub bytes: Bytes,
+    /// Rounds of dirty pages before the freeze.
+    pub rounds: u32,
+    /// Where the service answers now, `address:port` of its first published port.
+    pub endpoint: Option<String>,
+    /// Why it did not complete.
+    pub error: Option<String>,
+}
