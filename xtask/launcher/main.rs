@@ -38,6 +38,8 @@ fn start(own: &Path, args: impl Iterator<Item = OsString>) -> String {
         command.arg("--library-path").arg(&lib).arg(&program);
         command
     };
-    command.env("CRIU_LIBS_DIR", lib.join("criu")).env("XTABLES_LIBDIR", lib.join("xtables"));
+    command
+        .env("CRIU_LIBS_DIR", lib.join("criu"))
+        .env("XTABLES_LIBDIR", lib.join("xtables"));
     format!("{}: {}", program.display(), command.args(args).exec())
 }

@@ -25,9 +25,12 @@ impl Suite {
     pub(crate) fn open(cache: &Path, name: &str, mirror: &str, kind: Kind) -> Result<Self> {
         let dir = cache.join(format!("apt-{name}-{}", kind.target().to_lowercase()));
         let archives = cache.join("archives");
-        for sub in [dir.join("lists/partial"), dir.join("sources"), archives.join("partial")] {
-            fs::create_dir_all(&sub)
-                .with_context(|| format!("cannot create {}", sub.display()))?;
+        for sub in [
+            dir.join("lists/partial"),
+            dir.join("sources"),
+            archives.join("partial"),
+        ] {
+            fs::create_dir_all(&sub).with_context(|| format!("cannot create {}", sub.display()))?;
         }
         // An empty status file makes apt resolve every dependency, whatever the host has.
         fs::write(dir.join("status"), "")?;
@@ -38,7 +41,10 @@ impl Suite {
             kind.target(),
         );
         fs::write(dir.join("sources/suite.sources"), source)?;
-        let suite = Self { name: name.to_owned(), dir };
+        let suite = Self {
+            name: name.to_owned(),
+            dir,
+        };
         run::quiet(suite.apt_get().arg("update"))
             .with_context(|| format!("cannot read the package lists of {name} from {mirror}"))?;
         Ok(suite)
@@ -53,24 +59,40 @@ impl Suite {
     pub(crate) fn candidate(&self, package: &str) -> Result<Option<String>> {
         let mut command = self.tool("apt-cache");
         let policy = run::text(command.args(["policy", package]))?;
-        let line = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
-        Ok(line.filter(|version| *version != "(none)").map(str::to_owned))
+        let line = policy
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Candidate: "));
+        Ok(line
+            .filter(|version| *version != "(none)")
+            .map(str::to_owned))
     }
 
     /// Downloads packages with all they depend on; returns the files.
     pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
-        let install = ["install", "--no-install-recommends", "--download-only", "-y", "-q"];
+        let install = [
+            "install",
+            "--no-install-recommends",
+            "--download-only",
+            "-y",
+            "-q",
+        ];
         let mut uris = self.apt_get();
         uris.args(install).arg("--print-uris").args(packages);
         // With everything cached already, apt prints no address; so the names are asked for
         // with an empty cache of their own.
-        uris.arg(format!("-oDir::Cache::archives={}", self.dir.join("none").display()));
+        uris.arg(format!(
+            "-oDir::Cache::archives={}",
+            self.dir.join("none").display()
+        ));
         fs::create_dir_all(self.dir.join("none/partial"))?;
         let listing = run::text(&mut uris)?;
         run::quiet(self.apt_get().args(install).args(packages))
             .with_context(|| format!("cannot download {packages:?} from {}", self.name))?;
-        let files: Vec<PathBuf> =
-            listing.lines().filter_map(file_name_of).map(|f| self.archives().join(f)).collect();
+        let files: Vec<PathBuf> = listing
+            .lines()
+            .filter_map(file_name_of)
+            .map(|f| self.archives().join(f))
+            .collect();
         if files.is_empty() {
             bail!("apt named no files for {packages:?} in {}", self.name);
         }
@@ -80,7 +102,10 @@ impl Suite {
     /// Downloads the sources of exact versions (`name=version`) into a folder.
     pub(crate) fn download_sources(&self, sources: &[String], into: &Path) -> Result<()> {
         let mut command = self.apt_get();
-        command.args(["source", "--download-only", "-q"]).args(sources).current_dir(into);
+        command
+            .args(["source", "--download-only", "-q"])
+            .args(sources)
+            .current_dir(into);
         run::quiet(&mut command)
             .with_context(|| format!("cannot download sources from {}", self.name))?;
         Ok(())
@@ -101,7 +126,9 @@ impl Suite {
     fn tool(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let dir = self.dir.display();
-        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command.args([
             format!("-oDir::State={dir}"),
             format!("-oDir::State::Lists={dir}/lists"),
@@ -149,7 +176,9 @@ impl Kind {
 pub(crate) fn mirror() -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format"]);
-    command.arg("$(REPO_URI)|$(RELEASE)|$(COMPONENT)").arg("Created-By: Packages");
+    command
+        .arg("$(REPO_URI)|$(RELEASE)|$(COMPONENT)")
+        .arg("Created-By: Packages");
     let targets = run::text(command.env("LC_ALL", "C"))
         .context("cannot read apt's configuration: is this a Debian system?")?;
     let codename = codename()?;
@@ -168,8 +197,11 @@ pub(crate) fn mirror() -> Result<String> {
 /// The release this machine runs, such as `bookworm`.
 pub(crate) fn codename() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("the operating system names no codename: Debian 12 or 13 is needed")?
+    let name = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name
+        .context("the operating system names no codename: Debian 12 or 13 is needed")?
         .trim_matches('"')
         .to_owned())
 }

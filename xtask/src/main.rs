@@ -5,10 +5,15 @@
 
 mod apt;
 mod bundle;
+mod check;
 mod paths;
 mod run;
 mod self_test;
+mod setup;
+mod show;
+mod test;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,12 +28,30 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Install what is missing on this machine for the demo, the tests and the benchmark
+    Setup(setup::Args),
     /// Build the checkpoint/restore bundle: CRIU, its libraries and loader, what it runs, and runc
     Bundle(bundle::Args),
+    /// Formatting, lints, documentation and dependency policy
+    Check,
+    /// Set up, build, and run all tests
+    Test(test::Args),
+    /// Set up, build, and show a migration there and back
+    Demo {
+        /// Arguments of the demo, such as --json
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Set up, build, and measure migrations beside the paper's way and the wire's floor
+    Bench {
+        /// Arguments of the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Inside the namespaces of the self-test: drive one dump and restore
     #[command(hide = true)]
     SelfTestDriver {
-        /// The bundle under test, or the word `host`
+        /// The bundle under test
         bundle: PathBuf,
         /// Folder for images and logs
         dir: PathBuf,
@@ -43,6 +66,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Setup(args) => setup::main(&args).map(|()| ExitCode::SUCCESS),
+        Command::Check => check::main(),
+        Command::Test(args) => test::main(&args),
+        Command::Demo { args } => show::main(&show::DEMO, &args),
+        Command::Bench { args } => show::main(&show::BENCH, &args),
         Command::Bundle(args) => bundle::main(&args).map(|()| ExitCode::SUCCESS),
         Command::SelfTestDriver { bundle, dir } => {
             self_test::driver(&bundle, &dir).map(|()| ExitCode::SUCCESS)

@@ -11,7 +11,9 @@ pub(crate) fn workspace() -> PathBuf {
     // several checkouts share one target directory.
     let manifest = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    manifest.parent().map_or_else(|| manifest.clone(), PathBuf::from)
+    manifest
+        .parent()
+        .map_or_else(|| manifest.clone(), PathBuf::from)
 }
 
 /// Cargo's target directory, which also holds the bundle, its downloads and the setup record.
@@ -22,7 +24,9 @@ pub(crate) fn target() -> Result<PathBuf> {
     // Covers `build.target-dir` in any cargo configuration: this program is TARGET/PROFILE/xtask.
     let exe = env::current_exe().context("cannot find this program's own path")?;
     let target = exe.parent().and_then(|profile| profile.parent());
-    Ok(target.context("this program does not lie in a cargo target directory")?.to_path_buf())
+    Ok(target
+        .context("this program does not lie in a cargo target directory")?
+        .to_path_buf())
 }
 
 /// The checkpoint/restore bundle.

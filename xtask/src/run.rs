@@ -18,20 +18,47 @@ pub(crate) fn quiet(command: &mut Command) -> Result<Output> {
         .with_context(|| format!("cannot start `{name}`: is it installed and in PATH?"))?;
     if !output.status.success() {
         let text = [&output.stdout[..], &output.stderr[..]].concat();
-        bail!("`{name}` failed ({}):\n{}", output.status, tail(&String::from_utf8_lossy(&text)));
+        bail!(
+            "`{name}` failed ({}):\n{}",
+            output.status,
+            tail(&String::from_utf8_lossy(&text))
+        );
     }
     Ok(output)
 }
 
 /// Runs a tool quietly and returns what it printed.
 pub(crate) fn text(command: &mut Command) -> Result<String> {
-    Ok(String::from_utf8_lossy(&quiet(command)?.stdout).trim().to_owned())
+    Ok(String::from_utf8_lossy(&quiet(command)?.stdout)
+        .trim()
+        .to_owned())
 }
 
 /// The last lines of a text.
 pub(crate) fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+/// Cargo, the same one that runs this program.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(crate::paths::workspace())
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a tool with its output shown; all of it goes to standard error, because standard
+/// output belongs to the result of the whole command.
+pub(crate) fn shown(command: &mut Command) -> Result<()> {
+    let name = describe(command);
+    command.stdin(Stdio::null()).stdout(std::io::stderr());
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start `{name}`"))?;
+    anyhow::ensure!(status.success(), "`{name}` failed ({status})");
+    Ok(())
 }
 
 /// A command that runs as root: directly when we are root, through sudo otherwise.
@@ -52,6 +79,10 @@ pub(crate) fn is_root() -> bool {
 /// The command line, for messages.
 pub(crate) fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+    words.extend(
+        command
+            .get_args()
+            .map(|arg| arg.to_string_lossy().into_owned()),
+    );
     words.join(" ")
 }

@@ -15,27 +15,37 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run;
 
-/// Stands for the host's own programs instead of a bundle's.
-pub(crate) const HOST: &str = "host";
-
 /// Port of the process under test, in a network namespace where nobody else is.
 const PORT: u16 = 4711;
 
 /// Longest wait for the process to listen or answer: both take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs the self-test on a bundle (or on [`HOST`]'s programs). Needs root.
+/// Runs the self-test on a bundle. Needs root.
 pub(crate) fn run(bundle: &Path) -> Result<()> {
     let own = std::env::current_exe()?;
     let dir = std::env::temp_dir().join(format!("ums-self-test-{}", std::process::id()));
     fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut command = run::root("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net"]);
-    command.arg(own).arg("self-test-driver").arg(bundle).arg(&dir);
+    command.args([
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount",
+        "--mount-proc",
+        "--net",
+    ]);
+    command
+        .arg(own)
+        .arg("self-test-driver")
+        .arg(bundle)
+        .arg(&dir);
     let outcome = run::quiet(&mut command);
     // The files are root's when the test ran through sudo.
     run::quiet(run::root("rm").arg("-rf").arg(&dir))?;
-    outcome.context("the self-test failed: a process with sockets was not restored").map(|_| ())
+    outcome
+        .context("the self-test failed: a process with sockets was not restored")
+        .map(|_| ())
 }
 
 /// The part inside the namespaces, where it is PID 1.
@@ -45,18 +55,27 @@ pub(crate) fn driver(bundle: &Path, dir: &Path) -> Result<()> {
     let mut peer = start_peer()?;
     let mut open = connect()?;
     let before = ask(&mut open)?;
-    let dump = tools.criu("dump", dir).args(["--tree", &peer.id().to_string()]).status()?;
+    let dump = tools
+        .criu("dump", dir)
+        .args(["--tree", &peer.id().to_string()])
+        .status()?;
     if !dump.success() {
         bail!("criu dump failed ({dump}):\n{}", log(dir, "dump"));
     }
     // Only once its remains are gone is the PID free again.
     peer.wait().context("the dumped process did not end")?;
-    let restore = tools.criu("restore", dir).arg("--restore-detached").status()?;
+    let restore = tools
+        .criu("restore", dir)
+        .arg("--restore-detached")
+        .status()?;
     if !restore.success() {
         bail!("criu restore failed ({restore}):\n{}", log(dir, "restore"));
     }
     let after = ask(&mut open).context("the connection from before the dump is dead")?;
-    ensure!(after > before, "the process began anew: it counted {before}, then {after}");
+    ensure!(
+        after > before,
+        "the process began anew: it counted {before}, then {after}"
+    );
     ask(&mut connect()?).context("the listener is dead after the restore")?;
     Ok(())
 }
@@ -99,13 +118,12 @@ struct Tools {
 
 impl Tools {
     fn new(bundle: &Path) -> Self {
-        Self { bundle: bundle.to_path_buf() }
+        Self {
+            bundle: bundle.to_path_buf(),
+        }
     }
 
     fn command(&self, name: &str) -> Command {
-        if self.bundle == Path::new(HOST) {
-            return Command::new(name);
-        }
         let bin = self.bundle.join("bin");
         let mut command = Command::new(bin.join(name));
         // Only the bundle's own programs can be found, so that one that lacks shows here.
@@ -116,9 +134,18 @@ impl Tools {
     fn criu(&self, verb: &str, dir: &Path) -> Command {
         let mut command = self.command("criu");
         command.arg(verb).arg("--images-dir").arg(dir);
-        command.args(["--tcp-established", "--network-lock", "nftables", "-v4", "--log-file"]);
+        command.args([
+            "--tcp-established",
+            "--network-lock",
+            "nftables",
+            "-v4",
+            "--log-file",
+        ]);
         command.arg(format!("{verb}.log"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command
     }
 }
@@ -160,8 +187,13 @@ fn connect() -> Result<BufReader<TcpStream>> {
 fn ask(stream: &mut BufReader<TcpStream>) -> Result<u64> {
     stream.get_mut().write_all(b"?\n")?;
     let mut answer = String::new();
-    stream.read_line(&mut answer).context("the process under test does not answer")?;
-    answer.trim().parse().with_context(|| format!("the process under test answered {answer:?}"))
+    stream
+        .read_line(&mut answer)
+        .context("the process under test does not answer")?;
+    answer
+        .trim()
+        .parse()
+        .with_context(|| format!("the process under test answered {answer:?}"))
 }
 
 fn log(dir: &Path, verb: &str) -> String {

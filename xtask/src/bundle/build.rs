@@ -28,7 +28,11 @@ pub(crate) fn build(out: &Path, cache: &Path) -> Result<Manifest> {
     let work = cache.join("work");
     reset(&work)?;
     let suite = criu_suite(cache, &mirror)?;
-    let own = unpack(&suite, &suite.download(&recipe::PACKAGES)?, &work.join("criu"))?;
+    let own = unpack(
+        &suite,
+        &suite.download(&recipe::PACKAGES)?,
+        &work.join("criu"),
+    )?;
     let suite = runc_suite(cache, &mirror)?;
     let packages = suite.download(&["runc", recipe::RUNC_LIBRARY])?;
     let runc = unpack(&suite, &packages, &work.join("runc"))?;
@@ -80,7 +84,11 @@ fn criu_suite(cache: &Path, mirror: &str) -> Result<Suite> {
             None => seen.push(format!("{name} has none")),
         }
     }
-    bail!("no suite offers CRIU {} or later: {}", recipe::CRIU_LOWEST, seen.join(", "))
+    bail!(
+        "no suite offers CRIU {} or later: {}",
+        recipe::CRIU_LOWEST,
+        seen.join(", ")
+    )
 }
 
 fn runc_suite(cache: &Path, mirror: &str) -> Result<Suite> {
@@ -98,7 +106,10 @@ fn runc_suite(cache: &Path, mirror: &str) -> Result<Suite> {
 
 fn unpack(suite: &Suite, debs: &[PathBuf], root: &Path) -> Result<Unpacked> {
     let sums = manifest::sha256(debs)?;
-    let mut unpacked = Unpacked { root: root.to_path_buf(), owners: BTreeMap::new() };
+    let mut unpacked = Unpacked {
+        root: root.to_path_buf(),
+        owners: BTreeMap::new(),
+    };
     for (deb, sha256) in debs.iter().zip(sums) {
         let own = root.join("package");
         reset(&own)?;
@@ -111,7 +122,12 @@ fn unpack(suite: &Suite, debs: &[PathBuf], root: &Path) -> Result<Unpacked> {
         }
         // tar merges folders and follows no link out of the place: packages from before and
         // after the merge of /lib into /usr/lib come together in one tree.
-        run::quiet(Command::new("cp").args(["-a", "-T"]).arg(&own).arg(root.join("all")))?;
+        run::quiet(
+            Command::new("cp")
+                .args(["-a", "-T"])
+                .arg(&own)
+                .arg(root.join("all")),
+        )?;
     }
     fs::remove_dir_all(root.join("package"))?;
     unpacked.root = root.join("all");
@@ -121,7 +137,10 @@ fn unpack(suite: &Suite, debs: &[PathBuf], root: &Path) -> Result<Unpacked> {
 fn describe(suite: &Suite, deb: &Path, sha256: String, own: &Path) -> Result<Package> {
     let format = "${Package}|${Version}|${Architecture}|${source:Package}|${source:Version}";
     let fields = run::text(
-        Command::new("dpkg-deb").arg("--show").arg(format!("--showformat={format}")).arg(deb),
+        Command::new("dpkg-deb")
+            .arg("--show")
+            .arg(format!("--showformat={format}"))
+            .arg(deb),
     )?;
     let [name, version, architecture, source, source_version] =
         fields.split('|').collect::<Vec<_>>()[..]
@@ -151,7 +170,11 @@ fn licences(copyright: &str) -> String {
         .collect();
     names.sort_unstable();
     names.dedup();
-    if names.is_empty() { "see the copyright file".to_owned() } else { names.join("; ") }
+    if names.is_empty() {
+        "see the copyright file".to_owned()
+    } else {
+        names.join("; ")
+    }
 }
 
 /// Copies programs, libraries, loader and copyright files; notes the packages they are from.
@@ -161,15 +184,28 @@ fn assemble(
     runc: &Unpacked,
     taken: &mut BTreeMap<String, Package>,
 ) -> Result<()> {
-    for dir in ["bin", "libexec", "lib/criu", "lib/xtables", "lib/runc", "copyright"] {
+    for dir in [
+        "bin",
+        "libexec",
+        "lib/criu",
+        "lib/xtables",
+        "lib/runc",
+        "copyright",
+    ] {
         fs::create_dir_all(out.join(dir))?;
     }
     // CRIU looks here for plugins instead of in the host's folder, whose plugins may be of
     // another version; the file keeps the folder alive where only files are carried.
-    fs::write(out.join("lib/criu/NONE"), "No plugins are part of this bundle.\n")?;
+    fs::write(
+        out.join("lib/criu/NONE"),
+        "No plugins are part of this bundle.\n",
+    )?;
     let loader = own.find("ld-linux-")?;
     own.take(&loader, &out.join("lib/ld.so"), taken, out)?;
-    let libraries = loader.parent().context("the loader lies in no folder")?.to_path_buf();
+    let libraries = loader
+        .parent()
+        .context("the loader lies in no folder")?
+        .to_path_buf();
     let mut objects = Vec::new();
     for Program { name, path } in recipe::PROGRAMS {
         let path = Path::new(path);
@@ -186,7 +222,12 @@ fn assemble(
         own.take(&library, &out.join("lib").join(name), taken, out)?;
     }
     let program = recipe::RUNC;
-    runc.take(Path::new(program.path), &out.join("libexec").join(program.name), taken, out)?;
+    runc.take(
+        Path::new(program.path),
+        &out.join("libexec").join(program.name),
+        taken,
+        out,
+    )?;
     let seccomp = runc.find("libseccomp.so.2")?;
     runc.take(&seccomp, &out.join("lib/runc/libseccomp.so.2"), taken, out)
 }
@@ -195,11 +236,17 @@ impl Unpacked {
     /// The one library or loader whose file name begins like this.
     fn find(&self, prefix: &str) -> Result<PathBuf> {
         let matches = |path: &&PathBuf| {
-            path.parent().and_then(Path::parent).is_some_and(|dir| dir.ends_with("lib"))
-                && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix))
+            path.parent()
+                .and_then(Path::parent)
+                .is_some_and(|dir| dir.ends_with("lib"))
+                && path
+                    .file_name()
+                    .is_some_and(|n| n.to_string_lossy().starts_with(prefix))
         };
         let found = self.owners.keys().find(matches);
-        found.cloned().with_context(|| format!("no package brought a file {prefix}*"))
+        found
+            .cloned()
+            .with_context(|| format!("no package brought a file {prefix}*"))
     }
 
     fn below(&self, dir: &Path) -> Vec<PathBuf> {
@@ -214,16 +261,22 @@ impl Unpacked {
         let mut needed = Vec::new();
         for object in objects {
             let mut list = Command::new(self.root.join(loader));
-            list.args(["--inhibit-cache", "--library-path"]).arg(self.root.join(dir));
+            list.args(["--inhibit-cache", "--library-path"])
+                .arg(self.root.join(dir));
             let listing = run::text(list.arg("--list").arg(self.root.join(object)))?;
             for line in listing.lines() {
-                let Some((name, rest)) = line.trim().split_once(" => ") else { continue };
+                let Some((name, rest)) = line.trim().split_once(" => ") else {
+                    continue;
+                };
                 let path = Path::new(rest.split(" (").next().unwrap_or(rest));
                 if name.contains("/ld-linux") {
                     continue;
                 }
                 let path = path.strip_prefix(&self.root).with_context(|| {
-                    format!("{} needs {name}, which no package brought", object.display())
+                    format!(
+                        "{} needs {name}, which no package brought",
+                        object.display()
+                    )
                 })?;
                 needed.push(path.to_path_buf());
             }
@@ -247,10 +300,20 @@ impl Unpacked {
         fs::copy(&from, to)
             .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
         fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
-        if taken.insert(format!("{} {}", package.name, package.suite), package.clone()).is_some() {
+        if taken
+            .insert(
+                format!("{} {}", package.name, package.suite),
+                package.clone(),
+            )
+            .is_some()
+        {
             return Ok(());
         }
-        let copyright = self.root.join("usr/share/doc").join(&package.name).join("copyright");
+        let copyright = self
+            .root
+            .join("usr/share/doc")
+            .join(&package.name)
+            .join("copyright");
         let to = out.join("copyright").join(&package.name);
         fs::copy(&copyright, &to)
             .with_context(|| format!("package {} has no copyright file", package.name))?;
@@ -266,9 +329,18 @@ fn launchers(out: &Path, work: &Path) -> Result<()> {
     let binary = work.join("launcher");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(rustc);
-    command.args(["--edition=2024", "--crate-name=launcher", "-Copt-level=z", "-Cpanic=abort"]);
+    command.args([
+        "--edition=2024",
+        "--crate-name=launcher",
+        "-Copt-level=z",
+        "-Cpanic=abort",
+    ]);
     command.args(["-Clto=fat", "-Ccodegen-units=1", "-Cstrip=symbols"]);
-    command.args(["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-o"]);
+    command.args([
+        "-Ctarget-feature=+crt-static",
+        "-Crelocation-model=static",
+        "-o",
+    ]);
     run::quiet(command.arg(&binary).arg(&source))
         .context("cannot compile the bundle's launcher: it needs rustc, cc and libc6-dev")?;
     // Hard links: each name is a path of its own, by which the launcher knows what to start, and
@@ -283,11 +355,16 @@ fn launchers(out: &Path, work: &Path) -> Result<()> {
     Ok(())
 }
 
-fn version(program: &Path) -> Result<String> {
+/// What a program of the bundle says its version is.
+pub(crate) fn version(program: &Path) -> Result<String> {
     let said = run::text(Command::new(program).arg("--version"))?;
     let line = said.lines().next().unwrap_or_default();
     let version = line.rsplit(' ').next().unwrap_or_default().to_owned();
-    ensure!(!version.is_empty(), "{} names no version", program.display());
+    ensure!(
+        !version.is_empty(),
+        "{} names no version",
+        program.display()
+    );
     Ok(version)
 }
 

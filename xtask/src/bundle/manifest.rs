@@ -82,7 +82,10 @@ impl Manifest {
     pub(crate) fn verify(&self, bundle: &Path) -> Result<()> {
         let found = files(bundle)?;
         let by_path = |files: &'_ [File]| -> BTreeMap<String, (String, u32)> {
-            files.iter().map(|f| (f.path.clone(), (f.sha256.clone(), f.mode))).collect()
+            files
+                .iter()
+                .map(|f| (f.path.clone(), (f.sha256.clone(), f.mode)))
+                .collect()
         };
         let (expected, found) = (by_path(&self.files), by_path(&found));
         let mut faults = Vec::new();
@@ -94,7 +97,10 @@ impl Manifest {
             }
         }
         faults.extend(
-            found.keys().filter(|p| !expected.contains_key(*p)).map(|p| format!("{p} is foreign")),
+            found
+                .keys()
+                .filter(|p| !expected.contains_key(*p))
+                .map(|p| format!("{p} is foreign")),
         );
         if !faults.is_empty() {
             bail!("the bundle is damaged: {}", faults.join(", "));
@@ -110,11 +116,19 @@ pub(crate) fn files(bundle: &Path) -> Result<Vec<File>> {
     paths.sort();
     paths.retain(|path| path != &bundle.join(FILE));
     let sums = sha256(&paths)?;
-    paths.iter().zip(sums).map(|(path, sha256)| {
-        let mode = fs::symlink_metadata(path)?.permissions().mode() & 0o7777;
-        let path = path.strip_prefix(bundle)?.to_str().context("a path is not UTF-8")?.to_owned();
-        Ok(File { path, sha256, mode })
-    }).collect()
+    paths
+        .iter()
+        .zip(sums)
+        .map(|(path, sha256)| {
+            let mode = fs::symlink_metadata(path)?.permissions().mode() & 0o7777;
+            let path = path
+                .strip_prefix(bundle)?
+                .to_str()
+                .context("a path is not UTF-8")?
+                .to_owned();
+            Ok(File { path, sha256, mode })
+        })
+        .collect()
 }
 
 fn walk(dir: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
@@ -124,7 +138,12 @@ fn walk(dir: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
         if kind.is_dir() {
             walk(&entry.path(), into)?;
         } else {
-            ensure!(kind.is_file(), "{} is neither file nor folder", entry.path().display());
+            // Links are those of a bundle of the host's programs; their files' sums are checked.
+            ensure!(
+                kind.is_file() || kind.is_symlink(),
+                "{} is neither file nor folder",
+                entry.path().display()
+            );
             into.push(entry.path());
         }
     }
@@ -148,12 +167,26 @@ pub(crate) fn sha256(paths: &[PathBuf]) -> Result<Vec<String>> {
     // The list is written by a thread of its own: both pipes could fill up otherwise.
     let writer = std::thread::spawn(move || stdin.write_all(&list));
     let output = child.wait_with_output()?;
-    writer.join().map_err(|_| anyhow::anyhow!("writing to xargs panicked"))??;
-    ensure!(output.status.success(), "sha256sum failed ({})", output.status);
+    writer
+        .join()
+        .map_err(|_| anyhow::anyhow!("writing to xargs panicked"))??;
+    ensure!(
+        output.status.success(),
+        "sha256sum failed ({})",
+        output.status
+    );
     let text = String::from_utf8(output.stdout)?;
-    let sums: Vec<String> =
-        text.split('\0').filter(|l| !l.is_empty()).map(|l| l.chars().take(64).collect()).collect();
-    ensure!(sums.len() == paths.len(), "sha256sum answered for {} of {}", sums.len(), paths.len());
+    let sums: Vec<String> = text
+        .split('\0')
+        .filter(|l| !l.is_empty())
+        .map(|l| l.chars().take(64).collect())
+        .collect();
+    ensure!(
+        sums.len() == paths.len(),
+        "sha256sum answered for {} of {}",
+        sums.len(),
+        paths.len()
+    );
     Ok(sums)
 }
 
@@ -182,7 +215,10 @@ mod tests {
         fs::write(dir.join("lib/a"), "x")?;
         fs::remove_file(dir.join("b"))?;
         fs::write(dir.join("c"), "c")?;
-        let error = manifest.verify(&dir).expect_err("the bundle is damaged").to_string();
+        let error = manifest
+            .verify(&dir)
+            .expect_err("the bundle is damaged")
+            .to_string();
         fs::remove_dir_all(&dir)?;
         for part in ["lib/a was changed", "b is missing", "c is foreign"] {
             assert!(error.contains(part), "{error}");

@@ -1,16 +1,16 @@
 //! `cargo xtask bundle`: the relocatable checkpoint/restore bundle.
 
 mod build;
+mod host;
 mod manifest;
 mod recipe;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{paths, run, self_test};
+use crate::{paths, self_test};
 use manifest::Manifest;
 
 /// Arguments of `cargo xtask bundle`.
@@ -72,15 +72,17 @@ fn cache() -> Result<PathBuf> {
 fn make(rebuild: bool) -> Result<()> {
     let bundle = paths::bundle()?;
     let cache = cache()?;
-    fs::create_dir_all(&cache)
-        .with_context(|| format!("cannot create {}", cache.display()))?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     // Two builds at once would empty each other's work folder.
     let lock = File::create(cache.join("lock"))?;
     lock.lock().context("cannot lock the bundle's cache")?;
     if !rebuild {
         match current(&bundle) {
             Ok(manifest) => {
-                eprintln!("bundle: up to date (CRIU {}, runc {})", manifest.criu, manifest.runc);
+                eprintln!(
+                    "bundle: up to date (CRIU {}, runc {})",
+                    manifest.criu, manifest.runc
+                );
                 return Ok(());
             }
             Err(error) if bundle.exists() => eprintln!("bundle: building anew: {error:#}"),
@@ -91,30 +93,49 @@ fn make(rebuild: bool) -> Result<()> {
     build::reset(&staged)?;
     let manifest = build::build(&staged, &cache)?;
     self_test::run(&staged).context("the new bundle fails its self-test and is not used")?;
-    if bundle.exists() {
-        fs::remove_dir_all(&bundle)?;
-    }
-    fs::rename(&staged, &bundle)
-        .with_context(|| format!("cannot put the bundle at {}", bundle.display()))?;
-    eprintln!("bundle: CRIU {}, runc {}; passed the self-test", manifest.criu, manifest.runc);
+    put_in_place(&staged, &bundle)?;
+    eprintln!(
+        "bundle: CRIU {}, runc {}; passed the self-test",
+        manifest.criu, manifest.runc
+    );
     Ok(())
 }
 
 /// The bundle's manifest, if the bundle can be used as it is.
 fn current(bundle: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(bundle)?;
-    anyhow::ensure!(manifest.recipe == recipe::RECIPE, "its recipe is an older one");
+    anyhow::ensure!(
+        manifest.recipe == recipe::RECIPE,
+        "its recipe is an older one"
+    );
     manifest.verify(bundle)?;
     Ok(manifest)
 }
 
+/// Puts a bundle of links to the host's own programs in place, if they pass the self-test.
 fn use_host() -> Result<()> {
-    for (name, package) in [("criu", "criu"), ("runc", "runc")] {
-        run::quiet(Command::new(name).arg("--version"))
-            .with_context(|| format!("this host has no {name}: install the package {package}"))?;
-    }
-    self_test::run(Path::new(self_test::HOST))
-        .context("the host's CRIU can't be used: use the bundle's")?;
-    println!("{}", self_test::HOST);
+    let (bundle, cache) = (paths::bundle()?, cache()?);
+    fs::create_dir_all(&cache)?;
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock().context("cannot lock the bundle's cache")?;
+    let staged = cache.join("staged");
+    build::reset(&staged)?;
+    let manifest = host::build(&staged)?;
+    self_test::run(&staged)
+        .context("the host's CRIU can't be used: build the bundle without --use-host-criu")?;
+    put_in_place(&staged, &bundle)?;
+    eprintln!(
+        "bundle: links to the host's CRIU {}, runc {}",
+        manifest.criu, manifest.runc
+    );
+    println!("{}", bundle.display());
     Ok(())
+}
+
+fn put_in_place(staged: &Path, bundle: &Path) -> Result<()> {
+    if bundle.exists() {
+        fs::remove_dir_all(bundle)?;
+    }
+    fs::rename(staged, bundle)
+        .with_context(|| format!("cannot put the bundle at {}", bundle.display()))
 }

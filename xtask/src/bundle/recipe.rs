@@ -26,24 +26,60 @@ pub(crate) struct Program {
 
 /// Programs that run with the bundle's loader and libraries.
 pub(crate) const PROGRAMS: [Program; 11] = [
-    Program { name: "criu", path: "usr/sbin/criu" },
+    Program {
+        name: "criu",
+        path: "usr/sbin/criu",
+    },
     // CRIU carries the contents of tmpfs mounts with tar and gzip,
-    Program { name: "tar", path: "usr/bin/tar" },
-    Program { name: "gzip", path: "usr/bin/gzip" },
+    Program {
+        name: "tar",
+        path: "usr/bin/tar",
+    },
+    Program {
+        name: "gzip",
+        path: "usr/bin/gzip",
+    },
     // addresses and routes of a network namespace with ip,
-    Program { name: "ip", path: "usr/bin/ip" },
+    Program {
+        name: "ip",
+        path: "usr/bin/ip",
+    },
     // and packet filter rules with iptables; nft is for those who hold packets themselves.
-    Program { name: "iptables", path: "usr/sbin/xtables-nft-multi" },
-    Program { name: "iptables-save", path: "usr/sbin/xtables-nft-multi" },
-    Program { name: "iptables-restore", path: "usr/sbin/xtables-nft-multi" },
-    Program { name: "ip6tables", path: "usr/sbin/xtables-nft-multi" },
-    Program { name: "ip6tables-save", path: "usr/sbin/xtables-nft-multi" },
-    Program { name: "ip6tables-restore", path: "usr/sbin/xtables-nft-multi" },
-    Program { name: "nft", path: "usr/sbin/nft" },
+    Program {
+        name: "iptables",
+        path: "usr/sbin/xtables-nft-multi",
+    },
+    Program {
+        name: "iptables-save",
+        path: "usr/sbin/xtables-nft-multi",
+    },
+    Program {
+        name: "iptables-restore",
+        path: "usr/sbin/xtables-nft-multi",
+    },
+    Program {
+        name: "ip6tables",
+        path: "usr/sbin/xtables-nft-multi",
+    },
+    Program {
+        name: "ip6tables-save",
+        path: "usr/sbin/xtables-nft-multi",
+    },
+    Program {
+        name: "ip6tables-restore",
+        path: "usr/sbin/xtables-nft-multi",
+    },
+    Program {
+        name: "nft",
+        path: "usr/sbin/nft",
+    },
 ];
 
 /// runc, which runs on the host's libc (see the launcher).
-pub(crate) const RUNC: Program = Program { name: "runc", path: "usr/sbin/runc" };
+pub(crate) const RUNC: Program = Program {
+    name: "runc",
+    path: "usr/sbin/runc",
+};
 
 /// The package with the library that runc takes from the bundle.
 pub(crate) const RUNC_LIBRARY: &str = "libseccomp2";
@@ -55,7 +91,10 @@ pub(crate) fn is_new_enough(version: &str) -> bool {
 
 fn numbers(version: &str) -> Vec<u32> {
     let upstream = version.split(['-', '+', '~']).next().unwrap_or_default();
-    upstream.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+    upstream
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0))
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,64 @@
+//! `cargo xtask demo` and `cargo xtask bench`: set up, build, then become the program.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Purpose};
+use crate::{bundle, paths, run};
+
+/// A program of the testbed that is shown to people.
+pub(crate) struct Show {
+    program: &'static str,
+    purpose: Purpose,
+}
+
+/// The demo.
+pub(crate) const DEMO: Show = Show {
+    program: "ums-demo",
+    purpose: Purpose::Demo,
+};
+
+/// The benchmark.
+pub(crate) const BENCH: Show = Show {
+    program: "ums-bench",
+    purpose: Purpose::Bench,
+};
+
+/// Runs the command; only the program itself writes to standard output.
+pub(crate) fn main(show: &Show, args: &[OsString]) -> Result<ExitCode> {
+    setup::ensure(show.purpose)?;
+    let bundle = bundle::ensure()?;
+    run::shown(run::cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    let bin = paths::target()?.join("release");
+    let program = bin.join(show.program);
+    let mut command = as_root(&program, &environment(&bundle, &bin));
+    let error = command.args(args).exec();
+    Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// What the testbed is told by its environment.
+pub(crate) fn environment(bundle: &Path, bin: &Path) -> Vec<(&'static str, OsString)> {
+    vec![("UMS_BUNDLE", bundle.into()), ("UMS_BIN_DIR", bin.into())]
+}
+
+/// The program as root, with variables that sudo would otherwise drop.
+fn as_root(program: &Path, variables: &[(&str, OsString)]) -> Command {
+    if run::is_root() {
+        let mut command = Command::new(program);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        return command;
+    }
+    let mut command = run::root("env");
+    for (name, value) in variables {
+        let mut pair = OsString::from(name);
+        pair.push("=");
+        pair.push(value);
+        command.arg(pair);
+    }
+    command.arg(program);
+    command
+}
