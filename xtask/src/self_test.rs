@@ -21,12 +21,16 @@ const PORT: u16 = 4711;
 /// Longest wait for the process to listen or answer: both take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Longest run of the whole test, which takes a fifth of a second.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Runs the self-test on a bundle. Needs root.
 pub(crate) fn run(bundle: &Path) -> Result<()> {
     let own = std::env::current_exe()?;
     let dir = std::env::temp_dir().join(format!("ums-self-test-{}", std::process::id()));
     fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let mut command = run::root("unshare");
+    let mut command = run::root("timeout");
+    command.args(["--kill-after=5", &LIMIT.as_secs().to_string(), "unshare"]);
     command.args([
         "--pid",
         "--fork",
@@ -63,7 +67,7 @@ pub(crate) fn driver(bundle: &Path, dir: &Path) -> Result<()> {
         bail!("criu dump failed ({dump}):\n{}", log(dir, "dump"));
     }
     // Only once its remains are gone is the PID free again.
-    peer.wait().context("the dumped process did not end")?;
+    wait_for_end(&mut peer)?;
     let restore = tools
         .criu("restore", dir)
         .arg("--restore-detached")
@@ -165,6 +169,18 @@ fn start_peer() -> Result<Child> {
         .stderr(Stdio::null())
         .spawn()
         .context("cannot start the process under test")
+}
+
+fn wait_for_end(peer: &mut Child) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while peer.try_wait()?.is_none() {
+        ensure!(
+            Instant::now() < deadline,
+            "criu dump said it was done, but the process goes on"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 fn connect() -> Result<BufReader<TcpStream>> {
