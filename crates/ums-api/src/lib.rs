@@ -3,4 +3,5 @@
 //! [`problem`] is what an error looks like on all three (RFC 9457), [`http`] the small typed client.
 
 pub mod agent;
+pub mod client;
 pub mod problem;

@@ -7,6 +7,8 @@
 
 pub mod facts;
 pub mod id;
+pub mod plan;
+pub mod preflight;
 pub mod report;
 pub mod specification;
 pub mod step;

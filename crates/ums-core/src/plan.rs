@@ -1,0 +1,240 @@
+//! The plan of a migration: which approach and technique, why, and what it will cost. Data that a
+//! person can read; making it changes nothing.
+//!
+//! The cost model is of stop-and-copy, the one technique there is so far. Its fixed costs were
+//! measured on a virtual machine with 2 cores and Linux 6.18 (CRIU 4.1 and 4.2, processes of 1 to
+//! 1024 MiB, largest gap seen by a process that writes a timestamp every 10 ms); they are of
+//! the right order elsewhere, and a plan is an estimate.
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::{NodeFacts, ServiceFacts};
+use crate::id::{ServiceName, SystemName};
+use crate::preflight::{self, Estimates, Refusal, Wishes};
+use crate::technique::{Approach, Technique};
+
+/// Freeze, CRIU's dump of everything but pages, and its end: 76 ms at 1 MiB, 79 ms at 128 MiB.
+const DUMP_FIXED_MS: u64 = 80;
+
+/// What CRIU adds to the dump for each GiB of resident memory, to find and map its pages:
+/// 149 ms at 1024 MiB against 76 ms at 1 MiB.
+const DUMP_MS_PER_GIB: u64 = 73;
+
+/// CRIU's restore with pages left to userfaultfd: 15 to 20 ms for one process.
+const RESTORE_FIXED_MS: u64 = 20;
+
+/// What each process beyond the first adds to dump and restore together: 8 processes were dumped
+/// in 66 ms and restored in 36 ms.
+const PROCESS_MS: u64 = 4;
+
+/// Second pass over the files, verification, the journal's write and the exchanges between the two
+/// systems that lie inside the freeze.
+const HANDOVER_FIXED_MS: u64 = 60;
+
+/// Steps 1 to 7 and 14 to 15, without the copying of files.
+const AROUND_FIXED_MS: u64 = 400;
+
+/// How fast pages leave CRIU at most, whatever the link: 1024 MiB were dumped in 3.4 s.
+const DUMP_BYTES_PER_SECOND: u64 = 315_000_000;
+
+/// The approaches, from the cheapest on.
+const APPROACHES: [Approach; 3] = [
+    Approach::OrchestratorLevel,
+    Approach::ServiceLevel,
+    Approach::ContainerLevel,
+];
+
+/// The techniques.
+const TECHNIQUES: [Technique; 4] = [
+    Technique::StopAndCopy,
+    Technique::PreCopy,
+    Technique::PostCopy,
+    Technique::Hybrid,
+];
+
+/// What a migration is predicted to cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Memory to be moved, bytes.
+    pub memory_bytes: u64,
+    /// Changed files and volumes to be moved, and the image where the destination lacks it, bytes.
+    pub filesystem_bytes: u64,
+    /// The rate reckoned with, bytes per second: the link's, or CRIU's where that is lower. Nothing
+    /// is reckoned to be zero or compressible.
+    pub bytes_per_second: u64,
+    /// From the freeze to the first instruction at the destination, milliseconds.
+    pub downtime_ms: u64,
+    /// From the request to the end, milliseconds.
+    pub total_ms: u64,
+}
+
+/// Whether a choice can be made here, and why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice<T> {
+    /// What could be chosen.
+    pub choice: T,
+    /// Why it can't be; `None` when it can.
+    pub infeasible: Option<String>,
+}
+
+/// What a migration would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What would move.
+    pub service: ServiceName,
+    /// From where.
+    pub source: SystemName,
+    /// To where.
+    pub destination: SystemName,
+    /// The approach chosen; `None` when none is feasible.
+    pub approach: Option<Approach>,
+    /// Every approach, and why those not chosen can't be.
+    pub approaches: Vec<Choice<Approach>>,
+    /// The technique chosen; `None` when the one asked for is not to be had.
+    pub technique: Option<Technique>,
+    /// Every technique, and why those not chosen can't be.
+    pub techniques: Vec<Choice<Technique>>,
+    /// What it will cost; without the destination's facts the image is reckoned to be there.
+    pub prediction: Prediction,
+    /// The longest downtime to accept, if one was asked for, milliseconds.
+    pub max_downtime_ms: Option<u64>,
+    /// Whether the destination was asked. Without its facts the refusals are not complete.
+    pub destination_known: bool,
+    /// What stands in the way. Empty: `ums migrate` would go ahead.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Who is to move from where to where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// From where.
+    pub source: SystemName,
+    /// To where.
+    pub destination: SystemName,
+}
+
+/// Makes the plan. The Coordinator adds what only talking to the peer can tell to its refusals.
+pub fn make(
+    route: Route,
+    source: &NodeFacts,
+    service: &ServiceFacts,
+    destination: Option<&NodeFacts>,
+    wishes: &Wishes,
+    estimates: &Estimates,
+) -> Plan {
+    let approach = wishes.approach.unwrap_or(Approach::OrchestratorLevel);
+    let technique = wishes.technique.unwrap_or(Technique::StopAndCopy);
+    Plan {
+        service: service.specification.name.clone(),
+        source: route.source,
+        destination: route.destination,
+        approach: approach_unavailable(approach).is_none().then_some(approach),
+        approaches: APPROACHES
+            .map(|choice| Choice {
+                choice,
+                infeasible: approach_unavailable(choice),
+            })
+            .to_vec(),
+        technique: technique_unavailable(technique)
+            .is_none()
+            .then_some(technique),
+        techniques: TECHNIQUES
+            .map(|choice| Choice {
+                choice,
+                infeasible: technique_unavailable(choice),
+            })
+            .to_vec(),
+        prediction: predict(service, destination, estimates),
+        max_downtime_ms: wishes.max_downtime_ms,
+        destination_known: destination.is_some(),
+        refusals: preflight::judge(source, service, destination, wishes, estimates),
+    }
+}
+
+impl Plan {
+    /// Whether a migration would go ahead, as far as can be told.
+    pub fn feasible(&self) -> bool {
+        self.refusals.is_empty() && self.approach.is_some() && self.technique.is_some()
+    }
+}
+
+/// What stop-and-copy will cost: its downtime is the fixed costs and all pages at the slower of
+/// the link and the dump, its total that and the files' first pass before it.
+pub fn predict(
+    service: &ServiceFacts,
+    destination: Option<&NodeFacts>,
+    estimates: &Estimates,
+) -> Prediction {
+    let memory_bytes = service.memory_bytes;
+    let image_missing = destination
+        .is_some_and(|destination| !destination.images.contains(&service.specification.image));
+    let image_bytes = if image_missing {
+        estimates.image_bytes.unwrap_or(0)
+    } else {
+        0
+    };
+    let filesystem_bytes = service.filesystem_bytes.saturating_add(image_bytes);
+    let bytes_per_second = estimates
+        .link_bytes_per_second
+        .clamp(1, DUMP_BYTES_PER_SECOND);
+
+    let further_processes = u64::from(service.processes.saturating_sub(1));
+    let mapping_ms = scaled(memory_bytes, DUMP_MS_PER_GIB, 1 << 30);
+    let downtime_ms = (DUMP_FIXED_MS + RESTORE_FIXED_MS + HANDOVER_FIXED_MS)
+        .saturating_add(further_processes * PROCESS_MS)
+        .saturating_add(mapping_ms)
+        .saturating_add(scaled(memory_bytes, 1000, bytes_per_second));
+    let link = estimates.link_bytes_per_second.max(1);
+    let total_ms = AROUND_FIXED_MS
+        .saturating_add(downtime_ms)
+        .saturating_add(scaled(filesystem_bytes, 1000, link));
+    Prediction {
+        memory_bytes,
+        filesystem_bytes,
+        bytes_per_second,
+        downtime_ms,
+        total_ms,
+    }
+}
+
+/// `amount * factor / divisor` without overflow on the way.
+fn scaled(amount: u64, factor: u64, divisor: u64) -> u64 {
+    let wide = u128::from(amount) * u128::from(factor) / u128::from(divisor);
+    u64::try_from(wide).unwrap_or(u64::MAX)
+}
+
+/// Why an approach can't be chosen here; `None` when it can.
+pub fn approach_unavailable(approach: Approach) -> Option<String> {
+    let reason = match approach {
+        Approach::OrchestratorLevel => return None,
+        Approach::ServiceLevel => {
+            "service level needs an agent in the service's image, and the standalone driver starts \
+             images as they are"
+        }
+        Approach::ContainerLevel => {
+            "container level needs the service nested in an outer container, and the standalone \
+             driver starts it on the node itself"
+        }
+    };
+    Some(reason.to_owned())
+}
+
+/// Why a technique can't be chosen here; `None` when it can.
+pub fn technique_unavailable(technique: Technique) -> Option<String> {
+    let reason = match technique {
+        Technique::StopAndCopy => return None,
+        Technique::PreCopy => "pre-copy needs rounds of dirty pages, which this version has not",
+        Technique::PostCopy => {
+            "post-copy needs the source to serve pages after the switch, which this version does \
+             not"
+        }
+        Technique::Hybrid => {
+            "hybrid needs rounds of dirty pages and pages served after the switch, which this \
+             version has not"
+        }
+    };
+    Some(reason.to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod test;

@@ -1,0 +1,174 @@
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::preflight::RefusalKind;
+use crate::specification::{ImageId, PublishedPort, Specification, Transport};
+
+/// A node that is fit for everything.
+pub(crate) fn node() -> NodeFacts {
+    NodeFacts {
+        architecture: "x86_64".to_owned(),
+        cpu_features: BTreeSet::from(["sse2", "avx2", "fma"].map(str::to_owned)),
+        kernel: "6.1.0-18-amd64".to_owned(),
+        criu: Some((4, 2, 1)),
+        userfaultfd: true,
+        memory_available_bytes: 8 << 30,
+        disk_available_bytes: 8 << 30,
+        services: BTreeSet::new(),
+        addresses: BTreeSet::new(),
+        service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
+        ports: BTreeSet::new(),
+        images: BTreeSet::new(),
+    }
+}
+
+/// A service that can be moved.
+pub(crate) fn service() -> ServiceFacts {
+    ServiceFacts {
+        specification: Specification {
+            name: "redis".parse().expect("a name"),
+            image: ImageId::try_from("a".repeat(64)).expect("an image id"),
+            command: vec!["redis-server".to_owned()],
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            uid: 0,
+            gid: 0,
+            memory_limit_bytes: None,
+            volumes: Vec::new(),
+            address: Ipv4Addr::new(10, 88, 0, 2),
+            prefix_len: 16,
+            ports: vec![PublishedPort {
+                transport: Transport::Tcp,
+                system_port: 6379,
+                service_port: 6379,
+            }],
+            capabilities: Vec::new(),
+            hostname: "redis".to_owned(),
+        },
+        running: true,
+        processes: 1,
+        threads: 4,
+        memory_bytes: 128 << 20,
+        filesystem_bytes: 1 << 20,
+        connections: 2,
+        obstacles: Vec::new(),
+        migrating: None,
+    }
+}
+
+fn route() -> Route {
+    Route {
+        source: "a".parse().expect("a name"),
+        destination: "b".parse().expect("a name"),
+    }
+}
+
+fn predicted(memory_bytes: u64, link_bytes_per_second: u64) -> Prediction {
+    let service = ServiceFacts {
+        memory_bytes,
+        ..service()
+    };
+    predict(
+        &service,
+        Some(&node()),
+        &Estimates {
+            link_bytes_per_second,
+            image_bytes: None,
+        },
+    )
+}
+
+#[test]
+fn the_downtime_grows_with_memory_over_the_link() {
+    let gigabit = preflight::LINK_BYTES_PER_SECOND_ASSUMED;
+    let empty = predicted(0, gigabit).downtime_ms;
+    let full = predicted(1 << 30, gigabit).downtime_ms;
+    assert!((100..300).contains(&empty), "{empty}");
+    // The wire alone takes 9177 ms for a GiB.
+    assert!((9177..9177 + 400).contains(&full), "{full}");
+    let slower = predicted(1 << 30, gigabit / 2).downtime_ms;
+    assert!(slower > full + 9000, "{slower}");
+}
+
+#[test]
+fn a_fast_link_leaves_the_dump_as_the_limit_and_none_divides_by_zero() {
+    let fast = predicted(1 << 30, 10_000_000_000);
+    assert_eq!(fast.bytes_per_second, DUMP_BYTES_PER_SECOND);
+    assert!(predicted(u64::MAX, 0).total_ms >= predicted(u64::MAX, 0).downtime_ms);
+}
+
+#[test]
+fn files_and_a_missing_image_count_in_the_total_only() {
+    let estimates = Estimates {
+        image_bytes: Some(500_000_000),
+        ..Estimates::default()
+    };
+    let lacking = predict(&service(), Some(&node()), &estimates);
+    let mut having_it = node();
+    having_it.images.insert(service().specification.image);
+    let having = predict(&service(), Some(&having_it), &estimates);
+    assert_eq!(lacking.downtime_ms, having.downtime_ms);
+    assert!(
+        lacking.total_ms > having.total_ms + 4000,
+        "{lacking:?} {having:?}"
+    );
+    assert_eq!(
+        lacking.filesystem_bytes,
+        having.filesystem_bytes + 500_000_000
+    );
+}
+
+#[test]
+fn a_feasible_plan_names_what_it_chose_and_why_not_the_others() {
+    let wishes = Wishes::default();
+    let plan = make(
+        route(),
+        &node(),
+        &service(),
+        Some(&node()),
+        &wishes,
+        &Estimates::default(),
+    );
+    assert!(plan.feasible());
+    assert_eq!(plan.approach, Some(Approach::OrchestratorLevel));
+    assert_eq!(plan.technique, Some(Technique::StopAndCopy));
+    for choice in &plan.approaches {
+        assert_eq!(
+            choice.infeasible.is_none(),
+            Some(choice.choice) == plan.approach
+        );
+    }
+    for choice in &plan.techniques {
+        assert_eq!(
+            choice.infeasible.is_none(),
+            Some(choice.choice) == plan.technique
+        );
+    }
+}
+
+#[test]
+fn a_plan_that_is_refused_is_not_feasible_and_still_predicts() {
+    let wishes = Wishes {
+        technique: Some(Technique::PostCopy),
+        max_downtime_ms: Some(1),
+        ..Wishes::default()
+    };
+    let plan = make(
+        route(),
+        &node(),
+        &service(),
+        None,
+        &wishes,
+        &Estimates::default(),
+    );
+    assert!(!plan.feasible());
+    assert_eq!(plan.technique, None);
+    assert!(!plan.destination_known);
+    let kinds: Vec<RefusalKind> = plan.refusals.iter().map(|refusal| refusal.kind).collect();
+    assert_eq!(
+        kinds,
+        [RefusalKind::TechniqueUnavailable, RefusalKind::MaxDowntime]
+    );
+    assert!(plan.prediction.downtime_ms > 1000);
+}

@@ -1,0 +1,106 @@
+//! What the service is and holds, and what is wanted of it.
+
+use super::{Refusal, RefusalKind, Wishes};
+use crate::facts::{Obstacle, ObstacleKind, ServiceFacts};
+use crate::plan;
+
+/// The most obstacles that are told one by one; of the rest the number is told.
+const OBSTACLES_MAX: usize = 20;
+
+/// It must run, and be nobody else's to move.
+pub(super) fn state(service: &ServiceFacts) -> Vec<Refusal> {
+    let name = &service.specification.name;
+    let mut refusals = Vec::new();
+    if let Some(id) = service.migrating {
+        refusals.push(Refusal::new(
+            RefusalKind::Migrating,
+            format!("`{name}` is being migrated already ({id})"),
+            "wait until that migration is over, or abort it (`ums abort`)",
+        ));
+    } else if !service.running {
+        refusals.push(Refusal::new(
+            RefusalKind::NotRunning,
+            format!("`{name}` is not running, so there is nothing to move live"),
+            "run it at the destination instead, from the same root filesystem",
+        ));
+    }
+    refusals
+}
+
+/// What was asked for must exist here.
+pub(super) fn wishes(wishes: &Wishes) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    if let Some(reason) = wishes.technique.and_then(plan::technique_unavailable) {
+        refusals.push(Refusal::new(
+            RefusalKind::TechniqueUnavailable,
+            reason,
+            "use stop-and-copy (`--technique stop-and-copy`, the default)",
+        ));
+    }
+    if let Some(reason) = wishes.approach.and_then(plan::approach_unavailable) {
+        refusals.push(Refusal::new(
+            RefusalKind::ApproachUnavailable,
+            reason,
+            "use the orchestrator level (the default)",
+        ));
+    }
+    refusals
+}
+
+/// What it holds that a checkpoint can't carry.
+pub(super) fn obstacles(service: &ServiceFacts) -> Vec<Refusal> {
+    let mut refusals: Vec<Refusal> = service
+        .obstacles
+        .iter()
+        .take(OBSTACLES_MAX)
+        .map(obstacle)
+        .collect();
+    let rest = service.obstacles.len().saturating_sub(OBSTACLES_MAX);
+    if let (1.., Some(last)) = (rest, refusals.last_mut()) {
+        last.cause
+            .push_str(&format!(" (and {rest} obstacles more)"));
+    }
+    refusals
+}
+
+fn obstacle(obstacle: &Obstacle) -> Refusal {
+    let Obstacle { kind, pid, detail } = obstacle;
+    let (kind, what, remedy) = match kind {
+        ObstacleKind::IoUring => (
+            RefusalKind::IoUring,
+            "uses io_uring, whose requests in flight can't be carried",
+            "turn io_uring off in the service's own settings",
+        ),
+        ObstacleKind::Gpu => (
+            RefusalKind::Gpu,
+            "uses a GPU, whose memory can't be carried",
+            "run it without the GPU, or stop and start it at the destination",
+        ),
+        ObstacleKind::Device => (
+            RefusalKind::Device,
+            "uses a device that has state outside the process",
+            "let the service close it before the migration",
+        ),
+        ObstacleKind::Descriptor => (
+            RefusalKind::Descriptor,
+            "holds a kernel object that CRIU can't carry",
+            "let the service close it before the migration",
+        ),
+        ObstacleKind::ForeignFile => (
+            RefusalKind::ForeignFile,
+            "has a file open that lies outside its root filesystem and volumes",
+            "keep the file in a volume of the service",
+        ),
+        ObstacleKind::Socket => (
+            RefusalKind::Socket,
+            "holds a socket of a family that can't be carried",
+            "let the service use TCP, UDP or unix sockets, or close it before the migration",
+        ),
+        ObstacleKind::SharedMemory => (
+            RefusalKind::SharedMemory,
+            "has shared memory attached that lies outside the container",
+            "let the container have an IPC namespace of its own, and its memory made inside",
+        ),
+    };
+    Refusal::new(kind, format!("process {pid} {what}: {detail}"), remedy)
+}
