@@ -1,0 +1,118 @@
+//! The order of the measurements.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::paper_way::{self, SshServer};
+use super::report::{self, Aim, Row};
+use super::ums_way::{self, Ums};
+use super::{Sample, Way, wire_floor};
+use crate::testbed::{Plan, Testbed};
+use crate::tools::{Tools, tail};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Sizes of the hog, MiB.
+    pub sizes: Vec<u64>,
+    /// How often.
+    pub runs: u32,
+    /// Which ways; the wire floor is told its bytes by the paper's way.
+    pub ways: Vec<Way>,
+    /// Rate of the link, Mbit/s.
+    pub rate_mbit: u32,
+    /// Where the results go.
+    pub out: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The sums.
+    pub rows: Vec<Row>,
+    /// The aims.
+    pub aims: Vec<Aim>,
+    /// The Markdown.
+    pub markdown: String,
+    /// What was left behind.
+    pub leftovers: Vec<String>,
+}
+
+/// Measures all ways at all sizes, interleaved, so that whatever else the machine does meanwhile
+/// falls on all of them alike, and writes `bench.json` and `bench.md`.
+pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("cannot create {}", options.out.display()))?;
+    let mut testbed = Testbed::create(tools, &Plan { rate_mbit: Some(options.rate_mbit) })?;
+    let ssh = SshServer::start(&testbed)?;
+    let wants = |way| options.ways.contains(&way);
+    let ums = if wants(Way::UmsStopAndCopy) { Some(Ums::start(&mut testbed)?) } else { None };
+    let mut samples = Vec::new();
+    for number in 1..=options.runs {
+        for &mib in &options.sizes {
+            if let Some(ums) = &ums {
+                samples.push(told(ums_way::measure(&testbed, ums, mib, number)?));
+            }
+            let mut bytes = mib << 20;
+            if wants(Way::PaperWay) {
+                let sample = told(paper_way::measure(&testbed, &ssh, mib, number)?);
+                bytes = sample.bytes;
+                samples.push(sample);
+            }
+            if wants(Way::WireFloor) {
+                samples.push(told(wire_floor::measure(&testbed, mib, bytes, number)?));
+            }
+            // Written after each: hours of measuring must not be lost to a failure at the end.
+            write(options, &samples)?;
+        }
+    }
+    drop(ssh);
+    let leftovers = testbed.remove()?;
+    let (rows, aims, markdown) = write(options, &samples)?;
+    Ok(Outcome { rows, aims, markdown, leftovers })
+}
+
+fn told(sample: Sample) -> Sample {
+    let gap = sample.gap_s.map_or(String::new(), |gap| format!(", gap {gap:.3} s"));
+    let parts: Vec<String> = sample.parts.iter().map(|(n, s)| format!("{n} {s:.3}")).collect();
+    eprintln!(
+        "run {}: {:>4} MiB, {:<18} total {:.3} s{gap}  {}",
+        sample.run,
+        sample.mib,
+        sample.way.title(),
+        sample.total_s,
+        parts.join(", ")
+    );
+    sample
+}
+
+fn write(options: &Options, samples: &[Sample]) -> Result<(Vec<Row>, Vec<Aim>, String)> {
+    let rows = report::rows(samples);
+    let aims = report::aims(&rows);
+    let heading = format!(
+        "One run of the benchmark, the ways interleaved, over a link shaped to {} Mbit/s. {}.",
+        options.rate_mbit,
+        machine()
+    );
+    let markdown = report::markdown(&rows, &aims, &heading)?;
+    let whole = json!({
+        "rate_mbit": options.rate_mbit, "machine": machine(),
+        "samples": samples, "rows": rows, "aims": aims,
+    });
+    let (json_path, table) = (options.out.join("bench.json"), options.out.join("bench.md"));
+    std::fs::write(&json_path, serde_json::to_vec_pretty(&whole)?)
+        .with_context(|| format!("cannot write {}", json_path.display()))?;
+    std::fs::write(&table, &markdown)
+        .with_context(|| format!("cannot write {}", table.display()))?;
+    Ok((rows, aims, markdown))
+}
+
+/// What the numbers were measured on.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let build = if cfg!(debug_assertions) { "unoptimised build" } else { "release build" };
+    format!("{cores} cores, Linux {}, {build}", tail(&kernel).trim())
+}

@@ -1,0 +1,173 @@
+//! What a testbed leaves behind: nothing, or it is named here.
+//!
+//! Other testbeds may come and go on the same machine meanwhile, so what is new since the
+//! [`Snapshot`] counts only where it bears the testbed's id or one of its namespaces, or lies in
+//! a place that no testbed may touch at all (the machine's own links and packet filter).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::namespace::namespace_of;
+use crate::tools;
+
+/// Kinds of namespace that a system or a service has of its own.
+const NAMESPACES: [&str; 3] = ["net", "mnt", "pid"];
+
+/// Where version 1 hierarchies and the unified one lie.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// How deep service cgroups may lie below a hierarchy's root: `/ums/<id>/<system>/<service>/…`.
+const CGROUP_DEPTH_MAX: usize = 8;
+
+/// The state of the machine at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    links: BTreeSet<String>,
+    tables: BTreeSet<String>,
+    netns: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+}
+
+/// The marks by which what belongs to a testbed is known.
+#[derive(Debug, Clone, Default)]
+pub struct Marks {
+    /// The testbed's id; part of its directory, its cgroups and its processes' environment.
+    pub id: String,
+    /// Namespaces that its processes lived in.
+    pub namespaces: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Looks at the machine.
+    pub fn take(nft: &Path) -> Self {
+        Self {
+            links: links(),
+            tables: tables(nft),
+            netns: names_in("/run/netns"),
+            mounts: lines(std::fs::read_to_string("/proc/self/mountinfo").ok()),
+        }
+    }
+}
+
+impl Marks {
+    /// Marks for a testbed that has no process yet.
+    pub fn new(id: &str) -> Self {
+        let namespaces = BTreeSet::new();
+        Self { id: id.to_owned(), namespaces }
+    }
+
+    /// Remembers the namespaces of these processes, except those of this process itself.
+    pub fn remember(&mut self, pids: &[i32]) {
+        let own = own_namespaces();
+        let all = pids.iter().flat_map(|pid| NAMESPACES.map(|kind| namespace_of(*pid, kind)));
+        self.namespaces.extend(all.flatten().filter(|namespace| !own.contains(namespace)));
+    }
+}
+
+/// All that is left of a testbed, one line each; empty when it is gone without a trace.
+pub fn leftovers(before: &Snapshot, marks: &Marks, nft: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let now = Snapshot::take(nft);
+    found.extend(now.links.difference(&before.links).map(|name| format!("network link {name}")));
+    found.extend(now.tables.difference(&before.tables).map(|name| format!("nft {name}")));
+    let bears_id = |text: &&String| text.contains(&marks.id);
+    found.extend(now.netns.difference(&before.netns).filter(bears_id).map(|n| format!("netns {n}")));
+    found.extend(now.mounts.difference(&before.mounts).filter(bears_id).map(|m| format!("mount {m}")));
+    found.extend(cgroups(&marks.id).into_iter().map(|path| format!("cgroup {}", path.display())));
+    found.extend(processes(marks).into_iter().map(|(pid, name)| format!("process {pid} {name}")));
+    let directory = crate::testbed::directory_of(&marks.id);
+    if directory.exists() {
+        found.push(format!("directory {}", directory.display()));
+    }
+    found
+}
+
+/// Processes of a testbed: in its namespaces, or with its id in command line or environment.
+pub fn processes(marks: &Marks) -> BTreeMap<i32, String> {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let mut found = BTreeMap::new();
+    for pid in tools::processes().into_keys().filter(|pid| *pid != own) {
+        let inside = NAMESPACES.iter().filter_map(|kind| namespace_of(pid, kind));
+        let inside = inside.into_iter().any(|namespace| marks.namespaces.contains(&namespace));
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let marked = [&command, &environment]
+            .iter()
+            .any(|bytes| String::from_utf8_lossy(bytes).contains(&marks.id));
+        if inside || marked {
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            found.insert(pid, command.trim().to_owned());
+        }
+    }
+    found
+}
+
+/// Lets frozen processes of a testbed run again: a frozen process can't even be killed.
+pub fn thaw(id: &str) {
+    for cgroup in cgroups(id) {
+        for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            let path = cgroup.join(file);
+            if path.exists() {
+                // One that is being removed at this moment has nothing frozen in it.
+                let _ = std::fs::write(path, word);
+            }
+        }
+    }
+}
+
+/// Removes a testbed's cgroups, the deepest first; what stays shows in [`leftovers`].
+pub fn remove_cgroups(id: &str) {
+    for cgroup in cgroups(id).into_iter().rev() {
+        let _ = std::fs::remove_dir(cgroup);
+    }
+    for hierarchy in hierarchies() {
+        // Fails while another testbed has its own below; the last one takes it away.
+        let _ = std::fs::remove_dir(hierarchy.join("ums"));
+    }
+}
+
+/// The testbed's cgroups in all hierarchies, each before those below it.
+fn cgroups(id: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        hierarchies().into_iter().map(|root| root.join("ums").join(id)).filter(|p| p.exists()).collect();
+    let mut at = 0;
+    while at < found.len() {
+        let below = std::fs::read_dir(&found[at]).into_iter().flatten().flatten();
+        let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        let shallow = |path: &PathBuf| path.components().count() <= 4 + CGROUP_DEPTH_MAX;
+        found.extend(below.into_iter().filter(shallow));
+        at += 1;
+    }
+    found
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let mut all = vec![PathBuf::from(CGROUPS)];
+    let entries = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten();
+    all.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    all
+}
+
+fn own_namespaces() -> BTreeSet<String> {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    NAMESPACES.iter().filter_map(|kind| namespace_of(own, kind)).collect()
+}
+
+fn links() -> BTreeSet<String> {
+    names_in("/sys/class/net")
+}
+
+fn tables(nft: &Path) -> BTreeSet<String> {
+    lines(tools::text(Command::new(nft).args(["list", "tables"])).ok())
+}
+
+fn names_in(directory: &str) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn lines(text: Option<String>) -> BTreeSet<String> {
+    text.unwrap_or_default().lines().map(str::to_owned).collect()
+}

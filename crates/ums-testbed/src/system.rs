@@ -1,0 +1,182 @@
+//! One autonomous system: its namespaces, its directories, its Coordinator.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::namespace::Namespace;
+use crate::tools::{Tools, children_of, wait_for};
+
+/// Port of the Coordinator for its peers.
+pub const PEER_PORT: u16 = 7443;
+
+/// Longest wait for a Coordinator to answer after its start; it opens its journal and starts the
+/// agent, which takes well under a second.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// An autonomous system. Dropping it ends everything in it.
+#[derive(Debug)]
+pub struct System {
+    name: String,
+    testbed: String,
+    directory: PathBuf,
+    ip: Ipv4Addr,
+    namespace: Namespace,
+    tools: Tools,
+    coordinator: Option<Child>,
+}
+
+impl System {
+    /// Makes the namespaces and directories of a system below `parent`.
+    pub(crate) fn create(tools: &Tools, testbed: &str, parent: &Path, name: &str) -> Result<Self> {
+        let directory = parent.join(name);
+        let run = directory.join("run");
+        for path in [&directory, &run, &directory.join("state")] {
+            std::fs::create_dir(path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        // `/run` too: what programs keep there under fixed names must not meet the other system's.
+        let namespace = Namespace::create(tools, name, &[Path::new("/run"), &run])?;
+        Ok(Self {
+            name: name.to_owned(),
+            testbed: testbed.to_owned(),
+            directory,
+            ip: Ipv4Addr::UNSPECIFIED,
+            namespace,
+            tools: tools.clone(),
+            coordinator: None,
+        })
+    }
+
+    pub(crate) fn at(mut self, ip: Ipv4Addr) -> Self {
+        self.ip = ip;
+        self
+    }
+
+    /// Its name, which is the name in its certificate.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address, for its peer and for clients.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    /// Its namespaces.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its directory: `state` on disk, `run` in memory and visible inside only, `ums.toml`.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A directory in memory, which only processes inside see.
+    pub fn run_dir(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// Where its services and what it remembers are.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join("ums.toml")
+    }
+
+    /// The cgroup below which its services live.
+    pub fn cgroup(&self) -> String {
+        format!("/ums/{}/{}", self.testbed, self.name)
+    }
+
+    /// A command inside, with the bundle's programs first in PATH.
+    pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.namespace.command(program);
+        command.env("UMS_TESTBED", &self.testbed);
+        command
+    }
+
+    /// The `ums` command inside, with this system's configuration.
+    pub fn ums_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.exec(self.tools.ums());
+        command.env("UMS_CONFIG", self.config()).args(arguments);
+        command
+    }
+
+    /// Runs `ums` inside and waits for it.
+    pub fn ums(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.ums_command(arguments);
+        command.output().with_context(|| format!("cannot start `ums {}`", arguments.join(" ")))
+    }
+
+    /// Runs `ums` inside; failure is an error that shows what it said.
+    pub fn ums_ok(&self, arguments: &[&str]) -> Result<String> {
+        let text = crate::tools::text(&mut self.ums_command(arguments));
+        text.with_context(|| format!("on system {}", self.name))
+    }
+
+    /// Starts the Coordinator and waits until it answers.
+    pub fn start_coordinator(&mut self) -> Result<()> {
+        if self.coordinator.is_some() {
+            bail!("the Coordinator of {} runs already", self.name);
+        }
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut command = self.ums_command(&["serve"]);
+        command.stdout(Stdio::null()).stderr(log);
+        self.coordinator = Some(command.spawn().context("cannot start `ums serve`")?);
+        let started = wait_for("the Coordinator's first answer", START_PATIENCE, || {
+            if let Some(Ok(Some(status))) = self.coordinator.as_mut().map(Child::try_wait) {
+                return Some(Err(anyhow::anyhow!("`ums serve` ended ({status})")));
+            }
+            self.ums(&["list", "--json"]).is_ok_and(|out| out.status.success()).then_some(Ok(()))
+        });
+        started.and_then(|outcome| outcome).with_context(|| {
+            format!("the Coordinator of {} does not answer; it said:\n{}", self.name, self.said())
+        })
+    }
+
+    /// Kills the Coordinator with SIGKILL: it has no chance to put anything in order.
+    pub fn kill_coordinator(&mut self) -> Result<()> {
+        let mut nsenter = self.coordinator.take().context("no Coordinator runs")?;
+        // `nsenter` only waits for the program that it started.
+        for pid in children_of(i32::try_from(nsenter.id())?) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill the Coordinator")?;
+        }
+        nsenter.wait()?;
+        Ok(())
+    }
+
+    /// The end of what the Coordinator said.
+    pub fn said(&self) -> String {
+        crate::tools::tail(&std::fs::read_to_string(self.log()).unwrap_or_default())
+    }
+
+    /// Where the Coordinator's log is.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("coordinator.log")
+    }
+
+    /// Ends everything inside.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.namespace.end()?;
+        if let Some(mut coordinator) = self.coordinator.take() {
+            coordinator.wait()?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes certificates, starts both Coordinators and makes them known to each other.
+pub(crate) fn introduce(a: &mut System, b: &mut System) -> Result<()> {
+    let _ = (a, b);
+    bail!("not yet")
+}
