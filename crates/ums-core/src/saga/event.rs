@@ -1,0 +1,165 @@
+//! What the journal of a migration records.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{MigrationId, ServiceName, SystemName};
+use crate::preflight::Refusal;
+use crate::report::{Bytes, MigrationReport};
+use crate::step::Step;
+use crate::technique::{Approach, Technique};
+
+/// What was asked for. Times of all further events are microseconds since it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The migration's id, fresh.
+    pub id: MigrationId,
+    /// What shall move.
+    pub service: ServiceName,
+    /// From where: this system.
+    pub source: SystemName,
+    /// To where.
+    pub destination: SystemName,
+    /// Forced approach.
+    pub approach: Option<Approach>,
+    /// Forced technique.
+    pub technique: Option<Technique>,
+    /// Longest downtime to accept, milliseconds.
+    pub max_downtime_ms: Option<u64>,
+    /// When it was asked for, milliseconds since the Unix epoch.
+    pub asked_at_ms: u64,
+    /// The same moment, nanoseconds of CLOCK_MONOTONIC.
+    pub asked_at_ns: u64,
+    /// Which boot that clock belongs to: after another one it says nothing.
+    pub boot: String,
+}
+
+/// One line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The first line.
+    Requested(Request),
+    /// A step was begun: from now on it may have had an effect.
+    StepStarted {
+        /// Which.
+        step: Step,
+        /// When.
+        at_us: u64,
+    },
+    /// A step is done.
+    StepDone {
+        /// Which.
+        step: Step,
+        /// When.
+        at_us: u64,
+        /// What later steps, or the report, need of it.
+        output: Output,
+    },
+    /// A step failed before the commit. (After it, an attempt that failed is repeated and not
+    /// recorded.)
+    StepFailed {
+        /// Which.
+        step: Step,
+        /// When.
+        at_us: u64,
+        /// Why.
+        error: String,
+        /// Whether it is certain that it had no effect, so that nothing has to be undone.
+        without_effect: bool,
+        /// What was refused, if that is the reason.
+        refusals: Vec<Refusal>,
+    },
+    /// The migration is given up between steps: it was aborted, or the Coordinator was restarted.
+    Abandoned {
+        /// When.
+        at_us: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A compensation was begun.
+    CompensationStarted {
+        /// Of which step.
+        step: Step,
+        /// When.
+        at_us: u64,
+    },
+    /// A compensation is done.
+    CompensationDone {
+        /// Of which step.
+        step: Step,
+        /// When.
+        at_us: u64,
+        /// Compensating [`Step::Checkpoint`]: since when the service had been frozen, if it was.
+        frozen_since_us: Option<u64>,
+    },
+    /// A compensation failed, and is tried again.
+    CompensationFailed {
+        /// Of which step.
+        step: Step,
+        /// When.
+        at_us: u64,
+        /// Why.
+        error: String,
+    },
+    /// A compensation that may be put off is.
+    CompensationPutOff {
+        /// Of which step.
+        step: Step,
+        /// When.
+        at_us: u64,
+        /// Why.
+        error: String,
+    },
+    /// **The commit.** Step 13 begins with it, and there is no way back.
+    Committed {
+        /// When.
+        at_us: u64,
+    },
+    /// The last line but for a compensation that was put off.
+    Finished {
+        /// What happened.
+        report: Box<MigrationReport>,
+    },
+}
+
+/// What a step hands on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Output {
+    /// Nothing.
+    None,
+    /// Of [`Step::DetermineApproach`].
+    Planned {
+        /// The approach chosen.
+        approach: Approach,
+        /// The technique chosen.
+        technique: Technique,
+        /// Where the service answers at the source.
+        endpoint: Option<SocketAddr>,
+    },
+    /// Of [`Step::ConfirmContainer`].
+    Created {
+        /// Where the service will answer, for each published port.
+        endpoints: Vec<SocketAddr>,
+    },
+    /// Of [`Step::ImageComplete`].
+    Delivered {
+        /// When the freeze began.
+        frozen_at_us: u64,
+        /// BLAKE3 over the stream.
+        digest: String,
+        /// What was moved.
+        bytes: Bytes,
+        /// Rounds before the freeze.
+        rounds: u32,
+    },
+    /// Of [`Step::Commit`].
+    Running {
+        /// From the freeze to the first instruction at the destination, microseconds.
+        downtime_us: u64,
+        /// From the freeze to the moment at which the destination was told, microseconds.
+        freeze_us: u64,
+    },
+}
