@@ -1,1 +1,255 @@
-//! To be written.
+//! What this node is and has: the facts that a preflight judges.
+//!
+//! Reading them takes microseconds, except the version of CRIU, which needs a process and is
+//! asked for once. All calls here block; none waits longer than [`CRIU_PATIENCE`].
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use ums_core::facts::NodeFacts;
+use ums_core::specification::ImageId;
+
+mod memory;
+mod parse;
+
+/// Longest wait for `criu --version`, which takes milliseconds.
+pub const CRIU_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Version as major, minor, sublevel.
+pub type Version = (u32, u32, u32);
+
+/// Why a fact could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    /// A file of the kernel's could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file of the kernel's says something else than expected.
+    #[error("`{}` has no {what}: is /proc mounted here?", path.display())]
+    Unexpected {
+        /// Which.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// The filesystem that services are kept on could not be asked.
+    #[error("cannot find the free space of `{}`", path.display())]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// What the agent knows by itself, and a look at the node can't tell.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Names of services and reservations.
+    pub services: BTreeSet<ums_core::id::ServiceName>,
+    /// Their addresses.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Ports of the system that lead to them.
+    pub ports: BTreeSet<u16>,
+    /// The service network.
+    pub service_network: (Ipv4Addr, u8),
+    /// Images in the store.
+    pub images: BTreeSet<ImageId>,
+}
+
+/// Looks at one node.
+#[derive(Debug)]
+pub struct Node {
+    criu: PathBuf,
+    state_dir: PathBuf,
+    cgroup: String,
+    userfaultfd: bool,
+    version: OnceLock<Version>,
+}
+
+impl Node {
+    /// `bundle` is the C/R bundle, `cgroup` the path below each hierarchy that services lie under
+    /// (it need not exist), `userfaultfd` what the C/R module's probe said.
+    pub fn new(bundle: &Path, state_dir: &Path, cgroup: &str, userfaultfd: bool) -> Self {
+        Self {
+            criu: bundle.join("bin/criu"),
+            state_dir: state_dir.to_path_buf(),
+            cgroup: cgroup.to_owned(),
+            userfaultfd,
+            version: OnceLock::new(),
+        }
+    }
+
+    /// Gathers all facts.
+    pub fn facts(&self, known: Known) -> Result<NodeFacts, FactsError> {
+        let mut ports = known.ports;
+        ports.extend(listening()?);
+        Ok(NodeFacts {
+            architecture: architecture(),
+            cpu_features: cpu_features()?,
+            kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            criu: self.criu_version(),
+            userfaultfd: self.userfaultfd,
+            memory_available_bytes: memory::available(&self.cgroup)?,
+            disk_available_bytes: self.disk_available()?,
+            services: known.services.into_iter().map(String::from).collect(),
+            addresses: known.addresses,
+            service_network: known.service_network,
+            ports,
+            images: known.images,
+        })
+    }
+
+    /// The version of the bundle's CRIU; `None` if it doesn't start. Only success is remembered, so
+    /// that a bundle put in place later is found.
+    pub fn criu_version(&self) -> Option<Version> {
+        if let Some(version) = self.version.get() {
+            return Some(*version);
+        }
+        match ask_version(&self.criu, CRIU_PATIENCE) {
+            Ok(Some(version)) => Some(*self.version.get_or_init(|| version)),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(%error, criu = %self.criu.display(), "CRIU does not start");
+                None
+            }
+        }
+    }
+
+    fn disk_available(&self) -> Result<u64, FactsError> {
+        let space = nix::sys::statvfs::statvfs(&self.state_dir);
+        let space = space.map_err(|errno| FactsError::Space {
+            path: self.state_dir.clone(),
+            source: errno.into(),
+        })?;
+        Ok(space
+            .blocks_available()
+            .saturating_mul(space.fragment_size()))
+    }
+}
+
+fn read(path: &str) -> Result<String, FactsError> {
+    fs::read_to_string(path).map_err(|source| FactsError::Read {
+        path: PathBuf::from(path),
+        source,
+    })
+}
+
+/// As the kernel says it (since Linux 6.1), else as we were compiled.
+fn architecture() -> String {
+    let kernel = fs::read_to_string("/proc/sys/kernel/arch");
+    kernel.map_or_else(
+        |_| std::env::consts::ARCH.to_owned(),
+        |text| text.trim().to_owned(),
+    )
+}
+
+fn cpu_features() -> Result<BTreeSet<String>, FactsError> {
+    const PATH: &str = "/proc/cpuinfo";
+    let features = parse::cpu_features(&read(PATH)?);
+    features.ok_or_else(|| FactsError::Unexpected {
+        path: PATH.into(),
+        what: "CPU flags",
+    })
+}
+
+/// Ports on which something listens in our network namespace.
+fn listening() -> Result<BTreeSet<u16>, FactsError> {
+    let mut ports = parse::listening(&read("/proc/self/net/tcp")?);
+    // Without IPv6 there is no such file.
+    if let Ok(text) = fs::read_to_string("/proc/self/net/tcp6") {
+        ports.extend(parse::listening(&text));
+    }
+    Ok(ports)
+}
+
+/// Runs `criu --version`; `None` if what it says isn't understood.
+fn ask_version(criu: &Path, patience: Duration) -> io::Result<Option<Version>> {
+    let mut child = Command::new(criu)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let deadline = Instant::now() + patience;
+    // It says less than a pipe holds, so it can end without our reading.
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut said = String::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_string(&mut said)?;
+    }
+    Ok(parse::criu_version(&said))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn known() -> Known {
+        Known {
+            services: BTreeSet::from(["web".parse().unwrap()]),
+            addresses: BTreeSet::new(),
+            ports: BTreeSet::from([8080]),
+            service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
+            images: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn this_node_has_facts() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let node = Node::new(dir.path(), dir.path(), "/ums/none", true);
+        let facts = node.facts(known()).unwrap();
+        assert!(facts.ports.contains(&8080));
+        assert!(facts.ports.contains(&listener.local_addr().unwrap().port()));
+        assert!(facts.memory_available_bytes > 1 << 20);
+        assert!(facts.disk_available_bytes > 0);
+        assert!(!facts.kernel.is_empty() && !facts.cpu_features.is_empty());
+        assert_eq!(facts.criu, None, "there is no bundle here");
+    }
+
+    #[test]
+    fn the_version_is_asked_for_until_it_is_known_and_then_kept() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::new(dir.path(), dir.path(), "/ums/none", true);
+        assert_eq!(node.criu_version(), None);
+        let criu = dir.path().join("bin/criu");
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        fs::write(&criu, "#!/bin/sh\necho Version: 4.2.1\n").unwrap();
+        fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(node.criu_version(), Some((4, 2, 1)));
+        fs::remove_file(&criu).unwrap();
+        assert_eq!(node.criu_version(), Some((4, 2, 1)));
+    }
+
+    #[test]
+    fn a_criu_that_hangs_is_ended() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let criu = dir.path().join("criu");
+        fs::write(&criu, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+        let error = ask_version(&criu, Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

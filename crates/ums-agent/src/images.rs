@@ -1,1 +1,268 @@
-//! To be written.
+//! The image store: root filesystems by their content, `images/<ImageId>/rootfs`.
+//!
+//! An image is never changed once it stands under its id: services see it as the lower layer of
+//! an overlay. It appears by a rename of a whole, synchronised directory, so that what is found
+//! under an id after a crash is whole.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ums_core::specification::ImageId;
+
+mod copy;
+mod manifest;
+mod stamp;
+#[cfg(test)]
+mod test;
+mod walk;
+
+pub use walk::Bounds;
+
+/// Why an image could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A file or directory could not be handled.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was to be done.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// What was named is not a directory.
+    #[error("`{}` is not a directory: name the root filesystem's top directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// Another filesystem is mounted inside.
+    #[error(
+        "another filesystem is mounted at `{}`: unmount it, or name a copy of the root filesystem",
+        .0.display()
+    )]
+    Mounted(PathBuf),
+    /// More than the bounds allow.
+    #[error("the root filesystem has more than {limit} {what}: make it smaller")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// A file was changed while it was read.
+    #[error("`{}` changed while it was read: stop what writes there and try again", .0.display())]
+    Changed(PathBuf),
+    /// The image isn't in the store.
+    #[error("image {0} is not in the store: import it, or let the source send it")]
+    Unknown(String),
+    /// The content isn't what the id promises.
+    #[error(
+        "image {expected} has other content than its id says (found {found}): it was damaged or tampered with"
+    )]
+    Mismatch {
+        /// The id it goes by.
+        expected: String,
+        /// The id of what was found.
+        found: String,
+    },
+}
+
+impl ImageError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// What begins the name of everything in the store that isn't an image (yet).
+const UNFINISHED: &str = ".unfinished-";
+/// Where the stamps of imported directories are.
+const STAMPS: &str = ".stamps";
+const ROOTFS: &str = "rootfs";
+
+/// The images of one system.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    dir: PathBuf,
+    bounds: Bounds,
+}
+
+impl ImageStore {
+    /// Opens the store below `state_dir`, and clears away what a crash left unfinished.
+    ///
+    /// One process at a time may have it open for writing: the agent, whose receptions end with it.
+    pub fn open(state_dir: &Path, bounds: Bounds) -> Result<Self, ImageError> {
+        let dir = state_dir.join("images");
+        let stamps = dir.join(STAMPS);
+        fs::create_dir_all(&stamps).map_err(ImageError::io("create", &stamps))?;
+        let store = Self { dir, bounds };
+        for name in store.names()? {
+            if name.starts_with(UNFINISHED) {
+                remove_tree(&store.dir.join(name))?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// The root filesystem of an image; only valid while it is [`present`](Self::present).
+    pub fn rootfs(&self, id: &ImageId) -> PathBuf {
+        self.dir.join(id.as_str()).join(ROOTFS)
+    }
+
+    /// Whether the image is there.
+    pub fn present(&self, id: &ImageId) -> bool {
+        self.rootfs(id).is_dir()
+    }
+
+    /// All images that are there.
+    pub fn list(&self) -> Result<BTreeSet<ImageId>, ImageError> {
+        let ids = self
+            .names()?
+            .into_iter()
+            .filter_map(|name| ImageId::try_from(name).ok());
+        Ok(ids.filter(|id| self.present(id)).collect())
+    }
+
+    /// Takes a copy of a directory into the store, unless the same content is there.
+    ///
+    /// Nothing is shared with the original (no link, no reflink), so that later changes to it
+    /// can't reach services.
+    pub fn import(&self, source: &Path) -> Result<ImageId, ImageError> {
+        let source = source
+            .canonicalize()
+            .map_err(ImageError::io("find", source))?;
+        let stamp = stamp::of(&source, self.bounds)?;
+        let stamps = self.dir.join(STAMPS);
+        if let Some(id) = stamp::recall(&stamps, &source, &stamp).filter(|id| self.present(id)) {
+            return Ok(id);
+        }
+        let mut id = manifest::id_of(&source, self.bounds)?;
+        if !self.present(&id) {
+            static IMPORTS: AtomicU64 = AtomicU64::new(0);
+            let number = IMPORTS.fetch_add(1, Ordering::Relaxed);
+            let temporary = self.unfinished(&format!("import-{}-{number}", std::process::id()))?;
+            // The id is that of what was copied: the original may have changed meanwhile.
+            let copied = copy::tree(&source, &temporary.join(ROOTFS), self.bounds);
+            id = copied.inspect_err(|_| discard(&temporary))?;
+            self.publish(&temporary, &id)?;
+        }
+        // Stamped with what was seen before reading: a change since then makes it useless.
+        stamp::remember(&stamps, &source, &stamp, &id);
+        Ok(id)
+    }
+
+    /// An empty directory to receive the root filesystem of an image in.
+    ///
+    /// What an earlier attempt left there is removed.
+    pub fn staging_dir(&self, id: &ImageId) -> Result<PathBuf, ImageError> {
+        let rootfs = self.unfinished(&staging_name(id))?.join(ROOTFS);
+        fs::create_dir(&rootfs).map_err(ImageError::io("create", &rootfs))?;
+        Ok(rootfs)
+    }
+
+    /// Makes what was received an image, if its content is what the id says; else removes it.
+    pub fn commit(&self, id: &ImageId) -> Result<(), ImageError> {
+        let temporary = self.dir.join(format!("{UNFINISHED}{}", staging_name(id)));
+        let found = manifest::id_of(&temporary.join(ROOTFS), self.bounds);
+        let matching = found.and_then(|found| same(id, &found));
+        matching.inspect_err(|_| discard(&temporary))?;
+        self.publish(&temporary, id)
+    }
+
+    /// Recomputes the id of an image that is there.
+    pub fn verify(&self, id: &ImageId) -> Result<(), ImageError> {
+        if !self.present(id) {
+            return Err(ImageError::Unknown(id.as_str().to_owned()));
+        }
+        same(id, &manifest::id_of(&self.rootfs(id), self.bounds)?)
+    }
+
+    /// Removes all images but those in use; says which.
+    pub fn remove_unused(&self, in_use: &BTreeSet<ImageId>) -> Result<Vec<ImageId>, ImageError> {
+        let unused: Vec<_> = self
+            .list()?
+            .into_iter()
+            .filter(|id| !in_use.contains(id))
+            .collect();
+        for id in &unused {
+            let from = self.dir.join(id.as_str());
+            // Renamed first: what is found under an id is whole, also while it is being removed.
+            let to = self.dir.join(format!("{UNFINISHED}remove-{}", id.as_str()));
+            fs::rename(&from, &to).map_err(ImageError::io("rename", &from))?;
+            remove_tree(&to)?;
+        }
+        Ok(unused)
+    }
+
+    fn names(&self) -> Result<Vec<String>, ImageError> {
+        let entries = fs::read_dir(&self.dir).map_err(ImageError::io("list", &self.dir))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(ImageError::io("list", &self.dir))?;
+            names.extend(entry.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    /// An empty directory that isn't an image.
+    fn unfinished(&self, name: &str) -> Result<PathBuf, ImageError> {
+        let path = self.dir.join(format!("{UNFINISHED}{name}"));
+        remove_tree(&path)?;
+        fs::create_dir(&path).map_err(ImageError::io("create", &path))?;
+        Ok(path)
+    }
+
+    /// Puts a whole directory under its id, durably.
+    fn publish(&self, temporary: &Path, id: &ImageId) -> Result<(), ImageError> {
+        if self.present(id) {
+            return remove_tree(temporary);
+        }
+        let published = self.sync(temporary).and_then(|()| {
+            let to = self.dir.join(id.as_str());
+            fs::rename(temporary, &to).map_err(ImageError::io("rename to", &to))
+        });
+        published.inspect_err(|_| discard(temporary))?;
+        let dir = fs::File::open(&self.dir).map_err(ImageError::io("open", &self.dir))?;
+        dir.sync_all()
+            .map_err(ImageError::io("synchronise", &self.dir))
+    }
+
+    fn sync(&self, dir: &Path) -> Result<(), ImageError> {
+        let file = fs::File::open(dir).map_err(ImageError::io("open", dir))?;
+        nix::unistd::syncfs(&file).map_err(|errno| ImageError::io("synchronise", dir)(errno.into()))
+    }
+}
+
+fn staging_name(id: &ImageId) -> String {
+    format!("receive-{}", id.as_str())
+}
+
+fn same(expected: &ImageId, found: &ImageId) -> Result<(), ImageError> {
+    if expected == found {
+        return Ok(());
+    }
+    let (expected, found) = (expected.as_str().to_owned(), found.as_str().to_owned());
+    Err(ImageError::Mismatch { expected, found })
+}
+
+fn remove_tree(path: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ImageError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Clears away after a failure that is reported itself; the next start tries again.
+fn discard(path: &Path) {
+    if let Err(error) = remove_tree(path) {
+        tracing::warn!(%error, "an unfinished image stays until the next start");
+    }
+}

@@ -1,1 +1,159 @@
-//! To be written.
+//! What a running service is made of, and what of it a checkpoint can't carry.
+//!
+//! Everything is read from `/proc` while the service runs, so it is a picture of one moment:
+//! processes and descriptors that vanish meanwhile are passed over. CRIU has the last word; what is
+//! found here is found before anything is frozen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ums_core::facts::{Obstacle, ObstacleKind, ServiceFacts};
+use ums_core::id::MigrationId;
+use ums_core::specification::Specification;
+
+mod descriptor;
+mod files;
+mod mapping;
+mod parse;
+mod process;
+mod socket;
+#[cfg(test)]
+mod test;
+mod unix;
+
+pub use files::shared_writable_files;
+
+/// Most processes that are looked at (the default `pid_max` of the kernel).
+const PROCESSES_MAX: usize = 32_768;
+/// Most obstacles that are named; the first is reason enough to refuse.
+const OBSTACLES_MAX: usize = 64;
+
+/// Why a service could not be inspected.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// It has ended.
+    #[error("the service's first process, {0}, is gone: the service has ended")]
+    Gone(i32),
+    /// A file of the kernel's could not be read.
+    #[error("cannot read `{}`: the agent has to be root in the PID namespace above", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// More processes than are looked at.
+    #[error("the service has more than {PROCESSES_MAX} processes: that many can't be moved")]
+    TooManyProcesses,
+    /// The sockets could not be asked for.
+    #[error("cannot ask the kernel for the service's sockets")]
+    Sockets(#[source] io::Error),
+}
+
+impl InspectError {
+    fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Read { path, source }
+    }
+}
+
+/// What was seen of a running service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its processes, by their ids in the agent's PID namespace.
+    pub pids: Vec<i32>,
+    /// Number of threads.
+    pub threads: u32,
+    /// What a checkpoint of its memory has to carry, bytes.
+    pub memory_bytes: u64,
+    /// Bytes in its changed files and volumes.
+    pub filesystem_bytes: u64,
+    /// Established TCP connections.
+    pub connections: u32,
+    /// What can't be carried.
+    pub obstacles: Vec<Obstacle>,
+}
+
+impl Seen {
+    /// Together with what the agent knows, the facts that a preflight judges.
+    pub fn facts(
+        self,
+        specification: Specification,
+        migrating: Option<MigrationId>,
+    ) -> ServiceFacts {
+        ServiceFacts {
+            specification,
+            running: true,
+            processes: u32::try_from(self.pids.len()).unwrap_or(u32::MAX),
+            threads: self.threads,
+            memory_bytes: self.memory_bytes,
+            filesystem_bytes: self.filesystem_bytes,
+            connections: self.connections,
+            obstacles: self.obstacles,
+            migrating,
+        }
+    }
+}
+
+/// All processes of the service whose first process is `init`.
+pub fn processes(init: i32) -> Result<Vec<i32>, InspectError> {
+    let tree = process::tree(init)?;
+    Ok(tree.into_iter().map(|process| process.pid).collect())
+}
+
+/// Inspects the service whose first process is `init`; `directories` hold its changed files and
+/// volumes.
+pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
+    let tree = process::tree(init)?;
+    let mut seen = Seen {
+        pids: tree.iter().map(|process| process.pid).collect(),
+        threads: tree.iter().map(|process| process.threads).sum(),
+        memory_bytes: tree
+            .iter()
+            .map(|process| mapping::memory_bytes(process.pid))
+            .sum(),
+        filesystem_bytes: directories.iter().map(|dir| files::bytes(dir)).sum(),
+        connections: socket::established(init)?,
+        obstacles: process::obstacles(init, &tree)?,
+    };
+    let mut sockets = BTreeMap::new();
+    for process in &tree {
+        let mounts = files::mounts(process.pid);
+        let found = descriptor::obstacles(process, &mounts, &mut sockets);
+        seen.obstacles.extend(found);
+        seen.obstacles.extend(mapping::obstacles(process));
+        if seen.obstacles.len() >= OBSTACLES_MAX {
+            break;
+        }
+    }
+    seen.obstacles.extend(unix::obstacles(init, &sockets)?);
+    deduplicate(&mut seen.obstacles);
+    Ok(seen)
+}
+
+/// Children inherit descriptors: the same thing is named once for each process that holds it.
+fn deduplicate(obstacles: &mut Vec<Obstacle>) {
+    let mut known = BTreeSet::new();
+    obstacles.retain(|obstacle| known.insert((obstacle.pid, obstacle.detail.clone())));
+    obstacles.truncate(OBSTACLES_MAX);
+}
+
+fn obstacle(kind: ObstacleKind, pid: i32, detail: impl Into<String>) -> Obstacle {
+    Obstacle {
+        kind,
+        pid,
+        detail: detail.into(),
+    }
+}
+
+/// A file below `/proc/PID`; `None` once the process is gone.
+fn proc_file(pid: i32, name: &str) -> Option<String> {
+    let bytes = fs::read(proc_path(pid, name)).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn proc_path(pid: i32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}

@@ -1,0 +1,97 @@
+//! Stamps: what a directory looked like when it was imported, so that importing it again doesn't
+//! read it again.
+//!
+//! A stamp covers what the kernel changes with every change of content or attributes: inode
+//! number, change time, size. It is a hint only: one that is lost or unreadable costs time.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ums_core::specification::ImageId;
+
+use super::ImageError;
+use super::walk::{Bounds, walk};
+
+/// The stamp of a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp(String);
+
+/// Looks at every entry of a tree, reading none.
+pub(super) fn of(top: &Path, bounds: Bounds) -> Result<Stamp, ImageError> {
+    let mut hash = blake3::Hasher::new();
+    let mut youngest = 0;
+    walk(top, bounds, &mut |entry| {
+        let metadata = &entry.metadata;
+        hash.update(entry.relative.as_os_str().as_bytes());
+        for number in [
+            metadata.dev(),
+            metadata.ino(),
+            metadata.len(),
+            u64::from(metadata.mode()),
+        ] {
+            hash.update(&number.to_le_bytes());
+        }
+        for number in [metadata.ctime(), metadata.ctime_nsec()] {
+            hash.update(&number.to_le_bytes());
+        }
+        youngest = youngest.max(metadata.ctime());
+        Ok(())
+    })?;
+    Ok(Stamp(format!("{} {youngest}", hash.finalize().to_hex())))
+}
+
+/// The id that a directory with this stamp was imported as.
+pub(super) fn recall(stamps: &Path, source: &Path, stamp: &Stamp) -> Option<ImageId> {
+    let text = fs::read_to_string(file(stamps, source)).ok()?;
+    let (id, known) = text.trim_end().split_once(' ')?;
+    if known == stamp.0 {
+        ImageId::try_from(id.to_owned()).ok()
+    } else {
+        None
+    }
+}
+
+/// Keeps a stamp for the next import.
+pub(super) fn remember(stamps: &Path, source: &Path, stamp: &Stamp, id: &ImageId) {
+    // The clock of the filesystem is coarse: what changed in the same tick as the stamp was taken
+    // would look the same, so a tree that young isn't trusted.
+    let settled = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .is_ok_and(|now| {
+            stamp
+                .youngest()
+                .is_some_and(|youngest| youngest + 2 < now.as_secs())
+        });
+    let path = file(stamps, source);
+    let kept = match settled {
+        true => fs::write(&path, format!("{} {}\n", id.as_str(), stamp.0)),
+        false => fs::remove_file(&path).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        }),
+    };
+    if let Err(error) = kept {
+        tracing::warn!(%error, path = %path.display(), "cannot keep the stamp of an import");
+    }
+}
+
+impl Stamp {
+    #[cfg(test)]
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn youngest(&self) -> Option<u64> {
+        self.0.rsplit_once(' ')?.1.parse().ok()
+    }
+}
+
+fn file(stamps: &Path, source: &Path) -> PathBuf {
+    stamps.join(
+        blake3::hash(source.as_os_str().as_bytes())
+            .to_hex()
+            .as_str(),
+    )
+}

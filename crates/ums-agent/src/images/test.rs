@@ -1,0 +1,227 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use super::*;
+
+fn store(dir: &Path) -> ImageStore {
+    ImageStore::open(dir, Bounds::default()).unwrap()
+}
+
+/// A tree with one of each kind of entry.
+fn tree(top: &Path) {
+    fs::create_dir_all(top.join("bin/deep")).unwrap();
+    fs::write(top.join("bin/sh"), vec![7; 300_000]).unwrap();
+    fs::set_permissions(top.join("bin/sh"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::hard_link(top.join("bin/sh"), top.join("bin/deep/ash")).unwrap();
+    fs::write(top.join("bin/empty"), "").unwrap();
+    symlink("/nowhere", top.join("link")).unwrap();
+    nix::unistd::mkfifo(&top.join("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    fs::create_dir(top.join("locked")).unwrap();
+    fs::write(top.join("locked/file"), "x").unwrap();
+    fs::set_permissions(top.join("locked"), fs::Permissions::from_mode(0o555)).unwrap();
+}
+
+#[test]
+fn the_same_tree_at_two_places_is_one_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    tree(&a);
+    tree(&b);
+    // Times and hard links don't tell them apart.
+    fs::remove_file(b.join("bin/deep/ash")).unwrap();
+    fs::copy(b.join("bin/sh"), b.join("bin/deep/ash")).unwrap();
+    fs::set_permissions(b.join("bin/deep/ash"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let store = store(dir.path());
+    let id = store.import(&a).unwrap();
+    assert_eq!(store.import(&b).unwrap(), id);
+    assert_eq!(store.list().unwrap().len(), 1);
+    store.verify(&id).unwrap();
+}
+
+#[test]
+fn a_copy_keeps_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    for path in ["bin/sh", "locked"] {
+        fs::File::open(top.join(path))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+    }
+    let attribute = xattr::set(top.join("bin/sh"), "user.ums", b"1").is_ok();
+    let store = store(dir.path());
+    let rootfs = store.rootfs(&store.import(&top).unwrap());
+    let copy = fs::symlink_metadata(rootfs.join("bin/sh")).unwrap();
+    assert_eq!(copy.mode() & 0o7777, 0o4755);
+    assert_eq!(copy.modified().unwrap(), old);
+    assert_eq!(
+        copy.ino(),
+        fs::metadata(rootfs.join("bin/deep/ash")).unwrap().ino()
+    );
+    assert_ne!(copy.ino(), fs::metadata(top.join("bin/sh")).unwrap().ino());
+    if attribute {
+        assert_eq!(
+            xattr::get(rootfs.join("bin/sh"), "user.ums")
+                .unwrap()
+                .unwrap(),
+            b"1"
+        );
+    }
+    let locked = fs::metadata(rootfs.join("locked")).unwrap();
+    assert_eq!(
+        (locked.mode() & 0o7777, locked.modified().unwrap()),
+        (0o555, old)
+    );
+    assert_eq!(
+        fs::read_link(rootfs.join("link")).unwrap(),
+        Path::new("/nowhere")
+    );
+    let fifo = fs::symlink_metadata(rootfs.join("fifo")).unwrap();
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fifo.file_type()));
+}
+
+#[test]
+fn every_difference_that_a_service_sees_makes_another_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let id = || manifest::id_of(&top, Bounds::default()).unwrap();
+    let mut seen = vec![id()];
+    let changes: [&dyn Fn(); 6] = [
+        &|| fs::write(top.join("bin/empty"), "1").unwrap(),
+        &|| fs::write(top.join("bin/empty"), "2").unwrap(),
+        &|| fs::set_permissions(top.join("bin"), fs::Permissions::from_mode(0o700)).unwrap(),
+        &|| fs::rename(top.join("link"), top.join("link2")).unwrap(),
+        &|| fs::create_dir(top.join("more")).unwrap(),
+        &|| std::os::unix::fs::chown(top.join("bin/empty"), Some(12), None).unwrap(),
+    ];
+    for change in changes {
+        change();
+        assert!(!seen.contains(&id()));
+        seen.push(id());
+    }
+}
+
+#[test]
+fn a_second_import_reads_nothing_and_a_changed_tree_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let store = store(dir.path());
+    let id = store.import(&top).unwrap();
+    let stamps = dir.path().join("images").join(STAMPS);
+    let young = stamp::of(&top.canonicalize().unwrap(), Bounds::default()).unwrap();
+    assert_eq!(
+        stamp::recall(&stamps, &top, &young),
+        None,
+        "a tree this young is not trusted"
+    );
+    // As if it had been imported later.
+    let file = stamps.join(
+        blake3::hash(top.as_os_str().as_encoded_bytes())
+            .to_hex()
+            .as_str(),
+    );
+    fs::write(&file, "").unwrap();
+    let other = ImageId::try_from("a".repeat(64)).unwrap();
+    stamp_by_hand(&stamps, &top, &id);
+    let stamp = stamp::of(&top, Bounds::default()).unwrap();
+    assert_eq!(stamp::recall(&stamps, &top, &stamp), Some(id.clone()));
+    stamp_by_hand(&stamps, &top, &other);
+    assert_eq!(
+        store.import(&top).unwrap(),
+        id,
+        "a stamp of an image that is gone is no use"
+    );
+    fs::write(top.join("bin/empty"), "changed").unwrap();
+    let changed = stamp::of(&top, Bounds::default()).unwrap();
+    assert_eq!(stamp::recall(&stamps, &top, &changed), None);
+    assert_ne!(store.import(&top).unwrap(), id);
+}
+
+fn stamp_by_hand(stamps: &Path, top: &Path, id: &ImageId) {
+    let stamp = stamp::of(top, Bounds::default()).unwrap();
+    let file = stamps.join(
+        blake3::hash(top.as_os_str().as_encoded_bytes())
+            .to_hex()
+            .as_str(),
+    );
+    fs::write(file, format!("{} {}\n", id.as_str(), stamp.text())).unwrap();
+}
+
+#[test]
+fn what_was_received_counts_only_if_it_is_what_the_id_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let id = manifest::id_of(&top, Bounds::default()).unwrap();
+    let store = store(dir.path());
+    let staging = store.staging_dir(&id).unwrap();
+    tree_into(&staging);
+    fs::write(staging.join("bin/sh"), "evil").unwrap();
+    assert!(matches!(
+        store.commit(&id),
+        Err(ImageError::Mismatch { .. })
+    ));
+    assert!(!store.present(&id) && !staging.exists());
+    tree_into(&store.staging_dir(&id).unwrap());
+    assert!(!store.present(&id));
+    store.commit(&id).unwrap();
+    store.verify(&id).unwrap();
+    fs::write(store.rootfs(&id).join("bin/empty"), "damage").unwrap();
+    assert!(matches!(
+        store.verify(&id),
+        Err(ImageError::Mismatch { .. })
+    ));
+}
+
+fn tree_into(staging: &Path) {
+    fs::remove_dir(staging).unwrap();
+    tree(staging);
+}
+
+#[test]
+fn unused_images_and_unfinished_ones_are_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    tree(&a);
+    fs::create_dir(&b).unwrap();
+    let images = store(dir.path());
+    let (a, b) = (images.import(&a).unwrap(), images.import(&b).unwrap());
+    assert_eq!(
+        images.remove_unused(&BTreeSet::from([b.clone()])).unwrap(),
+        std::slice::from_ref(&a)
+    );
+    assert!(!images.present(&a) && images.present(&b));
+    let staging = images.staging_dir(&a).unwrap();
+    let reopened = store(dir.path());
+    assert!(!staging.exists());
+    assert_eq!(reopened.list().unwrap(), BTreeSet::from([b]));
+}
+
+#[test]
+fn a_tree_over_the_bounds_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let full = Bounds::default();
+    let cases = [
+        Bounds { entries: 3, ..full },
+        Bounds { depth: 2, ..full },
+        Bounds {
+            bytes: 299_999,
+            ..full
+        },
+    ];
+    for bounds in cases {
+        let store = ImageStore::open(dir.path(), bounds).unwrap();
+        assert!(
+            matches!(store.import(&top), Err(ImageError::TooLarge { .. })),
+            "{bounds:?}"
+        );
+        assert_eq!(store.names().unwrap(), [STAMPS]);
+    }
+    let missing = store(dir.path()).import(&top.join("bin/sh"));
+    assert!(matches!(missing, Err(ImageError::NotADirectory(_))));
+}

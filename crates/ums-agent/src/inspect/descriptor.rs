@@ -1,0 +1,111 @@
+//! Which open descriptors a checkpoint can't carry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use nix::sys::stat::{major, minor};
+use ums_core::facts::{Obstacle, ObstacleKind};
+
+use super::parse::{self, inode_of};
+use super::process::Process;
+use super::{obstacle, proc_file, proc_path, socket};
+
+/// Kernel objects that CRIU carries, by their names. (`bpf-map` it carries in part: not here.)
+const CARRIED: [&str; 7] = [
+    "[eventfd]",
+    "[eventpoll]",
+    "[fanotify]",
+    "[pidfd]",
+    "[signalfd]",
+    "[timerfd]",
+    "inotify",
+];
+
+/// Adds the sockets it comes across to `sockets`: inode number → process id in the service.
+pub(super) fn obstacles(
+    process: &Process,
+    mounts: &BTreeSet<u32>,
+    sockets: &mut BTreeMap<u64, i32>,
+) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    for number in numbers(process.pid) {
+        let path = proc_path(process.pid, &format!("fd/{number}"));
+        let (Ok(link), Ok(metadata)) = (fs::read_link(&path), fs::metadata(&path)) else {
+            continue; // Closed meanwhile.
+        };
+        let link = link.to_string_lossy();
+        if let Some(inode) = inode_of(&link, "socket") {
+            sockets.entry(inode).or_insert(process.inner);
+            found.extend(socket::obstacle_of(&path, process.inner));
+        } else if let Some((kind, detail)) = judge(&link, &metadata) {
+            found.push(obstacle(kind, process.inner, detail));
+        } else if link.starts_with('/') && is_foreign(process.pid, &number, &link, mounts) {
+            found.push(obstacle(ObstacleKind::ForeignFile, process.inner, link));
+        }
+    }
+    found
+}
+
+/// Numbers of the open descriptors; none once the process is gone.
+pub(super) fn numbers(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(proc_path(pid, "fd")).into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
+}
+
+/// Judges by the link's text and what `stat` says; sockets are judged elsewhere.
+pub(super) fn judge(link: &str, metadata: &Metadata) -> Option<(ObstacleKind, String)> {
+    if let Some(name) = link.strip_prefix("anon_inode:") {
+        return kernel_object(name).map(|kind| (kind, link.to_owned()));
+    }
+    let file_type = metadata.file_type();
+    if file_type.is_char_device() {
+        let device = (major(metadata.rdev()), minor(metadata.rdev()));
+        return character_device(link, device).map(|kind| (kind, link.to_owned()));
+    }
+    if file_type.is_block_device() {
+        return Some((ObstacleKind::Device, link.to_owned()));
+    }
+    // Shared between drivers of devices.
+    link.starts_with("/dmabuf:")
+        .then(|| (ObstacleKind::Gpu, link.to_owned()))
+}
+
+pub(super) fn kernel_object(name: &str) -> Option<ObstacleKind> {
+    match name {
+        "[io_uring]" => Some(ObstacleKind::IoUring),
+        name if CARRIED.contains(&name) => None,
+        _ => Some(ObstacleKind::Descriptor),
+    }
+}
+
+/// Judges by the numbers of Linux's device list, and GPUs whose numbers are dynamic by their paths.
+pub(super) fn character_device(path: &str, device: (u64, u64)) -> Option<ObstacleKind> {
+    const DRM_MAJOR: u64 = 226;
+    let is_gpu = device.0 == DRM_MAJOR
+        || path.starts_with("/dev/nvidia")
+        || path.starts_with("/dev/dri/")
+        || path == "/dev/kfd";
+    match device {
+        _ if is_gpu => Some(ObstacleKind::Gpu),
+        // null, zero, full, random, urandom
+        (1, 3 | 5 | 7 | 8 | 9) => None,
+        // tty, ptmx
+        (5, 0 | 2) => None,
+        // pseudo-terminals
+        (136..=143, _) => None,
+        _ => Some(ObstacleKind::Device),
+    }
+}
+
+fn is_foreign(pid: i32, number: &str, link: &str, mounts: &BTreeSet<u32>) -> bool {
+    // A file of memory only has no place.
+    if link.starts_with("/memfd:") || mounts.is_empty() {
+        return false;
+    }
+    let info = proc_file(pid, &format!("fdinfo/{number}"));
+    info.and_then(|text| parse::descriptor_info(&text))
+        .is_some_and(|info| !mounts.contains(&info.mount))
+}

@@ -1,0 +1,237 @@
+//! Texts below `/proc/PID`, taken apart. What isn't understood is `None`.
+
+use std::collections::BTreeSet;
+
+/// What `/proc/PID/status` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Status {
+    pub state: char,
+    pub parent: i32,
+    pub tracer: i32,
+    pub threads: u32,
+    /// Ids from the reader's PID namespace down to the innermost.
+    pub ids: Vec<i32>,
+}
+
+pub(super) fn status(text: &str) -> Option<Status> {
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+    };
+    Some(Status {
+        state: field("State")?.chars().next()?,
+        parent: field("PPid")?.parse().ok()?,
+        tracer: field("TracerPid")?.parse().ok()?,
+        threads: field("Threads")?.parse().ok()?,
+        ids: field("NSpid")?
+            .split_whitespace()
+            .map(|id| id.parse().ok())
+            .collect::<Option<_>>()?,
+    })
+}
+
+/// Ids of the mounts in `/proc/PID/mountinfo`.
+pub(super) fn mount_ids(text: &str) -> BTreeSet<u32> {
+    text.lines()
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+/// What `/proc/PID/fdinfo/N` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DescriptorInfo {
+    pub mount: u32,
+    pub writable: bool,
+}
+
+pub(super) fn descriptor_info(text: &str) -> Option<DescriptorInfo> {
+    const ACCESS_MODE: u32 = 0o3;
+    const PATH_ONLY: u32 = 0o10_000_000;
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+    };
+    let flags = u32::from_str_radix(field("flags")?, 8).ok()?;
+    let writable = flags & ACCESS_MODE != 0 && flags & PATH_ONLY == 0;
+    Some(DescriptorInfo {
+        mount: field("mnt_id")?.parse().ok()?,
+        writable,
+    })
+}
+
+/// One line of `/proc/PID/maps` that has a path or a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mapping {
+    pub shared: bool,
+    pub writable: bool,
+    pub name: String,
+}
+
+pub(super) fn mappings(text: &str) -> impl Iterator<Item = Mapping> {
+    text.lines().filter_map(|line| {
+        let mut rest = line;
+        let mut words = [""; 5];
+        for word in &mut words {
+            let (first, others) = rest.split_once(' ')?;
+            *word = first;
+            rest = others;
+        }
+        let [_, permissions, ..] = words;
+        let permissions = permissions.as_bytes();
+        let name = rest.trim_start();
+        if permissions.len() != 4 || name.is_empty() {
+            return None;
+        }
+        let (shared, writable) = (permissions[3] == b's', permissions[1] == b'w');
+        Some(Mapping {
+            shared,
+            writable,
+            name: unescape(name),
+        })
+    })
+}
+
+/// `maps` and `mountinfo` write some bytes of a path as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, others @ ..] = rest {
+        let octal = others.get(..3).filter(|digits| {
+            *first == b'\\' && digits[0] <= b'3' && digits.iter().all(|d| (b'0'..=b'7').contains(d))
+        });
+        match octal {
+            Some(digits) => {
+                bytes.push(
+                    digits
+                        .iter()
+                        .fold(0, |value, digit| value * 8 + (digit - b'0')),
+                );
+                rest = &others[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = others;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A value in KiB of `/proc/PID/smaps_rollup`, as bytes.
+pub(super) fn rollup(text: &str, name: &str) -> Option<u64> {
+    let rest = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Number of established connections in `/proc/PID/net/tcp` or `tcp6`.
+pub(super) fn established(table: &str) -> u32 {
+    const ESTABLISHED: &str = "01";
+    let count = table
+        .lines()
+        .skip(1)
+        .filter(|line| line.split_whitespace().nth(3) == Some(ESTABLISHED))
+        .count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// The number in `socket:[123]` and the like.
+pub(super) fn inode_of(link: &str, kind: &str) -> Option<u64> {
+    link.strip_prefix(kind)?
+        .strip_prefix(":[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const STATUS: &str = "Name:\tsh\nState:\tS (sleeping)\nTgid:\t70\nNgid:\t0\nPid:\t70\nPPid:\t1\n\
+         TracerPid:\t0\nUid:\t0\t0\t0\t0\nThreads:\t3\nNSpid:\t70\t1\n";
+
+    #[test]
+    fn a_status() {
+        let expected = Status {
+            state: 'S',
+            parent: 1,
+            tracer: 0,
+            threads: 3,
+            ids: vec![70, 1],
+        };
+        assert_eq!(status(STATUS), Some(expected));
+        assert_eq!(status(&STATUS.replace("Threads:\t3", "Threads:\tx")), None);
+        assert_eq!(status(""), None);
+    }
+
+    #[test]
+    fn mounts() {
+        let text = "124 99 0:39 / / rw,relatime - overlay overlay rw\n\
+             125 124 0:44 / /proc rw - proc proc rw\nnonsense\n";
+        assert_eq!(mount_ids(text), BTreeSet::from([124, 125]));
+    }
+
+    #[test]
+    fn descriptors() {
+        let info =
+            |flags| descriptor_info(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t17\nino:\t5\n"));
+        assert_eq!(
+            info("0100000"),
+            Some(DescriptorInfo {
+                mount: 17,
+                writable: false
+            })
+        );
+        assert_eq!(
+            info("0100001"),
+            Some(DescriptorInfo {
+                mount: 17,
+                writable: true
+            })
+        );
+        assert_eq!(
+            info("0102002"),
+            Some(DescriptorInfo {
+                mount: 17,
+                writable: true
+            })
+        );
+        assert!(
+            !info("012000002").unwrap().writable,
+            "O_PATH gives no access"
+        );
+        assert_eq!(info("9"), None);
+    }
+
+    #[test]
+    fn maps_with_blanks_and_escapes() {
+        let text = "7f00-7f01 rw-s 00000000 fe:00 123                        /srv/a b\\012c (deleted)\n\
+             7f02-7f03 r-xp 00001000 fe:00 124   /bin/sh\n\
+             7f04-7f05 rw-p 00000000 00:00 0 \n\
+             7f06-7f07 rw-p 00000000 00:00 0                          [heap]\n";
+        let found: Vec<_> = mappings(text).collect();
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[0].name, "/srv/a b\nc (deleted)");
+        assert!(found[0].shared && found[0].writable);
+        assert!(!found[1].shared && !found[1].writable);
+        assert_eq!(found[2].name, "[heap]");
+        assert_eq!(unescape("\\777\\12"), "\\777\\12");
+    }
+
+    #[test]
+    fn numbers() {
+        let text = "00400000-7fff rollup\nRss:  2000 kB\nPss_Shmem:   4 kB\nAnonymous:  12 kB\n";
+        assert_eq!(rollup(text, "Anonymous"), Some(12 * 1024));
+        assert_eq!(rollup(text, "Swap"), None);
+        assert_eq!(inode_of("socket:[46773]", "socket"), Some(46773));
+        assert_eq!(inode_of("pipe:[46773]", "socket"), None);
+        let table =
+            "  sl  local_address rem_address   st\n   0: 00:1 00:0 0A 0\n   1: 00:1 00:2 01 0\n";
+        assert_eq!(established(table), 1);
+    }
+}
