@@ -4,4 +4,6 @@
 
 pub mod agent;
 pub mod client;
+pub mod http;
+pub mod peer;
 pub mod problem;

@@ -1,0 +1,179 @@
+//! The peer API: what Coordinators ask of each other, as JSON over HTTP/1.1 and mutual TLS 1.3.
+//! Who asks is read from the certificate, never from a message.
+//!
+//! | method and path | request | response | served by |
+//! | --- | --- | --- | --- |
+//! | `GET /peer/v1/hello` | | [`Hello`] | both |
+//! | `POST /peer/v1/migrations/{id}/reserve` | [`ReserveRequest`] | [`ReserveAnswer`] | destination |
+//! | `POST /peer/v1/migrations/{id}/renew` | `{}` | [`View`] the lease begins anew | destination |
+//! | `POST /peer/v1/migrations/{id}/create` | `{}` | [`CreateAnswer`] | destination |
+//! | `POST /peer/v1/migrations/{id}/restore` | [`RestoreRequest`] | [`RestoreAnswer`] | destination |
+//! | `POST /peer/v1/migrations/{id}/commit` | `{}` | [`CommitAnswer`] | destination |
+//! | `POST /peer/v1/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
+//! | `POST /peer/v1/migrations/{id}/close` | `{}` | `{}` | destination |
+//! | `GET /peer/v1/migrations/{id}` | | [`View`]; 404 when unknown | destination |
+//! | `GET /peer/v1/decisions/{id}` | | [`DecisionAnswer`] | source |
+//!
+//! Every request may be repeated: an answer that was lost is given again. Unknown fields are
+//! rejected on both sides, so a message means the same to both or is refused; what the two speak
+//! is agreed on with [`Hello`] first.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_core::id::SystemName;
+use ums_core::preflight::Refusal;
+
+/// Versions of this API that this program speaks.
+pub const VERSIONS: [u32; 1] = [1];
+
+/// Application protocol in the TLS handshake.
+pub const ALPN: &[u8] = b"http/1.1";
+
+/// The largest body of a request or an answer, bytes: facts and a Specification with a long
+/// environment fit many times over.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Who answers, and what it is like there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    // Fields may be added here by later versions: it is what tells the versions.
+    /// Versions it speaks.
+    pub versions: Vec<u32>,
+    /// The system.
+    pub system: SystemName,
+    /// Version of its program.
+    pub program: String,
+    /// Whether its policy lets the asking system send services to it.
+    pub you_may_send: bool,
+    /// Its node; `None` while its Migration Interface does not answer.
+    pub facts: Option<NodeFacts>,
+}
+
+/// Asks for a reservation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReserveRequest {
+    /// The node it comes from.
+    pub source: NodeFacts,
+    /// The service, with its Specification.
+    pub service: ServiceFacts,
+}
+
+/// Whether a reservation was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReserveAnswer {
+    /// Why not; empty when it was.
+    pub refusals: Vec<Refusal>,
+    /// How long it lives without a word from the source, milliseconds.
+    pub lease_ms: u64,
+}
+
+/// The container stands, and data may be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateAnswer {
+    /// Port of the data path, at the peer's address.
+    pub data_port: u16,
+    /// One-time permit.
+    pub permit: String,
+    /// Whether the image has to be sent.
+    pub image_needed: bool,
+    /// Where the service will answer, for each published port.
+    pub endpoints: Vec<SocketAddr>,
+    /// How long the destination took, microseconds, so that the source can tell its own time from
+    /// the network's.
+    pub processing_us: u64,
+}
+
+/// All is delivered: restore it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// BLAKE3 over the stream, as the source's agent knows it.
+    pub digest: String,
+}
+
+/// *Prepared*: restored, held, and durably so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreAnswer {
+    /// Digest of the stream it was restored from.
+    pub digest: String,
+    /// How long the destination took, microseconds.
+    pub processing_us: u64,
+}
+
+/// The service executes at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitAnswer {
+    /// How long the destination took for this answer, microseconds.
+    pub processing_us: u64,
+    /// How long the service had been executing when this answer was sent, microseconds. A repeated
+    /// answer says more, so the moment of the first instruction is known whichever answer arrives.
+    pub running_for_us: u64,
+}
+
+/// How far the destination is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// Name of the receiver's state.
+    pub state: String,
+}
+
+/// What the source has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// It has committed: run the service.
+    Committed,
+    /// It has not and never will: discard. Also the answer for an id it does not know.
+    Abandoned,
+    /// It may do either: wait.
+    Undecided,
+}
+
+/// Answers the question for a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecisionAnswer {
+    /// The decision.
+    pub decision: Decision,
+}
+
+/// A request without content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+/// Paths, so that both sides agree.
+pub mod paths {
+    use ums_core::id::MigrationId;
+
+    /// `GET`: who answers.
+    pub const HELLO: &str = "/peer/v1/hello";
+    /// One operation of a migration, as a route pattern.
+    pub const OPERATION_ROUTE: &str = "/peer/v1/migrations/{id}/{operation}";
+    /// One migration, as a route pattern.
+    pub const MIGRATION_ROUTE: &str = "/peer/v1/migrations/{id}";
+    /// A decision, as a route pattern.
+    pub const DECISION_ROUTE: &str = "/peer/v1/decisions/{id}";
+
+    /// `/peer/v1/migrations/{id}/{operation}`
+    pub fn operation(id: MigrationId, operation: &str) -> String {
+        format!("/peer/v1/migrations/{id}/{operation}")
+    }
+
+    /// `/peer/v1/migrations/{id}`
+    pub fn migration(id: MigrationId) -> String {
+        format!("/peer/v1/migrations/{id}")
+    }
+
+    /// `/peer/v1/decisions/{id}`
+    pub fn decision(id: MigrationId) -> String {
+        format!("/peer/v1/decisions/{id}")
+    }
+}
