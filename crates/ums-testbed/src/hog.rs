@@ -57,7 +57,9 @@ impl Request {
 
     /// The request of that word.
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Status, Self::Reset, Self::Verify].into_iter().find(|known| known.word() == word)
+        [Self::Status, Self::Reset, Self::Verify]
+            .into_iter()
+            .find(|known| known.word() == word)
     }
 }
 
@@ -69,7 +71,10 @@ pub fn ask(address: SocketAddr, request: Request) -> Result<Status> {
     stream.write_all(format!("{}\n", request.word()).as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
-    ensure!(!line.is_empty(), "the hog at {address} closed the connection unanswered");
+    ensure!(
+        !line.is_empty(),
+        "the hog at {address} closed the connection unanswered"
+    );
     serde_json::from_str(&line).with_context(|| format!("the hog answered `{}`", line.trim()))
 }
 
@@ -80,7 +85,11 @@ pub struct Words(u64);
 impl Words {
     /// The stream of this seed; zero would yield nothing but zeros and is replaced.
     pub fn new(seed: u64) -> Self {
-        Self(if seed == 0 { 0x9E37_79B9_7F4A_7C15 } else { seed })
+        Self(if seed == 0 {
+            0x9E37_79B9_7F4A_7C15
+        } else {
+            seed
+        })
     }
 
     /// The next word.
@@ -141,7 +150,10 @@ mod tests {
 
     #[test]
     fn words_can_be_made_again_and_do_not_compress() {
-        let words = |seed| { let mut words = Words::new(seed); (0..4096).map(move |_| words.word()) };
+        let words = |seed| {
+            let mut words = Words::new(seed);
+            (0..4096).map(move |_| words.word())
+        };
         assert!(words(7).eq(words(7)));
         let distinct: std::collections::BTreeSet<u64> = words(7).collect();
         assert_eq!(distinct.len(), 4096);

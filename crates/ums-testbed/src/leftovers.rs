@@ -54,14 +54,20 @@ impl Marks {
     /// Marks for a testbed that has no process yet.
     pub fn new(id: &str) -> Self {
         let namespaces = BTreeSet::new();
-        Self { id: id.to_owned(), namespaces }
+        Self {
+            id: id.to_owned(),
+            namespaces,
+        }
     }
 
     /// Remembers the namespaces of these processes, except those of this process itself.
     pub fn remember(&mut self, pids: &[i32]) {
         let own = own_namespaces();
-        let all = pids.iter().flat_map(|pid| NAMESPACES.map(|kind| namespace_of(*pid, kind)));
-        self.namespaces.extend(all.flatten().filter(|namespace| !own.contains(namespace)));
+        let all = pids
+            .iter()
+            .flat_map(|pid| NAMESPACES.map(|kind| namespace_of(*pid, kind)));
+        self.namespaces
+            .extend(all.flatten().filter(|namespace| !own.contains(namespace)));
     }
 }
 
@@ -69,13 +75,39 @@ impl Marks {
 pub fn leftovers(before: &Snapshot, marks: &Marks, nft: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let now = Snapshot::take(nft);
-    found.extend(now.links.difference(&before.links).map(|name| format!("network link {name}")));
-    found.extend(now.tables.difference(&before.tables).map(|name| format!("nft {name}")));
+    found.extend(
+        now.links
+            .difference(&before.links)
+            .map(|name| format!("network link {name}")),
+    );
+    found.extend(
+        now.tables
+            .difference(&before.tables)
+            .map(|name| format!("nft {name}")),
+    );
     let bears_id = |text: &&String| text.contains(&marks.id);
-    found.extend(now.netns.difference(&before.netns).filter(bears_id).map(|n| format!("netns {n}")));
-    found.extend(now.mounts.difference(&before.mounts).filter(bears_id).map(|m| format!("mount {m}")));
-    found.extend(cgroups(&marks.id).into_iter().map(|path| format!("cgroup {}", path.display())));
-    found.extend(processes(marks).into_iter().map(|(pid, name)| format!("process {pid} {name}")));
+    found.extend(
+        now.netns
+            .difference(&before.netns)
+            .filter(bears_id)
+            .map(|n| format!("netns {n}")),
+    );
+    found.extend(
+        now.mounts
+            .difference(&before.mounts)
+            .filter(bears_id)
+            .map(|m| format!("mount {m}")),
+    );
+    found.extend(
+        cgroups(&marks.id)
+            .into_iter()
+            .map(|path| format!("cgroup {}", path.display())),
+    );
+    found.extend(
+        processes(marks)
+            .into_iter()
+            .map(|(pid, name)| format!("process {pid} {name}")),
+    );
     let directory = crate::testbed::directory_of(&marks.id);
     if directory.exists() {
         found.push(format!("directory {}", directory.display()));
@@ -89,7 +121,9 @@ pub fn processes(marks: &Marks) -> BTreeMap<i32, String> {
     let mut found = BTreeMap::new();
     for pid in tools::processes().into_keys().filter(|pid| *pid != own) {
         let inside = NAMESPACES.iter().filter_map(|kind| namespace_of(pid, kind));
-        let inside = inside.into_iter().any(|namespace| marks.namespaces.contains(&namespace));
+        let inside = inside
+            .into_iter()
+            .any(|namespace| marks.namespaces.contains(&namespace));
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let marked = [&command, &environment]
@@ -129,11 +163,17 @@ pub fn remove_cgroups(id: &str) {
 
 /// The testbed's cgroups in all hierarchies, each before those below it.
 fn cgroups(id: &str) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> =
-        hierarchies().into_iter().map(|root| root.join("ums").join(id)).filter(|p| p.exists()).collect();
+    let mut found: Vec<PathBuf> = hierarchies()
+        .into_iter()
+        .map(|root| root.join("ums").join(id))
+        .filter(|p| p.exists())
+        .collect();
     let mut at = 0;
     while at < found.len() {
-        let below = std::fs::read_dir(&found[at]).into_iter().flatten().flatten();
+        let below = std::fs::read_dir(&found[at])
+            .into_iter()
+            .flatten()
+            .flatten();
         let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
         let shallow = |path: &PathBuf| path.components().count() <= 4 + CGROUP_DEPTH_MAX;
@@ -146,13 +186,20 @@ fn cgroups(id: &str) -> Vec<PathBuf> {
 fn hierarchies() -> Vec<PathBuf> {
     let mut all = vec![PathBuf::from(CGROUPS)];
     let entries = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-    all.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    all.extend(
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir()),
+    );
     all
 }
 
 fn own_namespaces() -> BTreeSet<String> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    NAMESPACES.iter().filter_map(|kind| namespace_of(own, kind)).collect()
+    NAMESPACES
+        .iter()
+        .filter_map(|kind| namespace_of(own, kind))
+        .collect()
 }
 
 fn links() -> BTreeSet<String> {
@@ -165,9 +212,14 @@ fn tables(nft: &Path) -> BTreeSet<String> {
 
 fn names_in(directory: &str) -> BTreeSet<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 fn lines(text: Option<String>) -> BTreeSet<String> {
-    text.unwrap_or_default().lines().map(str::to_owned).collect()
+    text.unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }

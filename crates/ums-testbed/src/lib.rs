@@ -15,3 +15,4 @@ pub mod rootfs;
 pub mod system;
 pub mod testbed;
 pub mod tools;
+pub mod workload;

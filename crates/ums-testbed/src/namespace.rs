@@ -26,19 +26,52 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the namespaces; `mounts` are directories that get a tmpfs of their own inside.
-    pub fn create(tools: &Tools, name: &str, mounts: &[&Path]) -> Result<Self> {
+    /// Makes the namespaces; `mounts` are directories that get a tmpfs of their own inside, and
+    /// what looks like the root of every cgroup hierarchy inside is `cgroup`.
+    pub fn create(
+        tools: &Tools,
+        name: &str,
+        mounts: &[&Path],
+        cgroup: Option<&str>,
+    ) -> Result<Self> {
         let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-        command.arg(tools.own("ums-system-init")?).args(mounts).current_dir("/");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut holder = command.spawn().context("cannot start unshare: is it in PATH?")?;
+        command.args([
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--",
+        ]);
+        command
+            .arg(tools.own("ums-system-init")?)
+            .args(mounts)
+            .current_dir("/");
+        command.args(cgroup.map(|path| format!("cgroup:{path}")));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut holder = command
+            .spawn()
+            .context("cannot start unshare: is it in PATH?")?;
         let mut ready = String::new();
-        let stdout = holder.stdout.take().context("unshare has no standard output")?;
+        let stdout = holder
+            .stdout
+            .take()
+            .context("unshare has no standard output")?;
         BufReader::new(stdout).read_line(&mut ready)?;
         // From here on dropping `namespace` ends what was started.
-        let mut namespace = Self { name: name.to_owned(), holder, init: 0 };
-        ensure!(ready.trim() == "ready", "the init of {name} did not start: see above");
+        let mut namespace = Self {
+            name: name.to_owned(),
+            holder,
+            init: 0,
+        };
+        ensure!(
+            ready.trim() == "ready",
+            "the init of {name} did not start: see above"
+        );
         let holder = i32::try_from(namespace.holder.id())?;
         let init = children_of(holder).first().copied();
         namespace.init = init.with_context(|| format!("the init of {name} is gone"))?;
@@ -59,7 +92,14 @@ impl Namespace {
     /// A command that will run inside; standard input is empty unless set otherwise.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"]);
+        command.args([
+            "--target",
+            &self.init.to_string(),
+            "--net",
+            "--mount",
+            "--pid",
+            "--",
+        ]);
         command.arg(program).current_dir("/").stdin(Stdio::null());
         command
     }
@@ -76,21 +116,27 @@ impl Namespace {
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| self.enter_network().and_then(|()| work()));
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// The processes inside, as seen from here: the init and all that descends from it or was
     /// brought in.
     pub fn members(&self) -> Vec<i32> {
-        let Some(own) = namespace_of(self.init, "pid_for_children") else { return Vec::new() };
+        let Some(own) = namespace_of(self.init, "pid_for_children") else {
+            return Vec::new();
+        };
         let all = crate::tools::processes();
         let inside = |pid: &i32| namespace_of(*pid, "pid").as_ref() == Some(&own);
         let mut members: Vec<i32> = all.keys().copied().filter(inside).collect();
         // Containers have PID namespaces below: they descend from members.
         let mut at = 0;
         while at < members.len() {
-            let found = all.iter().filter(|(pid, parent)| **parent == members[at] && !members.contains(pid));
+            let found = all
+                .iter()
+                .filter(|(pid, parent)| **parent == members[at] && !members.contains(pid));
             let found: Vec<i32> = found.map(|(pid, _)| *pid).collect();
             members.extend(found);
             at += 1;
@@ -107,7 +153,10 @@ impl Namespace {
         });
         if ended.is_err() {
             for init in children_of(holder) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), nix::sys::signal::SIGKILL);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(init),
+                    nix::sys::signal::SIGKILL,
+                );
             }
             self.holder.kill()?;
             self.holder.wait()?;

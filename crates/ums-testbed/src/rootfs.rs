@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use crate::tools::text;
 
 /// Directories that programs and container runtimes expect.
-const DIRECTORIES: [&str; 9] =
-    ["bin", "data", "dev", "etc", "proc", "run", "sys", "tmp", "var"];
+const DIRECTORIES: [&str; 9] = [
+    "bin", "data", "dev", "etc", "proc", "run", "sys", "tmp", "var",
+];
 
 /// Makes a root filesystem at `directory` with these programs in `/bin` and their libraries
 /// where the host has them.
@@ -21,12 +22,20 @@ pub fn minimal(directory: &Path, programs: &[&Path]) -> Result<()> {
             .with_context(|| format!("cannot create {name} in {}", directory.display()))?;
     }
     std::fs::set_permissions(directory.join("tmp"), PermissionsExt::from_mode(0o1777))?;
-    std::fs::write(directory.join("etc/passwd"), "root:x:0:0:root:/:/bin/false\n")?;
+    std::fs::write(
+        directory.join("etc/passwd"),
+        "root:x:0:0:root:/:/bin/false\n",
+    )?;
     std::fs::write(directory.join("etc/group"), "root:x:0:\n")?;
-    std::fs::write(directory.join("etc/nsswitch.conf"), "passwd: files\nhosts: files\n")?;
+    std::fs::write(
+        directory.join("etc/nsswitch.conf"),
+        "passwd: files\nhosts: files\n",
+    )?;
     std::fs::write(directory.join("etc/hosts"), "127.0.0.1 localhost\n")?;
     for program in programs {
-        let name = program.file_name().with_context(|| format!("{} is no file", program.display()))?;
+        let name = program
+            .file_name()
+            .with_context(|| format!("{} is no file", program.display()))?;
         copy(program, &directory.join("bin").join(name))?;
         for library in libraries(program)? {
             let inside = library.strip_prefix("/").unwrap_or(&library);
@@ -41,18 +50,27 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Daemons lie where an ordinary user's PATH does not lead.
     let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(extra).map(|dir| dir.join(name));
-    found.into_iter().find(|path| path.is_file()).with_context(|| {
-        format!("`{name}` is not installed: run `cargo xtask setup`")
-    })
+    let found = std::env::split_paths(&path)
+        .chain(extra)
+        .map(|dir| dir.join(name));
+    found
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("`{name}` is not installed: run `cargo xtask setup`"))
 }
 
 /// The shared libraries of a program and its dynamic loader.
 fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let list = text(Command::new("ldd").arg(program))
         .with_context(|| format!("cannot find the libraries of {}", program.display()))?;
-    ensure!(!list.contains("not found"), "{} lacks a library:\n{list}", program.display());
-    let paths = list.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    ensure!(
+        !list.contains("not found"),
+        "{} lacks a library:\n{list}",
+        program.display()
+    );
+    let paths = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(PathBuf::from).collect())
 }
 
@@ -76,6 +94,10 @@ mod tests {
     fn a_program_comes_with_its_loader() {
         let shell = program("sh").expect("every machine has a shell");
         let libraries = libraries(&shell).expect("its libraries");
-        assert!(libraries.iter().any(|path| path.to_string_lossy().contains("ld-linux")));
+        assert!(
+            libraries
+                .iter()
+                .any(|path| path.to_string_lossy().contains("ld-linux"))
+        );
     }
 }

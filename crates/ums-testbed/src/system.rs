@@ -38,10 +38,13 @@ impl System {
         let directory = parent.join(name);
         let run = directory.join("run");
         for path in [&directory, &run, &directory.join("state")] {
-            std::fs::create_dir(path).with_context(|| format!("cannot create {}", path.display()))?;
+            std::fs::create_dir(path)
+                .with_context(|| format!("cannot create {}", path.display()))?;
         }
         // `/run` too: what programs keep there under fixed names must not meet the other system's.
-        let namespace = Namespace::create(tools, name, &[Path::new("/run"), &run])?;
+        let cgroup = format!("/ums/{testbed}/{name}");
+        let mounts = [Path::new("/run"), &run];
+        let namespace = Namespace::create(tools, name, &mounts, Some(&cgroup))?;
         Ok(Self {
             name: name.to_owned(),
             testbed: testbed.to_owned(),
@@ -93,12 +96,7 @@ impl System {
         self.directory.join("ums.toml")
     }
 
-    /// The cgroup below which its services live.
-    pub fn cgroup(&self) -> String {
-        format!("/ums/{}/{}", self.testbed, self.name)
-    }
-
-    /// A command inside, with the bundle's programs first in PATH.
+    /// A command inside, marked as this testbed's.
     pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.namespace.command(program);
         command.env("UMS_TESTBED", &self.testbed);
@@ -115,13 +113,38 @@ impl System {
     /// Runs `ums` inside and waits for it.
     pub fn ums(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = self.ums_command(arguments);
-        command.output().with_context(|| format!("cannot start `ums {}`", arguments.join(" ")))
+        command
+            .output()
+            .with_context(|| format!("cannot start `ums {}`", arguments.join(" ")))
     }
 
     /// Runs `ums` inside; failure is an error that shows what it said.
     pub fn ums_ok(&self, arguments: &[&str]) -> Result<String> {
         let text = crate::tools::text(&mut self.ums_command(arguments));
         text.with_context(|| format!("on system {}", self.name))
+    }
+
+    /// The commands that make certificates come before there is a configuration.
+    fn ums_without_config(&self, arguments: &[&str]) -> Result<String> {
+        crate::tools::text(self.exec(self.tools.ums()).args(arguments))
+    }
+
+    /// Writes the configuration: directories and addresses of its own, defaults for the rest.
+    fn configure(&self) -> Result<()> {
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let text = format!(
+            "system = \"{}\"\nstate_dir = {}\nrun_dir = {}\nlisten = \"{}:{PEER_PORT}\"\n\
+             advertise = \"{}\"\nbundle = {}\nbin_dir = {}\n",
+            self.name,
+            quoted(&self.state_dir()),
+            quoted(&self.run_dir()),
+            self.ip,
+            self.ip,
+            quoted(self.tools.bundle()),
+            quoted(self.tools.bin_dir()),
+        );
+        std::fs::write(self.config(), text)
+            .with_context(|| format!("cannot write {}", self.config().display()))
     }
 
     /// Starts the Coordinator and waits until it answers.
@@ -137,10 +160,16 @@ impl System {
             if let Some(Ok(Some(status))) = self.coordinator.as_mut().map(Child::try_wait) {
                 return Some(Err(anyhow::anyhow!("`ums serve` ended ({status})")));
             }
-            self.ums(&["list", "--json"]).is_ok_and(|out| out.status.success()).then_some(Ok(()))
+            self.ums(&["list", "--json"])
+                .is_ok_and(|out| out.status.success())
+                .then_some(Ok(()))
         });
         started.and_then(|outcome| outcome).with_context(|| {
-            format!("the Coordinator of {} does not answer; it said:\n{}", self.name, self.said())
+            format!(
+                "the Coordinator of {} does not answer; it said:\n{}",
+                self.name,
+                self.said()
+            )
         })
     }
 
@@ -176,7 +205,27 @@ impl System {
 }
 
 /// Makes certificates, starts both Coordinators and makes them known to each other.
-pub(crate) fn introduce(a: &mut System, b: &mut System) -> Result<()> {
-    let _ = (a, b);
-    bail!("not yet")
+pub(crate) fn introduce(authority: &Path, systems: [&mut System; 2]) -> Result<()> {
+    let directory = authority.display().to_string();
+    systems[0].ums_without_config(&["ca", "init", "--dir", &directory])?;
+    let known = [0, 1].map(|index| (systems[index].name.clone(), systems[index].ip));
+    for (system, (peer, ip)) in systems.into_iter().zip(known.into_iter().rev()) {
+        system.configure()?;
+        let (pki, own) = (system.state_dir().join("pki"), system.ip.to_string());
+        let out = pki.display().to_string();
+        let name = system.name.clone();
+        let issue = [
+            "ca", "issue", &name, "--dir", &directory, "--ip", &own, "--out", &out,
+        ];
+        system.ums_without_config(&issue)?;
+        system.ums_ok(&[
+            "peer",
+            "add",
+            &peer,
+            "--address",
+            &format!("{ip}:{PEER_PORT}"),
+        ])?;
+        system.start_coordinator()?;
+    }
+    Ok(())
 }

@@ -17,6 +17,8 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
 
 use ums_core::report::MigrationReport;
 
@@ -47,6 +49,9 @@ const QUEUE: &str = "20ms";
 /// Longest wait for processes to be gone after they were killed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What every id begins with.
+const PREFIX: &str = "ums-testbed-";
+
 /// What a testbed shall be like.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -56,7 +61,9 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { rate_mbit: Some(1000) }
+        Self {
+            rate_mbit: Some(1000),
+        }
     }
 }
 
@@ -77,15 +84,23 @@ pub struct Testbed {
 impl Testbed {
     /// Makes the systems and their links; nothing of ours runs in them yet.
     pub fn create(tools: &Tools, plan: &Plan) -> Result<Self> {
+        sweep();
         let id = new_id();
         let before = Snapshot::take(&tools.bundled("nft"));
         let directory = Directory::create(&id)?;
         let [a, b] = ["a", "b"].map(|name| System::create(tools, &id, directory.path(), name));
         let (a, b) = (a?.at(PEER[0]), b?.at(PEER[1]));
-        let world = Namespace::create(tools, "world", &[])?;
+        let world = Namespace::create(tools, "world", &[], None)?;
         directory.keep();
         let marks = Marks::new(&id);
-        let testbed = Self { a, b, world, tools: tools.clone(), before, marks };
+        let testbed = Self {
+            a,
+            b,
+            world,
+            tools: tools.clone(),
+            before,
+            marks,
+        };
         testbed.link(plan).context("cannot join the systems")?;
         Ok(testbed)
     }
@@ -107,12 +122,17 @@ impl Testbed {
 
     /// The system of that name.
     pub fn system(&self, name: &str) -> &System {
-        if name == self.b.name() { &self.b } else { &self.a }
+        if name == self.b.name() {
+            &self.b
+        } else {
+            &self.a
+        }
     }
 
     /// Makes certificates, starts both Coordinators and makes them known to each other.
     pub fn start_coordinators(&mut self) -> Result<()> {
-        crate::system::introduce(&mut self.a, &mut self.b)
+        let authority = self.directory().join("ca");
+        crate::system::introduce(&authority, [&mut self.a, &mut self.b])
     }
 
     /// Moves a service with `ums migrate` and returns its report, whatever the outcome.
@@ -129,14 +149,21 @@ impl Testbed {
         let (said, object) = (String::from_utf8_lossy(&output.stderr), &output.stdout);
         serde_json::from_slice(object).with_context(|| {
             let object = String::from_utf8_lossy(object);
-            format!("`ums migrate` gave no report ({}): {object}\n{said}", output.status)
+            format!(
+                "`ums migrate` gave no report ({}): {object}\n{said}",
+                output.status
+            )
         })
     }
 
     /// Ends and removes everything; returns what is left all the same.
     pub fn remove(mut self) -> Result<Vec<String>> {
         self.clean()?;
-        Ok(leftovers::leftovers(&self.before, &self.marks, &self.tools.bundled("nft")))
+        Ok(leftovers::leftovers(
+            &self.before,
+            &self.marks,
+            &self.tools.bundled("nft"),
+        ))
     }
 
     fn clean(&mut self) -> Result<()> {
@@ -165,13 +192,26 @@ impl Testbed {
             if let Some(rate) = plan.rate_mbit {
                 let mut tc = system.command("tc");
                 tc.args(["qdisc", "add", "dev", PEER_LINK, "root", "tbf"]);
-                tc.args(["rate", &format!("{rate}mbit"), "burst", BURST, "latency", QUEUE]);
+                tc.args([
+                    "rate",
+                    &format!("{rate}mbit"),
+                    "burst",
+                    BURST,
+                    "latency",
+                    QUEUE,
+                ]);
                 run(&mut tc)?;
             }
             let door = format!("to-{}", system.name());
-            join((&self.world, &door, WORLD[index]), (system, "world0", DOOR[index]))?;
+            join(
+                (&self.world, &door, WORLD[index]),
+                (system, "world0", DOOR[index]),
+            )?;
             let (to, via) = (format!("{}/32", PEER[index]), DOOR[index].to_string());
-            run(self.world.command("ip").args(["route", "add", &to, "via", &via]))?;
+            run(self
+                .world
+                .command("ip")
+                .args(["route", "add", &to, "via", &via]))?;
         }
         Ok(())
     }
@@ -197,10 +237,14 @@ type End<'a> = (&'a Namespace, &'a str, Ipv4Addr);
 fn join(near: End<'_>, far: End<'_>) -> Result<()> {
     let mut link = Command::new("nsenter");
     link.args(["--target", &near.0.init().to_string(), "--net", "--"]);
-    link.args(["ip", "link", "add", near.1, "type", "veth", "peer", "name", far.1]);
+    link.args([
+        "ip", "link", "add", near.1, "type", "veth", "peer", "name", far.1,
+    ]);
     run(link.args(["netns", &far.0.init().to_string()]))?;
     for (namespace, name, address) in [near, far] {
-        run(namespace.command("ip").args(["addr", "add", &format!("{address}/30"), "dev", name]))?;
+        run(namespace
+            .command("ip")
+            .args(["addr", "add", &format!("{address}/30"), "dev", name]))?;
         run(namespace.command("ip").args(["link", "set", name, "up"]))?;
     }
     Ok(())
@@ -210,8 +254,76 @@ fn join(near: End<'_>, far: End<'_>) -> Result<()> {
 fn new_id() -> String {
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("ums-testbed-{:x}-{:x}-{count}", now.as_millis(), std::process::id())
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    format!(
+        "{PREFIX}{:x}-{:x}-{count}",
+        now.as_millis(),
+        std::process::id()
+    )
+}
+
+/// Removes testbeds whose maker was killed before it could.
+fn sweep() {
+    let entries = std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for id in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let maker = maker_of(&id);
+        if maker.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            abandon(&id);
+        }
+    }
+}
+
+/// Ends and removes a testbed knowing no more than its id; for when there is no time to drop it.
+pub fn abandon(id: &str) {
+    let marks = Marks::new(id);
+    let gone = wait_for("the end of all processes", PATIENCE, || {
+        leftovers::thaw(id);
+        let left = leftovers::processes(&marks);
+        for pid in left.keys() {
+            let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        left.is_empty().then_some(())
+    });
+    leftovers::remove_cgroups(id);
+    if let Err(error) = gone.and_then(|()| remove_directory(&directory_of(id))) {
+        eprintln!("cannot remove the testbed {id}: {error:#}");
+    }
+}
+
+/// Abandons this process's testbeds when it is told to end by a signal.
+///
+/// To be called before the first thread is started: the others inherit that they do not take
+/// these signals.
+pub fn remove_on_signal() -> Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("cannot block signals")?;
+    std::thread::spawn(move || {
+        let Ok(signal) = signals.wait() else { return };
+        eprintln!("{signal}: removing what was made");
+        let entries = std::fs::read_dir(std::env::temp_dir())
+            .into_iter()
+            .flatten()
+            .flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        ids.filter(|id| maker_of(id) == Some(std::process::id()))
+            .for_each(|id| abandon(&id));
+        std::process::exit(128 + signal as i32);
+    });
+    Ok(())
+}
+
+/// The process that made the testbed with this id; `None` when it is no testbed's id.
+fn maker_of(id: &str) -> Option<u32> {
+    let mut parts = id.strip_prefix(PREFIX)?.split('-');
+    u32::from_str_radix(parts.nth(1)?, 16).ok()
 }
 
 /// A directory that goes away unless it is kept: nothing may stay when a system can't be made.
@@ -247,7 +359,26 @@ fn remove_directory(path: &Path) -> Result<()> {
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     // Deleting through a mount would delete what is mounted.
-    let mounted = mounts.lines().any(|line| line.contains(&*path.to_string_lossy()));
-    ensure!(!mounted, "something is still mounted below {}", path.display());
+    let mounted = mounts
+        .lines()
+        .any(|line| line.contains(&*path.to_string_lossy()));
+    ensure!(
+        !mounted,
+        "something is still mounted below {}",
+        path.display()
+    );
     std::fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_tells_its_maker_and_no_two_are_alike() {
+        let (one, other) = (new_id(), new_id());
+        assert_ne!(one, other);
+        assert_eq!(maker_of(&one), Some(std::process::id()));
+        assert_eq!(maker_of("something-else"), None);
+    }
 }

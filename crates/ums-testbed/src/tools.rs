@@ -28,7 +28,10 @@ impl Tools {
         let bin_dir = std::env::var_os("UMS_BIN_DIR").map_or_else(|| own.clone(), PathBuf::from);
         let fallback = || own.parent().unwrap_or(&own).join("ums-bundle");
         let bundle = std::env::var_os("UMS_BUNDLE").map_or_else(fallback, PathBuf::from);
-        Ok(Self { bin_dir: std::path::absolute(bin_dir)?, bundle: std::path::absolute(bundle)? })
+        Ok(Self {
+            bin_dir: std::path::absolute(bin_dir)?,
+            bundle: std::path::absolute(bundle)?,
+        })
     }
 
     /// Directory of `ums`, `ums-agent` and the others.
@@ -50,7 +53,11 @@ impl Tools {
     /// this program even when the programs under test do not.
     pub fn own(&self, name: &str) -> Result<PathBuf> {
         let path = own_dir()?.join(name);
-        ensure!(path.exists(), "{} is missing: build it with `cargo build -p ums-testbed --bins`", path.display());
+        ensure!(
+            path.exists(),
+            "{} is missing: build it with `cargo build -p ums-testbed --bins`",
+            path.display()
+        );
         Ok(path)
     }
 
@@ -66,16 +73,23 @@ impl Tools {
         }
         if !self.bundled("criu").exists() {
             let at = self.bundle.display();
-            return Some(format!("no checkpoint/restore bundle at {at}: run `cargo xtask bundle`"));
+            return Some(format!(
+                "no checkpoint/restore bundle at {at}: run `cargo xtask bundle`"
+            ));
         }
         let needed = ["ums", "ums-agent", "ums-frontman"];
-        let missing: Vec<&str> =
-            needed.into_iter().filter(|name| !self.bin_dir.join(name).exists()).collect();
+        let missing: Vec<&str> = needed
+            .into_iter()
+            .filter(|name| !self.bin_dir.join(name).exists())
+            .collect();
         if missing.is_empty() {
             return None;
         }
         let at = self.bin_dir.display();
-        Some(format!("{} not in {at}: build the workspace or set UMS_BIN_DIR", missing.join(", ")))
+        Some(format!(
+            "{} not in {at}: build the workspace or set UMS_BIN_DIR",
+            missing.join(", ")
+        ))
     }
 }
 
@@ -84,7 +98,11 @@ fn own_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("cannot find this program's own path")?;
     let dir = exe.parent().context("this program lies in no directory")?;
     let in_deps = dir.file_name().is_some_and(|name| name == "deps");
-    Ok(if in_deps { dir.parent().unwrap_or(dir).to_path_buf() } else { dir.to_path_buf() })
+    Ok(if in_deps {
+        dir.parent().unwrap_or(dir).to_path_buf()
+    } else {
+        dir.to_path_buf()
+    })
 }
 
 /// Whether this process runs as root.
@@ -98,7 +116,10 @@ pub fn skipped(name: &str, reason: &str) {
     let line = format!("SKIPPED {name}: {reason}\n");
     eprint!("{line}");
     if let Some(path) = std::env::var_os("UMS_SKIP_LOG") {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path);
         if let Err(error) = log.and_then(|mut file| file.write_all(line.as_bytes())) {
             eprintln!("cannot write to UMS_SKIP_LOG: {error}");
         }
@@ -114,14 +135,20 @@ pub fn run(command: &mut Command) -> Result<Output> {
         .with_context(|| format!("cannot start `{name}`: is it installed and in PATH?"))?;
     if !output.status.success() {
         let text = [&output.stdout[..], &output.stderr[..]].concat();
-        bail!("`{name}` failed ({}):\n{}", output.status, tail(&String::from_utf8_lossy(&text)));
+        bail!(
+            "`{name}` failed ({}):\n{}",
+            output.status,
+            tail(&String::from_utf8_lossy(&text))
+        );
     }
     Ok(output)
 }
 
 /// Runs a tool and returns what it printed.
 pub fn text(command: &mut Command) -> Result<String> {
-    Ok(String::from_utf8_lossy(&run(command)?.stdout).trim().to_owned())
+    Ok(String::from_utf8_lossy(&run(command)?.stdout)
+        .trim()
+        .to_owned())
 }
 
 /// The last lines of a text.
@@ -141,21 +168,33 @@ pub fn wait_for<T>(
         if let Some(value) = condition() {
             return Ok(value);
         }
-        ensure!(start.elapsed() < patience, "{what} did not come about within {patience:?}");
+        ensure!(
+            start.elapsed() < patience,
+            "{what} did not come about within {patience:?}"
+        );
         std::thread::sleep(POLL);
     }
 }
 
 /// Parent of every process of the machine, as seen from this process's PID namespace.
 pub fn processes() -> BTreeMap<i32, i32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return BTreeMap::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: i32| Some((pid, parent_of(pid)?))).collect()
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return BTreeMap::new();
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| Some((pid, parent_of(pid)?)))
+        .collect()
 }
 
 /// The children of a process.
 pub fn children_of(pid: i32) -> Vec<i32> {
-    processes().into_iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| child).collect()
+    processes()
+        .into_iter()
+        .filter(|(_, parent)| *parent == pid)
+        .map(|(child, _)| child)
+        .collect()
 }
 
 fn parent_of(pid: i32) -> Option<i32> {
@@ -168,7 +207,11 @@ fn parent_of(pid: i32) -> Option<i32> {
 /// The command line, for messages.
 fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+    words.extend(
+        command
+            .get_args()
+            .map(|arg| arg.to_string_lossy().into_owned()),
+    );
     words.join(" ")
 }
 
@@ -179,19 +222,30 @@ mod tests {
     #[test]
     fn the_parent_of_this_process_is_known() {
         let own = i32::try_from(std::process::id()).expect("a PID");
-        assert_eq!(processes().get(&own), Some(&nix::unistd::getppid().as_raw()));
+        assert_eq!(
+            processes().get(&own),
+            Some(&nix::unistd::getppid().as_raw())
+        );
     }
 
     #[test]
     fn a_failed_tool_shows_what_it_said() {
         let error = run(Command::new("sh").args(["-c", "echo gone wrong >&2; exit 3"]));
         let error = error.expect_err("exit code 3").to_string();
-        assert!(error.contains("gone wrong") && error.contains('3'), "{error}");
+        assert!(
+            error.contains("gone wrong") && error.contains('3'),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_wait_ends() {
         let never = wait_for("the impossible", Duration::from_millis(20), || None::<()>);
-        assert!(never.expect_err("it can't").to_string().contains("the impossible"));
+        assert!(
+            never
+                .expect_err("it can't")
+                .to_string()
+                .contains("the impossible")
+        );
     }
 }

@@ -25,7 +25,12 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 const PORT: u16 = 7000;
 
 /// Capabilities that container engines give by default, as far as a hog could use them.
-const CAPABILITIES: [&str; 4] = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID"];
+const CAPABILITIES: [&str; 4] = [
+    "CAP_CHOWN",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETUID",
+];
 
 /// Where the hog in the container answers, from inside the system that it runs on.
 pub(super) fn address() -> SocketAddr {
@@ -42,13 +47,18 @@ impl<'a> Place<'a> {
     /// Makes the bundle, the root filesystem and the network namespace, all before anything is
     /// measured: the paper's way gets its destination prepared.
     pub(super) fn prepare(testbed: &'a Testbed, system: &'a System, mib: u64) -> Result<Self> {
-        let place = Self { system, tools: testbed.tools() };
+        let place = Self {
+            system,
+            tools: testbed.tools(),
+        };
         let bundle = place.bundle();
         let hog = place.tools.own("ums-hog")?;
         rootfs::minimal(&bundle.join("rootfs"), &[&hog])?;
         let config = serde_json::to_vec_pretty(&place.config(mib))?;
         std::fs::write(bundle.join("config.json"), config)?;
-        place.make_network().context("cannot make the container's network")?;
+        place
+            .make_network()
+            .context("cannot make the container's network")?;
         Ok(place)
     }
 
@@ -62,12 +72,23 @@ impl<'a> Place<'a> {
         self.system.run_dir().join("paper-images")
     }
 
+    /// What runc has to say.
+    pub(super) fn log(&self) -> PathBuf {
+        self.system.run_dir().join("runc.log")
+    }
+
     /// `runc` of the bundle, with its `criu` first in PATH.
     pub(super) fn runc(&self) -> Command {
         let mut command = self.system.exec(self.tools.bundled("runc"));
         let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{}:{path}", self.tools.bundle().join("bin").display()));
-        command.arg("--root").arg(self.system.run_dir().join("runc"));
+        command.env(
+            "PATH",
+            format!("{}:{path}", self.tools.bundle().join("bin").display()),
+        );
+        command
+            .arg("--root")
+            .arg(self.system.run_dir().join("runc"));
+        command.arg("--log").arg(self.log());
         command
     }
 
@@ -83,7 +104,9 @@ impl<'a> Place<'a> {
     fn make_network(&self) -> Result<()> {
         let ip = |words: &str| run(self.system.exec("ip").args(words.split(' ')));
         ip(&format!("netns add {NAME}"))?;
-        ip(&format!("link add paper0 type veth peer name eth0 netns {NAME}"))?;
+        ip(&format!(
+            "link add paper0 type veth peer name eth0 netns {NAME}"
+        ))?;
         ip(&format!("addr add {GATEWAY}/30 dev paper0"))?;
         ip("link set paper0 up")?;
         ip(&format!("-n {NAME} addr add {ADDRESS}/30 dev eth0"))?;
@@ -96,11 +119,15 @@ impl<'a> Place<'a> {
     /// where hierarchies of both versions are in use.
     fn config(&self, mib: u64) -> Value {
         let capabilities = json!(CAPABILITIES);
-        let mount = |destination: &str, kind: &str, options: &[&str]| {
-            json!({ "destination": destination, "type": kind, "source": kind, "options": options })
-        };
+        let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
         let device_options = ["nosuid", "strictatime", "mode=755", "size=65536k"];
-        let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+        let pts = [
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+        ];
         json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -123,7 +150,7 @@ impl<'a> Place<'a> {
                 mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
             ],
             "linux": {
-                "cgroupsPath": format!("{}/{NAME}", self.system.cgroup()),
+                "cgroupsPath": format!("/{NAME}"),
                 "resources": { "devices": [{ "allow": true, "access": "rwm" }] },
                 "namespaces": [
                     { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::container::{NAME, Place, address};
 use super::{Sample, Way};
@@ -41,20 +41,28 @@ impl SshServer {
         let key = |name: &str| -> Result<PathBuf> {
             let path = dir.join(name);
             let mut keygen = Command::new("ssh-keygen");
-            run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&path))?;
+            run(keygen
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(&path))?;
             Ok(path)
         };
         let (host, client) = (key("host")?, key("client")?);
         fs::copy(client.with_extension("pub"), dir.join("authorized_keys"))?;
         let b = &testbed.b;
         let public = fs::read_to_string(host.with_extension("pub"))?;
-        fs::write(dir.join("known_hosts"), format!("[{}]:{SSH_PORT} {public}", b.ip()))?;
+        fs::write(
+            dir.join("known_hosts"),
+            format!("[{}]:{SSH_PORT} {public}", b.ip()),
+        )?;
         let config = dir.join("sshd_config");
         fs::write(&config, server_config(&dir, &b.ip().to_string()))?;
         run(b.exec("mkdir").args(["-p", "/run/sshd"]))?;
         let log = fs::File::create(dir.join("sshd.log"))?;
         let mut sshd = b.exec(crate::rootfs::program("sshd")?);
-        sshd.args(["-D", "-e", "-f"]).arg(&config).stdout(Stdio::null()).stderr(log);
+        sshd.args(["-D", "-e", "-f"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(log);
         let child = sshd.spawn().context("cannot start sshd")?;
         let client = format!(
             "ssh -F none -i {} -o UserKnownHostsFile={} -o BatchMode=yes -p {SSH_PORT}",
@@ -121,10 +129,19 @@ fn measure_between(
     let transferred = began.elapsed();
     restore(to)?;
     let total = began.elapsed();
-    let status = wait_for("the restored hog's answer", PATIENCE, || ask(to, Request::Verify).ok())?;
-    ensure!(status.intact == Some(true), "the hog's memory was not restored as it was");
+    let status = wait_for("the restored hog's answer", PATIENCE, || {
+        ask(to, Request::Verify).ok()
+    })?;
+    ensure!(
+        status.intact == Some(true),
+        "the hog's memory was not restored as it was"
+    );
     let image = text(from.system.exec("du").arg("-sb").arg(from.images()))?;
-    let bytes = image.split_whitespace().next().context("du said nothing")?.parse()?;
+    let bytes = image
+        .split_whitespace()
+        .next()
+        .context("du said nothing")?
+        .parse()?;
     Ok(Sample {
         way: Way::PaperWay,
         mib,
@@ -135,7 +152,10 @@ fn measure_between(
         bytes,
         parts: vec![
             ("checkpoint".to_owned(), checkpointed.as_secs_f64()),
-            ("rsync".to_owned(), (transferred - checkpointed).as_secs_f64()),
+            (
+                "rsync".to_owned(),
+                (transferred - checkpointed).as_secs_f64(),
+            ),
             ("restore".to_owned(), (total - transferred).as_secs_f64()),
         ],
     })
@@ -143,14 +163,20 @@ fn measure_between(
 
 fn start(place: &Place<'_>) -> Result<()> {
     let mut runc = place.runc();
-    runc.args(["run", "--detach", "--bundle"]).arg(place.bundle()).arg(NAME);
+    runc.args(["run", "--detach", "--bundle"])
+        .arg(place.bundle())
+        .arg(NAME);
     quiet(&mut runc, place)?;
-    wait_for("the hog's answer", PATIENCE, || ask(place, Request::Status).ok()).map(|_| ())
+    wait_for("the hog's answer", PATIENCE, || {
+        ask(place, Request::Status).ok()
+    })
+    .map(|_| ())
 }
 
 fn checkpoint(place: &Place<'_>) -> Result<()> {
     let mut runc = place.runc();
-    runc.args(["checkpoint", "--tcp-established", "--image-path"]).arg(place.images());
+    runc.args(["checkpoint", "--tcp-established", "--image-path"])
+        .arg(place.images());
     runc.arg("--work-path").arg(place.images()).arg(NAME);
     quiet(&mut runc, place)
 }
@@ -165,33 +191,40 @@ fn rsync(from: &Place<'_>, to: &Place<'_>, ssh: &SshServer) -> Result<()> {
 
 fn restore(place: &Place<'_>) -> Result<()> {
     let mut runc = place.runc();
-    runc.args(["restore", "--detach", "--tcp-established", "--image-path"]).arg(place.images());
+    runc.args(["restore", "--detach", "--tcp-established", "--image-path"])
+        .arg(place.images());
     runc.arg("--work-path").arg(place.images());
     runc.arg("--bundle").arg(place.bundle()).arg(NAME);
     quiet(&mut runc, place)
 }
 
 fn ask(place: &Place<'_>, request: Request) -> Result<hog::Status> {
-    place.system.namespace().in_network(|| hog::ask(address(), request))
+    place
+        .system
+        .namespace()
+        .in_network(|| hog::ask(address(), request))
 }
 
-/// Runs runc with its output in a file: a container would inherit a pipe, and an open pipe to
-/// the outside can't be checkpointed.
+/// Runs runc without output: a container inherits it, and a file from outside its mounts can't
+/// be checkpointed. What it has to say is in its own log.
 fn quiet(runc: &mut Command, place: &Place<'_>) -> Result<()> {
-    let path = place.system.directory().join("runc.log");
-    let log = fs::File::create(&path)?;
-    runc.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let status = runc.status().context("cannot start runc")?;
-    let said = fs::read_to_string(&path).unwrap_or_default();
+    let status = runc
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let status = status.context("cannot start runc")?;
+    if status.success() {
+        return Ok(());
+    }
     let criu = |name: &str| {
         let path = place.images().join(name);
         text(place.system.exec("grep").arg("-m5").arg("Error").arg(path)).unwrap_or_default()
     };
-    ensure!(
-        status.success(),
+    let said = text(place.system.exec("cat").arg(place.log())).unwrap_or_default();
+    bail!(
         "runc failed ({status}): {said}\n{}\n{}",
         criu("dump.log"),
         criu("restore.log")
-    );
-    Ok(())
+    )
 }

@@ -66,11 +66,17 @@ pub struct Aim {
 
 /// Sums up samples, sizes ascending, ways in their order.
 pub fn rows(samples: &[Sample]) -> Vec<Row> {
-    let mut keys: Vec<(u64, Way)> = samples.iter().map(|sample| (sample.mib, sample.way)).collect();
+    let mut keys: Vec<(u64, Way)> = samples
+        .iter()
+        .map(|sample| (sample.mib, sample.way))
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     let row = |(mib, way)| {
-        let of: Vec<&Sample> = samples.iter().filter(|s| (s.mib, s.way) == (mib, way)).collect();
+        let of: Vec<&Sample> = samples
+            .iter()
+            .filter(|s| (s.mib, s.way) == (mib, way))
+            .collect();
         Some(Row {
             way,
             mib,
@@ -91,7 +97,9 @@ pub fn aims(rows: &[Row]) -> Vec<Aim> {
     let mut aims = Vec::new();
     for mib in sizes {
         let ours = find(Way::UmsStopAndCopy, mib);
-        let gaps = ours.and_then(|row| row.gap_s).zip(find(Way::PaperWay, mib).and_then(|row| row.gap_s));
+        let gaps = ours
+            .and_then(|row| row.gap_s)
+            .zip(find(Way::PaperWay, mib).and_then(|row| row.gap_s));
         let share = if mib == 0 { 0.5 } else { 1.0 };
         aims.push(Aim {
             aim: format!("{mib} MiB: gap at most {share} of the paper's way"),
@@ -101,7 +109,9 @@ pub fn aims(rows: &[Row]) -> Vec<Aim> {
             }),
         });
         if mib == 1024 {
-            let totals = ours.zip(find(Way::WireFloor, mib)).map(|(a, b)| (a.total_s, b.total_s));
+            let totals = ours
+                .zip(find(Way::WireFloor, mib))
+                .map(|(a, b)| (a.total_s, b.total_s));
             let limit = |floor: Spread| 1.15 * floor.median + 0.7;
             aims.push(Aim {
                 aim: "1024 MiB: total at most 1.15 of the wire floor plus 0.7 s".to_owned(),
@@ -123,9 +133,14 @@ pub fn markdown(rows: &[Row], aims: &[Aim], heading: &str) -> Result<String> {
     text += "| MiB | way | runs | total | gap in the service | total ÷ wire floor | gap ÷ paper's way | MB |\n";
     text += "| ---: | --- | ---: | --- | --- | ---: | ---: | ---: |\n";
     for row in rows {
-        let find = |way| rows.iter().find(|other| (other.way, other.mib) == (way, row.mib));
+        let find = |way| {
+            rows.iter()
+                .find(|other| (other.way, other.mib) == (way, row.mib))
+        };
         let floor = find(Way::WireFloor).map(|floor| row.total_s.median / floor.total_s.median);
-        let paper = find(Way::PaperWay).and_then(|paper| paper.gap_s).zip(row.gap_s);
+        let paper = find(Way::PaperWay)
+            .and_then(|paper| paper.gap_s)
+            .zip(row.gap_s);
         writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} | {:.1} |",
@@ -140,7 +155,12 @@ pub fn markdown(rows: &[Row], aims: &[Aim], heading: &str) -> Result<String> {
         )?;
     }
     text += "\n## Aims\n\n";
-    for Aim { aim, reached, detail } in aims {
+    for Aim {
+        aim,
+        reached,
+        detail,
+    } in aims
+    {
         let word = reached.map_or("not measured", |yes| if yes { "reached" } else { "missed" });
         writeln!(text, "- {aim}: {word} ({detail})")?;
     }
@@ -149,7 +169,9 @@ pub fn markdown(rows: &[Row], aims: &[Aim], heading: &str) -> Result<String> {
 }
 
 fn cell(spread: Option<Spread>) -> String {
-    spread.map_or("–".to_owned(), |s| format!("{:.3} ({:.3}–{:.3})", s.median, s.min, s.max))
+    spread.map_or("–".to_owned(), |s| {
+        format!("{:.3} ({:.3}–{:.3})", s.median, s.min, s.max)
+    })
 }
 
 fn ratio(value: Option<f64>) -> String {
@@ -172,12 +194,22 @@ fn paper_table() -> Result<String> {
     }
     let paper: Paper = serde_json::from_str(PAPER).context("the paper's figures")?;
     let totals = paper.fig4_total;
-    let mut text = format!("\n## The paper's figures: total, seconds\n\nFrom {}.\n\n", paper.source);
+    let mut text = format!(
+        "\n## The paper's figures: total, seconds\n\nFrom {}.\n\n",
+        paper.source
+    );
     text += "| MiB | orchestrator level | service level | container level |\n";
     text += "| ---: | ---: | ---: | ---: |\n";
-    let levels = totals.orchestrator.iter().zip(&totals.service).zip(&totals.container);
+    let levels = totals
+        .orchestrator
+        .iter()
+        .zip(&totals.service)
+        .zip(&totals.container);
     for (mib, ((orchestrator, service), container)) in totals.memory_mib.iter().zip(levels) {
-        writeln!(text, "| {mib} | {orchestrator:.2} | {service:.2} | {container:.2} |")?;
+        writeln!(
+            text,
+            "| {mib} | {orchestrator:.2} | {service:.2} | {container:.2} |"
+        )?;
     }
     Ok(text)
 }
@@ -187,13 +219,32 @@ mod tests {
     use super::*;
 
     fn sample(way: Way, mib: u64, total_s: f64, gap_s: Option<f64>) -> Sample {
-        Sample { way, mib, run: 1, total_s, gap_s, downtime_s: None, bytes: 1, parts: Vec::new() }
+        Sample {
+            way,
+            mib,
+            run: 1,
+            total_s,
+            gap_s,
+            downtime_s: None,
+            bytes: 1,
+            parts: Vec::new(),
+        }
     }
 
     #[test]
     fn the_median_is_the_middle() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert_eq!(Spread::of([1.0, 2.0]).map(|spread| spread.median), Some(1.5));
+        assert_eq!(
+            Spread::of([3.0, 1.0, 2.0]),
+            Some(Spread {
+                median: 2.0,
+                min: 1.0,
+                max: 3.0
+            })
+        );
+        assert_eq!(
+            Spread::of([1.0, 2.0]).map(|spread| spread.median),
+            Some(1.5)
+        );
         assert_eq!(Spread::of([]), None);
     }
 
@@ -205,14 +256,26 @@ mod tests {
             sample(Way::PaperWay, 64, 1.0, Some(1.0)),
         ];
         let aims = aims(&rows(&samples));
-        assert_eq!(aims.iter().map(|aim| aim.reached).collect::<Vec<_>>(), [Some(false), None]);
+        assert_eq!(
+            aims.iter().map(|aim| aim.reached).collect::<Vec<_>>(),
+            [Some(false), None]
+        );
     }
 
     #[test]
     fn the_table_has_ours_and_the_papers_figures() {
-        let rows = rows(&[sample(Way::WireFloor, 0, 2.0, None), sample(Way::PaperWay, 0, 3.0, Some(1.0))]);
+        let rows = rows(&[
+            sample(Way::WireFloor, 0, 2.0, None),
+            sample(Way::PaperWay, 0, 3.0, Some(1.0)),
+        ]);
         let text = markdown(&rows, &aims(&rows), "One run.").expect("a table");
-        assert!(text.contains("| 0 | paper's way | 1 | 3.000 (3.000–3.000) | 1.000"), "{text}");
-        assert!(text.contains("| 1.50 |") && text.contains("| 1024 | 17.37 |"), "{text}");
+        assert!(
+            text.contains("| 0 | paper's way | 1 | 3.000 (3.000–3.000) | 1.000"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| 1.50 |") && text.contains("| 1024 | 17.37 |"),
+            "{text}"
+        );
     }
 }

@@ -7,8 +7,7 @@ use serde_json::json;
 
 use super::paper_way::{self, SshServer};
 use super::report::{self, Aim, Row};
-use super::ums_way::{self, Ums};
-use super::{Sample, Way, wire_floor};
+use super::{Sample, Way, ums_way, wire_floor};
 use crate::testbed::{Plan, Testbed};
 use crate::tools::{Tools, tail};
 
@@ -45,15 +44,22 @@ pub struct Outcome {
 pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot create {}", options.out.display()))?;
-    let mut testbed = Testbed::create(tools, &Plan { rate_mbit: Some(options.rate_mbit) })?;
+    let mut testbed = Testbed::create(
+        tools,
+        &Plan {
+            rate_mbit: Some(options.rate_mbit),
+        },
+    )?;
     let ssh = SshServer::start(&testbed)?;
     let wants = |way| options.ways.contains(&way);
-    let ums = if wants(Way::UmsStopAndCopy) { Some(Ums::start(&mut testbed)?) } else { None };
+    if wants(Way::UmsStopAndCopy) {
+        testbed.start_coordinators()?;
+    }
     let mut samples = Vec::new();
     for number in 1..=options.runs {
         for &mib in &options.sizes {
-            if let Some(ums) = &ums {
-                samples.push(told(ums_way::measure(&testbed, ums, mib, number)?));
+            if wants(Way::UmsStopAndCopy) {
+                samples.push(told(ums_way::measure(&testbed, mib, number)?));
             }
             let mut bytes = mib << 20;
             if wants(Way::PaperWay) {
@@ -71,12 +77,23 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
     drop(ssh);
     let leftovers = testbed.remove()?;
     let (rows, aims, markdown) = write(options, &samples)?;
-    Ok(Outcome { rows, aims, markdown, leftovers })
+    Ok(Outcome {
+        rows,
+        aims,
+        markdown,
+        leftovers,
+    })
 }
 
 fn told(sample: Sample) -> Sample {
-    let gap = sample.gap_s.map_or(String::new(), |gap| format!(", gap {gap:.3} s"));
-    let parts: Vec<String> = sample.parts.iter().map(|(n, s)| format!("{n} {s:.3}")).collect();
+    let gap = sample
+        .gap_s
+        .map_or(String::new(), |gap| format!(", gap {gap:.3} s"));
+    let parts: Vec<String> = sample
+        .parts
+        .iter()
+        .map(|(n, s)| format!("{n} {s:.3}"))
+        .collect();
     eprintln!(
         "run {}: {:>4} MiB, {:<18} total {:.3} s{gap}  {}",
         sample.run,
@@ -113,6 +130,10 @@ fn write(options: &Options, samples: &[Sample]) -> Result<(Vec<Row>, Vec<Aim>, S
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let build = if cfg!(debug_assertions) { "unoptimised build" } else { "release build" };
+    let build = if cfg!(debug_assertions) {
+        "unoptimised build"
+    } else {
+        "release build"
+    };
     format!("{cores} cores, Linux {}, {build}", tail(&kernel).trim())
 }

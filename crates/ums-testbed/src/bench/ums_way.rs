@@ -1,59 +1,45 @@
 //! The hog moved by `ums migrate`.
 
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use ums_core::report::{Outcome, StepTiming};
 
 use super::{Sample, Way};
-use crate::hog::{self, Request};
-use crate::rootfs;
+use crate::hog::Request;
 use crate::testbed::Testbed;
-use crate::tools::wait_for;
+use crate::workload::{ask_hog, start_hog};
 
-/// Port at which both systems publish the hog.
-const PORT: u16 = 7000;
-
-/// Longest wait for the hog's answer.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Both Coordinators run and know each other; the hog's root filesystem is made.
-#[derive(Debug)]
-pub struct Ums {
-    rootfs: std::path::PathBuf,
-}
-
-impl Ums {
-    /// Starts both Coordinators.
-    pub fn start(testbed: &mut Testbed) -> Result<Self> {
-        testbed.start_coordinators()?;
-        let rootfs = testbed.directory().join("hog-rootfs");
-        rootfs::minimal(&rootfs, &[&testbed.tools().own("ums-hog")?])?;
-        Ok(Self { rootfs })
-    }
-}
-
-/// Moves a hog of `mib` MiB from `a` to `b` once.
-pub fn measure(testbed: &Testbed, ums: &Ums, mib: u64, run: u32) -> Result<Sample> {
+/// Moves a hog of `mib` MiB from `a` to `b` once. Both Coordinators must run.
+pub fn measure(testbed: &Testbed, mib: u64, run: u32) -> Result<Sample> {
     let service = format!("hog-{mib}-{run}");
-    let published = format!("{PORT}:7000");
-    let (size, rootfs) = (mib.to_string(), ums.rootfs.display().to_string());
-    testbed.a.ums_ok(&[
-        "run", &service, "--rootfs", &rootfs, "--publish", &published, "--", "/bin/ums-hog", "--mib", &size,
-    ])?;
-    let ask = |at: &crate::system::System, request| {
-        testbed.world.in_network(|| hog::ask(SocketAddr::from((at.ip(), PORT)), request))
-    };
-    wait_for("the hog's answer", PATIENCE, || ask(&testbed.a, Request::Reset).ok())?;
+    start_hog(testbed, &testbed.a, &service, mib)?;
+    ask_hog(testbed, &testbed.a, Request::Reset)?;
     let began = Instant::now();
-    let report = testbed.migrate(&testbed.a, &testbed.b, &service, &["--technique", "stop-and-copy"])?;
+    let report = testbed.migrate(
+        &testbed.a,
+        &testbed.b,
+        &service,
+        &["--technique", "stop-and-copy"],
+    )?;
     let total = began.elapsed();
-    let status = wait_for("the moved hog's answer", PATIENCE, || ask(&testbed.b, Request::Verify).ok())?;
-    ensure!(status.intact == Some(true), "the hog's memory did not arrive as it was");
-    testbed.b.ums_ok(&["remove", &service])?;
-    let part = |step: &ums_core::report::StepTiming| {
+    ensure!(
+        report.outcome == Outcome::Completed,
+        "the migration of {service} did not complete: {}",
+        report.error.as_deref().unwrap_or("no error is given")
+    );
+    let status = ask_hog(testbed, &testbed.b, Request::Verify)?;
+    ensure!(
+        status.intact == Some(true),
+        "the hog's memory did not arrive as it was"
+    );
+    testbed.b.ums_ok(&["rm", &service])?;
+    let part = |step: &StepTiming| {
         let ended = step.ended_ms.unwrap_or(step.started_ms);
-        (step.name.clone(), (ended - step.started_ms) as f64 / 1e3)
+        (
+            step.name.clone(),
+            ended.saturating_sub(step.started_ms) as f64 / 1e3,
+        )
     };
     Ok(Sample {
         way: Way::UmsStopAndCopy,

@@ -19,26 +19,45 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Sends `bytes` bytes from `a` to `b`; the time ends when `b` has said that it has all.
 pub fn measure(testbed: &Testbed, mib: u64, bytes: u64, run: u32) -> Result<Sample> {
     let ip = testbed.b.ip();
-    let listener = testbed.b.namespace().in_network(|| Ok(TcpListener::bind((ip, 0))?))?;
+    let listener = testbed
+        .b
+        .namespace()
+        .in_network(|| Ok(TcpListener::bind((ip, 0))?))?;
     let address = listener.local_addr()?;
     // The connection stands before the time begins, as a prepared data path does.
-    let stream = testbed.a.namespace().in_network(|| Ok(TcpStream::connect(address)?))?;
+    let stream = testbed
+        .a
+        .namespace()
+        .in_network(|| Ok(TcpStream::connect(address)?))?;
     let elapsed = std::thread::scope(|scope| {
         let sink = scope.spawn(move || receive(&listener, bytes));
         let elapsed = send(&stream, bytes);
-        let received = sink.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let received = sink
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         received.and(elapsed)
     })?;
     let total_s = elapsed.as_secs_f64();
     let (way, parts) = (Way::WireFloor, Vec::new());
-    Ok(Sample { way, mib, run, total_s, gap_s: None, downtime_s: None, bytes, parts })
+    Ok(Sample {
+        way,
+        mib,
+        run,
+        total_s,
+        gap_s: None,
+        downtime_s: None,
+        bytes,
+        parts,
+    })
 }
 
 fn send(mut stream: &TcpStream, bytes: u64) -> Result<Duration> {
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut words = Words::new(1);
-    let chunk: Vec<u8> = (0..CHUNK / 8).flat_map(|_| words.word().to_ne_bytes()).collect();
+    let chunk: Vec<u8> = (0..CHUNK / 8)
+        .flat_map(|_| words.word().to_ne_bytes())
+        .collect();
     let began = Instant::now();
     let mut left = bytes;
     while left > 0 {
@@ -47,7 +66,9 @@ fn send(mut stream: &TcpStream, bytes: u64) -> Result<Duration> {
         left -= count as u64;
     }
     let mut done = [0];
-    stream.read_exact(&mut done).context("the other end did not confirm")?;
+    stream
+        .read_exact(&mut done)
+        .context("the other end did not confirm")?;
     Ok(began.elapsed())
 }
 

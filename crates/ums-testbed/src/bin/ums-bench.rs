@@ -46,7 +46,11 @@ fn main() -> ExitCode {
             for line in &outcome.leftovers {
                 eprintln!("left behind: {line}");
             }
-            if outcome.leftovers.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if outcome.leftovers.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
         }
         Err(error) => {
             eprintln!("ums-bench: {error:#}");
@@ -56,14 +60,22 @@ fn main() -> ExitCode {
 }
 
 fn measure(cli: &Cli) -> Result<Outcome> {
-    ensure!(ums_testbed::tools::is_root(), "the benchmark makes namespaces and containers: run it as root");
+    ums_testbed::testbed::remove_on_signal()?;
+    ensure!(
+        ums_testbed::tools::is_root(),
+        "the benchmark makes namespaces and containers: run it as root"
+    );
     let way = |name: &Name| match name {
         Name::Ums => Way::UmsStopAndCopy,
         Name::Paper => Way::PaperWay,
         Name::Floor => Way::WireFloor,
     };
     let options = Options {
-        sizes: if cli.quick { vec![0, 64] } else { cli.sizes.clone() },
+        sizes: if cli.quick {
+            vec![0, 64]
+        } else {
+            cli.sizes.clone()
+        },
         runs: if cli.quick { 1 } else { cli.runs },
         ways: cli.ways.iter().map(way).collect(),
         rate_mbit: cli.rate,

@@ -38,7 +38,11 @@ fn main() -> Result<()> {
     let count = usize::try_from(cli.mib << 20)? / size_of::<u64>();
     let mut words = Words::new(SEED);
     let memory = (0..count).map(|_| words.word()).collect();
-    let hog = Arc::new(Hog { mib: cli.mib, memory, gaps: Mutex::default() });
+    let hog = Arc::new(Hog {
+        mib: cli.mib,
+        memory,
+        gaps: Mutex::default(),
+    });
     let listener = TcpListener::bind(cli.listen)
         .with_context(|| format!("cannot listen on {}", cli.listen))?;
     let ticking = Arc::clone(&hog);
@@ -54,8 +58,11 @@ fn main() -> Result<()> {
 impl Hog {
     fn tick(&self) {
         loop {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            self.gaps().stamp(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+            let now = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
+            self.gaps()
+                .stamp(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
             std::thread::sleep(PERIOD);
         }
     }

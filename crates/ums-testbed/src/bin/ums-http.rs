@@ -68,8 +68,12 @@ impl Service {
 }
 
 fn answer(path: &str, count: u64) -> String {
-    let nonce: String =
-        path.trim_start_matches('/').chars().filter(char::is_ascii_alphanumeric).take(64).collect();
+    let nonce: String = path
+        .trim_start_matches('/')
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(64)
+        .collect();
     let checksum = checksum(&nonce, count);
     let body = format!("{{\"count\":{count},\"nonce\":\"{nonce}\",\"checksum\":\"{checksum}\"}}\n");
     format!(
@@ -80,9 +84,13 @@ fn answer(path: &str, count: u64) -> String {
 
 /// The path of the next request; `None` when there is none or it is not one.
 fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<String>> {
-    let Some(line) = read_line(reader)? else { return Ok(None) };
+    let Some(line) = read_line(reader)? else {
+        return Ok(None);
+    };
     let mut words = line.split(' ');
-    let (Some("GET"), Some(path)) = (words.next(), words.next()) else { return Ok(None) };
+    let (Some("GET"), Some(path)) = (words.next(), words.next()) else {
+        return Ok(None);
+    };
     for _ in 0..HEADERS_MAX {
         match read_line(reader)? {
             Some(line) if line.is_empty() => return Ok(Some(path.to_owned())),

@@ -48,7 +48,12 @@ pub fn run(addresses: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Res
         reconnects: client.finder.reconnects(),
         longest_gap_ms: pace.longest_ms(),
     };
-    Ok(Counted { summary, lost: client.lost, doubled: client.doubled, value })
+    Ok(Counted {
+        summary,
+        lost: client.lost,
+        doubled: client.doubled,
+        value,
+    })
 }
 
 struct Client {
@@ -106,7 +111,9 @@ impl Client {
         }
         let connection = self.connection()?;
         *in_flight = true;
-        let Reply::Integer(value) = connection.call(&[b"INCR", KEY])? else { bail!("no integer") };
+        let Reply::Integer(value) = connection.call(&[b"INCR", KEY])? else {
+            bail!("no integer")
+        };
         *in_flight = false;
         let value = u64::try_from(value).context("a negative counter")?;
         self.compare(value, true);
@@ -126,9 +133,12 @@ impl Client {
 
     fn read(&mut self) -> Result<u64> {
         let reply = self.connection()?.call(&[b"GET", KEY])?;
-        let Reply::Bulk(value) = reply else { bail!("GET answered {reply:?}") };
+        let Reply::Bulk(value) = reply else {
+            bail!("GET answered {reply:?}")
+        };
         let text = value.map_or(Ok("0".to_owned()), String::from_utf8)?;
-        text.parse().with_context(|| format!("the counter is {text:?}"))
+        text.parse()
+            .with_context(|| format!("the counter is {text:?}"))
     }
 
     fn connection(&mut self) -> Result<&mut Connection> {

@@ -36,9 +36,16 @@ pub fn run(
     period: Duration,
     stop: &AtomicBool,
 ) -> Result<Summary> {
-    let mut client = Client { finder: Finder::new(addresses), connection: None, last_count: 0 };
+    let mut client = Client {
+        finder: Finder::new(addresses),
+        connection: None,
+        last_count: 0,
+    };
     let mut pace = Pace::new(period);
-    let mut summary = Summary { name: name.to_owned(), ..Summary::default() };
+    let mut summary = Summary {
+        name: name.to_owned(),
+        ..Summary::default()
+    };
     while !stop.load(Ordering::Relaxed) {
         pace.wait();
         summary.requests += 1;
@@ -84,7 +91,9 @@ impl Client {
 
     /// The answer must be to this request, and the service must not have begun anew.
     fn is_right(&mut self, nonce: &str, body: &[u8]) -> bool {
-        let Ok(answer) = serde_json::from_slice::<Answer>(body) else { return false };
+        let Ok(answer) = serde_json::from_slice::<Answer>(body) else {
+            return false;
+        };
         let newer = answer.count > self.last_count;
         self.last_count = answer.count;
         newer && answer.nonce == nonce && answer.checksum == checksum(nonce, answer.count)
@@ -143,14 +152,24 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_seen() {
-        let mut client = Client { finder: Finder::new(&[]), connection: None, last_count: 0 };
+        let mut client = Client {
+            finder: Finder::new(&[]),
+            connection: None,
+            last_count: 0,
+        };
         let body = |nonce: &str, count| {
             let checksum = checksum(nonce, count);
             format!("{{\"count\":{count},\"nonce\":\"{nonce}\",\"checksum\":\"{checksum}\"}}")
         };
         assert!(client.is_right("a", body("a", 3).as_bytes()));
-        assert!(!client.is_right("b", body("a", 4).as_bytes()), "another's answer");
-        assert!(!client.is_right("b", body("b", 2).as_bytes()), "the service began anew");
+        assert!(
+            !client.is_right("b", body("a", 4).as_bytes()),
+            "another's answer"
+        );
+        assert!(
+            !client.is_right("b", body("b", 2).as_bytes()),
+            "the service began anew"
+        );
         assert!(!client.is_right("b", b"{}"));
     }
 }

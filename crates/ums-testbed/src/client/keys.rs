@@ -22,7 +22,10 @@ pub fn set(addresses: &[SocketAddr], count: u64) -> Result<()> {
         connection.send(&commands)?;
         for _ in indexes {
             let reply = connection.reply()?;
-            ensure!(reply == Reply::Simple("OK".to_owned()), "SET answered {reply:?}");
+            ensure!(
+                reply == Reply::Simple("OK".to_owned()),
+                "SET answered {reply:?}"
+            );
         }
         Ok(())
     })
@@ -33,11 +36,15 @@ pub fn wrong(addresses: &[SocketAddr], count: u64) -> Result<u64> {
     let mut connection = Connection::new(Finder::new(addresses).connect()?);
     let mut wrong = 0;
     in_batches(count, |indexes| {
-        let commands: Vec<u8> =
-            indexes.clone().flat_map(|index| encode(&[b"GET", key(index).as_bytes()])).collect();
+        let commands: Vec<u8> = indexes
+            .clone()
+            .flat_map(|index| encode(&[b"GET", key(index).as_bytes()]))
+            .collect();
         connection.send(&commands)?;
         for index in indexes {
-            let Reply::Bulk(found) = connection.reply()? else { bail!("GET answered no value") };
+            let Reply::Bulk(found) = connection.reply()? else {
+                bail!("GET answered no value")
+            };
             wrong += u64::from(found.as_deref() != Some(value(index).as_bytes()));
         }
         Ok(())
@@ -46,7 +53,9 @@ pub fn wrong(addresses: &[SocketAddr], count: u64) -> Result<u64> {
 }
 
 fn in_batches(count: u64, mut work: impl FnMut(std::ops::Range<u64>) -> Result<()>) -> Result<()> {
-    (0..count).step_by(BATCH as usize).try_for_each(|first| work(first..count.min(first + BATCH)))
+    (0..count)
+        .step_by(BATCH as usize)
+        .try_for_each(|first| work(first..count.min(first + BATCH)))
 }
 
 fn key(index: u64) -> String {

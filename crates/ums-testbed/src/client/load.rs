@@ -40,7 +40,10 @@ pub struct Summary {
 impl Summary {
     /// Several connections of one client, seen as one.
     pub fn merged(name: &str, parts: &[Summary]) -> Self {
-        let mut whole = Self { name: name.to_owned(), ..Self::default() };
+        let mut whole = Self {
+            name: name.to_owned(),
+            ..Self::default()
+        };
         for part in parts {
             whole.requests += part.requests;
             whole.failed += part.failed;
@@ -78,7 +81,9 @@ impl<T: Send + 'static> Load<T> {
     /// Stops the client and takes what it found.
     pub fn stop(self) -> Result<T> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the client panicked: see above"))?
+        self.thread
+            .join()
+            .map_err(|_| anyhow!("the client panicked: see above"))?
     }
 }
 
@@ -93,7 +98,11 @@ pub(crate) struct Finder {
 
 impl Finder {
     pub(crate) fn new(addresses: &[SocketAddr]) -> Self {
-        Self { addresses: addresses.to_vec(), current: 0, connections: 0 }
+        Self {
+            addresses: addresses.to_vec(),
+            current: 0,
+            connections: 0,
+        }
     }
 
     /// Connects to the service, wherever it is.
@@ -140,7 +149,12 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub(crate) fn new(period: Duration) -> Self {
-        Self { period, next: Instant::now(), answered: None, longest: Duration::ZERO }
+        Self {
+            period,
+            next: Instant::now(),
+            answered: None,
+            longest: Duration::ZERO,
+        }
     }
 
     /// Sleeps until the next request is due. After a standstill it goes on from now: what was

@@ -30,7 +30,9 @@ pub enum Reply {
 impl Connection {
     /// Speaks on an open stream, keeping its timeouts.
     pub fn new(stream: TcpStream) -> Self {
-        Self { reader: BufReader::new(stream) }
+        Self {
+            reader: BufReader::new(stream),
+        }
     }
 
     /// Sends one command and waits for its reply.
@@ -41,7 +43,10 @@ impl Connection {
 
     /// Sends encoded commands.
     pub fn send(&mut self, commands: &[u8]) -> Result<()> {
-        self.reader.get_mut().write_all(commands).context("cannot send to Redis")
+        self.reader
+            .get_mut()
+            .write_all(commands)
+            .context("cannot send to Redis")
     }
 
     /// Reads one reply; an error reply is an error.
@@ -76,22 +81,32 @@ fn read_reply(reader: &mut impl BufRead) -> Result<Reply> {
             value.truncate(value.len() - 2);
             Ok(Reply::Bulk(Some(value)))
         }
-        "*" => (0..length(rest)?).map(|_| read_reply(reader)).collect::<Result<_>>().map(Reply::Array),
+        "*" => (0..length(rest)?)
+            .map(|_| read_reply(reader))
+            .collect::<Result<_>>()
+            .map(Reply::Array),
         _ => bail!("not a reply: {line:?}"),
     }
 }
 
 fn length(text: &str) -> Result<usize> {
-    let length: usize = text.parse().with_context(|| format!("not a length: {text:?}"))?;
+    let length: usize = text
+        .parse()
+        .with_context(|| format!("not a length: {text:?}"))?;
     ensure!(length <= LEN_MAX, "a reply of {length} bytes");
     Ok(length)
 }
 
 fn read_line(reader: &mut impl BufRead) -> Result<String> {
     let mut line = String::new();
-    let count = reader.take(LEN_MAX as u64).read_line(&mut line).context("cannot read from Redis")?;
+    let count = reader
+        .take(LEN_MAX as u64)
+        .read_line(&mut line)
+        .context("cannot read from Redis")?;
     ensure!(count > 0, "Redis closed the connection");
-    line.strip_suffix("\r\n").map(str::to_owned).context("a line without its end")
+    line.strip_suffix("\r\n")
+        .map(str::to_owned)
+        .context("a line without its end")
 }
 
 #[cfg(test)]
@@ -100,23 +115,39 @@ mod tests {
 
     #[test]
     fn commands_are_encoded_as_arrays_of_strings() {
-        assert_eq!(encode(&[b"GET", b"key"]), b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n");
+        assert_eq!(
+            encode(&[b"GET", b"key"]),
+            b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n"
+        );
     }
 
     #[test]
     fn every_kind_of_reply_is_read() {
         let mut text: &[u8] = b"+OK\r\n:7\r\n$-1\r\n*2\r\n$1\r\nx\r\n$0\r\n\r\n";
-        assert_eq!(read_reply(&mut text).expect("simple"), Reply::Simple("OK".to_owned()));
+        assert_eq!(
+            read_reply(&mut text).expect("simple"),
+            Reply::Simple("OK".to_owned())
+        );
         assert_eq!(read_reply(&mut text).expect("integer"), Reply::Integer(7));
         assert_eq!(read_reply(&mut text).expect("none"), Reply::Bulk(None));
-        let parts = vec![Reply::Bulk(Some(b"x".to_vec())), Reply::Bulk(Some(Vec::new()))];
+        let parts = vec![
+            Reply::Bulk(Some(b"x".to_vec())),
+            Reply::Bulk(Some(Vec::new())),
+        ];
         assert_eq!(read_reply(&mut text).expect("array"), Reply::Array(parts));
         assert!(read_reply(&mut text).is_err(), "the end is no reply");
     }
 
     #[test]
     fn nonsense_is_an_error() {
-        for text in ["?\r\n", "$99999999999\r\n", ":x\r\n", "$3\r\nabcdef", "-ERR no\r\n", "+OK\n"] {
+        for text in [
+            "?\r\n",
+            "$99999999999\r\n",
+            ":x\r\n",
+            "$3\r\nabcdef",
+            "-ERR no\r\n",
+            "+OK\n",
+        ] {
             assert!(read_reply(&mut text.as_bytes()).is_err(), "{text:?}");
         }
     }

@@ -1,0 +1,175 @@
+//! The services that are moved, as a user would start them: with `ums run`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::client::{Load, Summary, counter, http};
+use crate::hog::{self, Request};
+use crate::rootfs;
+use crate::system::System;
+use crate::testbed::Testbed;
+use crate::tools::wait_for;
+
+/// Port of Redis, on the systems and inside.
+pub const REDIS_PORT: u16 = 6379;
+
+/// Port of the HTTP service on the systems.
+pub const HTTP_PORT: u16 = 8080;
+
+/// Port of the memory hog, on the systems and inside.
+pub const HOG_PORT: u16 = 7000;
+
+/// Longest wait for a service's first answer.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often the counter is incremented: often enough to have one in flight at any freeze.
+const COUNTER_PERIOD: Duration = Duration::from_millis(5);
+
+/// How often each HTTP connection makes a request.
+const HTTP_PERIOD: Duration = Duration::from_millis(10);
+
+/// Connections of the HTTP client.
+const HTTP_CONNECTIONS: usize = 4;
+
+/// Where a service published at `port` may be: on either system.
+pub fn addresses(testbed: &Testbed, port: u16) -> Vec<SocketAddr> {
+    [&testbed.a, &testbed.b]
+        .map(|system| SocketAddr::from((system.ip(), port)))
+        .to_vec()
+}
+
+/// Starts Redis on `system`, with an append-only file in a volume.
+pub fn start_redis(testbed: &Testbed, system: &System) -> Result<()> {
+    let root = root_of(testbed, "redis", rootfs::program("redis-server")?)?;
+    let port = REDIS_PORT.to_string();
+    system.ums_ok(&[
+        "run",
+        "redis",
+        "--rootfs",
+        &root,
+        "--volume",
+        "data:/data",
+        "--publish",
+        &format!("{port}:{port}"),
+        "--cwd",
+        "/data",
+        "--",
+        "/bin/redis-server",
+        "--port",
+        &port,
+        "--dir",
+        "/data",
+        "--protected-mode",
+        "no",
+        "--save",
+        "",
+        "--appendonly",
+        "yes",
+    ])?;
+    answers(testbed, system, REDIS_PORT)
+}
+
+/// Starts the HTTP service on `system`.
+pub fn start_http(testbed: &Testbed, system: &System) -> Result<()> {
+    let root = root_of(testbed, "http", testbed.tools().own("ums-http")?)?;
+    let publish = format!("{HTTP_PORT}:80");
+    system.ums_ok(&[
+        "run",
+        "http",
+        "--rootfs",
+        &root,
+        "--publish",
+        &publish,
+        "--",
+        "/bin/ums-http",
+        "--listen",
+        "0.0.0.0:80",
+    ])?;
+    answers(testbed, system, HTTP_PORT)
+}
+
+/// Starts a memory hog on `system`.
+pub fn start_hog(testbed: &Testbed, system: &System, name: &str, mib: u64) -> Result<()> {
+    let root = root_of(testbed, "hog", testbed.tools().own("ums-hog")?)?;
+    let publish = format!("{HOG_PORT}:{HOG_PORT}");
+    system.ums_ok(&[
+        "run",
+        name,
+        "--rootfs",
+        &root,
+        "--publish",
+        &publish,
+        "--",
+        "/bin/ums-hog",
+        "--mib",
+        &mib.to_string(),
+    ])?;
+    ask_hog(testbed, system, Request::Status).map(|_| ())
+}
+
+/// Asks the hog on `system` as a client would, waiting for its answer.
+pub fn ask_hog(testbed: &Testbed, system: &System, request: Request) -> Result<hog::Status> {
+    let address = SocketAddr::from((system.ip(), HOG_PORT));
+    wait_for("the hog's answer", START_PATIENCE, || {
+        testbed.world.in_network(|| hog::ask(address, request)).ok()
+    })
+}
+
+/// Starts the client that increments a counter.
+pub fn count(testbed: &Testbed) -> Result<Load<counter::Counted>> {
+    let addresses = addresses(testbed, REDIS_PORT);
+    Load::start(&testbed.world, move |stop| {
+        counter::run(&addresses, COUNTER_PERIOD, stop)
+    })
+}
+
+/// Starts the client that makes HTTP requests, on several connections.
+pub fn request(testbed: &Testbed) -> Result<HttpLoad> {
+    let connection = |index| {
+        let addresses = addresses(testbed, HTTP_PORT);
+        let name = format!("http{index}n");
+        Load::start(&testbed.world, move |stop| {
+            http::run(&name, &addresses, HTTP_PERIOD, stop)
+        })
+    };
+    (0..HTTP_CONNECTIONS)
+        .map(connection)
+        .collect::<Result<_>>()
+        .map(HttpLoad)
+}
+
+/// All connections of the HTTP client.
+#[derive(Debug)]
+pub struct HttpLoad(Vec<Load<Summary>>);
+
+impl HttpLoad {
+    /// Stops all and sums up.
+    pub fn stop(self) -> Result<Summary> {
+        let parts: Vec<Summary> = self.0.into_iter().map(Load::stop).collect::<Result<_>>()?;
+        Ok(Summary::merged("http load", &parts))
+    }
+}
+
+/// A root filesystem with one program, made once in each testbed.
+fn root_of(testbed: &Testbed, name: &str, program: PathBuf) -> Result<String> {
+    let directory = testbed.directory().join(format!("rootfs-{name}"));
+    if !directory.exists() {
+        rootfs::minimal(&directory, &[&program])
+            .with_context(|| format!("cannot make a root filesystem for {name}"))?;
+    }
+    Ok(directory.display().to_string())
+}
+
+/// Waits until somebody accepts connections at the system's port.
+fn answers(testbed: &Testbed, system: &System, port: u16) -> Result<()> {
+    let address = SocketAddr::from((system.ip(), port));
+    let patience = Duration::from_secs(1);
+    wait_for(&format!("an answer at {address}"), START_PATIENCE, || {
+        let connected = || Ok(std::net::TcpStream::connect_timeout(&address, patience)?);
+        testbed.world.in_network(connected).ok()
+    })
+    .map(|_| ())
+}

@@ -1,0 +1,106 @@
+//! The main job with real tools: services move between two systems.
+
+use ums_core::report::Outcome;
+use ums_testbed::client::keys;
+use ums_testbed::hog::Request;
+use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::tools::{Tools, skipped};
+use ums_testbed::workload::{
+    REDIS_PORT, addresses, ask_hog, count, request, start_hog, start_http, start_redis,
+};
+
+/// Keys that Redis holds: fewer than in the demonstration, for several tests run at once.
+const KEYS: u64 = 20_000;
+
+/// How far the reported downtime may be from what the service itself saw, milliseconds.
+const DOWNTIME_TOLERANCE_MS: f64 = 30.0;
+
+/// Two systems with Coordinators, or `None` after saying that the test is left out.
+fn systems(test: &str) -> Option<Testbed> {
+    let tools = Tools::find().expect("this program's own path is known");
+    if let Some(lacking) = tools.lacking() {
+        skipped(test, &lacking);
+        return None;
+    }
+    let mut testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    testbed
+        .start_coordinators()
+        .expect("both Coordinators answer");
+    Some(testbed)
+}
+
+#[test]
+fn redis_moves_there_and_back_with_all_keys_and_the_counter_right() {
+    let Some(testbed) = systems("redis_moves_there_and_back_with_all_keys_and_the_counter_right")
+    else {
+        return;
+    };
+    start_redis(&testbed, &testbed.a).expect("redis runs");
+    let redis = addresses(&testbed, REDIS_PORT);
+    testbed
+        .world
+        .in_network(|| keys::set(&redis, KEYS))
+        .expect("the keys are set");
+    let counter = count(&testbed).expect("a counter");
+    for (from, to) in [(&testbed.a, &testbed.b), (&testbed.b, &testbed.a)] {
+        let report = testbed.migrate(from, to, "redis", &[]).expect("a report");
+        assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+        assert_eq!(report.steps.len(), 15);
+        let here: Vec<_> = redis
+            .iter()
+            .filter(|address| address.ip() == to.ip())
+            .copied()
+            .collect();
+        let wrong = testbed
+            .world
+            .in_network(|| keys::wrong(&here, KEYS))
+            .expect("redis answers");
+        assert_eq!(wrong, 0, "keys that are wrong on {}", to.name());
+    }
+    let counted = counter
+        .stop()
+        .expect("the counter's client goes on to the end");
+    assert_eq!(
+        (counted.lost, counted.doubled, counted.summary.failed),
+        (0, 0, 0)
+    );
+    assert_eq!(counted.value, counted.summary.requests);
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
+
+#[test]
+fn no_http_request_fails_while_its_service_moves() {
+    let Some(testbed) = systems("no_http_request_fails_while_its_service_moves") else {
+        return;
+    };
+    start_http(&testbed, &testbed.a).expect("the service runs");
+    let load = request(&testbed).expect("clients");
+    let report = testbed
+        .migrate(&testbed.a, &testbed.b, "http", &[])
+        .expect("a report");
+    let summary = load.stop().expect("the clients go on to the end");
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert!(summary.requests > 0);
+    assert_eq!(summary.failed, 0, "{summary:?}");
+}
+
+#[test]
+fn the_reported_downtime_is_what_the_service_saw() {
+    let Some(testbed) = systems("the_reported_downtime_is_what_the_service_saw") else {
+        return;
+    };
+    start_hog(&testbed, &testbed.a, "hog", 32).expect("the hog runs");
+    ask_hog(&testbed, &testbed.a, Request::Reset).expect("the hog answers");
+    let report = testbed
+        .migrate(&testbed.a, &testbed.b, "hog", &[])
+        .expect("a report");
+    let status = ask_hog(&testbed, &testbed.b, Request::Verify).expect("the hog answers");
+    assert_eq!(status.intact, Some(true));
+    let downtime = report.downtime_ms.expect("there was a switch");
+    let difference = (status.largest_gap_ms - downtime).abs();
+    assert!(
+        difference <= DOWNTIME_TOLERANCE_MS,
+        "reported {downtime} ms, seen {} ms",
+        status.largest_gap_ms
+    );
+}
