@@ -1,0 +1,159 @@
+//! `ums-frontman`: the process around [`ums_frontman::engine`].
+//!
+//! When it listens, or can't, it says so in one line on standard output (a
+//! [`Response`](ums_frontman::control::Response)); its log goes to standard error.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use ums_frontman::control::{Limits, Response};
+use ums_frontman::engine::{Config, Frontman};
+
+/// Stands at a service's endpoint while the service moves.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The service it stands for
+    #[arg(long)]
+    service: String,
+    /// The migration that wants it
+    #[arg(long)]
+    owner: String,
+    /// Control socket
+    #[arg(long)]
+    socket: PathBuf,
+    /// State file
+    #[arg(long)]
+    state: PathBuf,
+    /// A port of the system and where to listen for it, such as 8080=10.88.0.1:0; repeatable
+    #[arg(long = "port", value_parser = parse_port, required = true)]
+    ports: Vec<(u16, SocketAddr)>,
+    /// Most connections kept without an upstream
+    #[arg(long, default_value_t = Limits::default().hold_connections)]
+    hold_connections: usize,
+    /// Most bytes read ahead from them together
+    #[arg(long, default_value_t = Limits::default().hold_bytes)]
+    hold_bytes: usize,
+    /// Longest time a connection waits for an upstream, seconds
+    #[arg(long, default_value_t = Limits::default().hold_seconds)]
+    hold_seconds: u64,
+    /// Most connections led
+    #[arg(long, default_value_t = Limits::default().lead_connections)]
+    lead_connections: usize,
+    /// Retires by itself this long after the last change, seconds
+    #[arg(long, default_value_t = Limits::default().retire_after_seconds)]
+    retire_after: u64,
+    /// Drains this long when it retires by itself, seconds
+    #[arg(long, default_value_t = Limits::default().drain_seconds)]
+    drain_seconds: u64,
+}
+
+fn parse_port(text: &str) -> Result<(u16, SocketAddr), String> {
+    let usage = || format!("`{text}` is not PORT=ADDRESS:PORT, such as 8080=10.88.0.1:0");
+    let (system_port, listen) = text.split_once('=').ok_or_else(usage)?;
+    let system_port: u16 = system_port.parse().map_err(|_| usage())?;
+    Ok((system_port, listen.parse().map_err(|_| usage())?))
+}
+
+impl Arguments {
+    fn config(self) -> Result<Config, String> {
+        let mut ports = BTreeMap::new();
+        for (system_port, listen) in self.ports {
+            if ports.insert(system_port, listen).is_some() {
+                return Err(format!("port {system_port} is given twice"));
+            }
+        }
+        Ok(Config {
+            service: self.service,
+            owner: self.owner,
+            socket: self.socket,
+            state: self.state,
+            ports,
+            limits: Limits {
+                hold_connections: self.hold_connections,
+                hold_bytes: self.hold_bytes,
+                hold_seconds: self.hold_seconds,
+                lead_connections: self.lead_connections,
+                retire_after_seconds: self.retire_after,
+                drain_seconds: self.drain_seconds,
+            },
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut reason = error.to_string();
+            let mut source = error.source();
+            while let Some(cause) = source {
+                reason = format!("{reason}: {cause}");
+                source = cause.source();
+            }
+            tracing::error!("{reason}");
+            say(&Response::Error(reason));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let config = arguments.config()?;
+    allow_descriptors();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        // Handled before anybody knows of the process, so that no early signal ends it.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let frontman = Frontman::start(config)?;
+        say(&Response::Ok(Box::new(frontman.status())));
+        let (stop, stopped) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    Some(()) = terminate.recv() => {
+                        // A full channel means that it has been asked already.
+                        let _ = stop.try_send(());
+                    }
+                    // The end of somebody's terminal is no reason to leave clients alone.
+                    Some(()) = hang_up.recv() => {}
+                    else => return,
+                }
+            }
+        });
+        frontman.run(stopped).await;
+        Ok(())
+    })
+}
+
+/// Two descriptors for each connection: the usual soft limit of 1024 would end it too early.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// One line to whoever started this; if nobody reads it, that is no reason to stop.
+fn say(response: &Response) {
+    if let Ok(text) = serde_json::to_string(response) {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+}
