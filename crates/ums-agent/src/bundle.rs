@@ -14,6 +14,8 @@ use ums_core::specification::Specification;
 
 mod check;
 #[cfg(test)]
+mod runc_test;
+#[cfg(test)]
 mod test;
 
 pub use check::{InvalidSpecification, check};

@@ -4,7 +4,7 @@ use ums_core::specification::{ImageId, Specification, Volume};
 
 use super::*;
 
-pub(crate) fn specification() -> Specification {
+pub(super) fn specification() -> Specification {
     Specification {
         name: "web".parse().unwrap(),
         image: ImageId::try_from("0".repeat(64)).unwrap(),

@@ -198,6 +198,15 @@ fn a_service_that_has_ended_is_an_error() {
     let service = Service::start(WAITING, Stdio::null());
     let init = service.init;
     drop(service);
+    // It is told to end with the one that was killed, and takes its time.
+    let start = std::time::Instant::now();
+    while fs::read_link(format!("/proc/{init}/exe")).is_ok() {
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(10),
+            "it goes on"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
     assert!(matches!(inspect(init, &[]), Err(InspectError::Gone(_))));
 }
 

@@ -71,8 +71,7 @@ fn held(init: i32) -> Result<BTreeMap<u64, i32>, InspectError> {
 
 /// Inode number → inode number of the peer, for unix sockets in the network namespace of `init`.
 fn peers_in(init: i32) -> Result<BTreeMap<u64, u64>, InspectError> {
-    let path = proc_path(init, "ns/net");
-    let namespace = File::open(&path).map_err(InspectError::read(path))?;
+    let namespace = File::open(proc_path(init, "ns/net")).map_err(|_| InspectError::Gone(init))?;
     // A thread of its own, which ends with the namespace it has entered.
     let asking = thread::spawn(move || -> io::Result<_> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
