@@ -1,1 +1,18 @@
-//! To be written.
+//! The C/R module (UMS §III-A): checkpoint and restore of one container by driving CRIU directly.
+//!
+//! - [`criu`] speaks CRIU's RPC, its page-server protocol and its image format;
+//! - [`store`] holds arrived pages in memory, [`uffd`] installs them in the restored service;
+//! - [`freezer`] is the freeze that outlives CRIU and the agent;
+//! - [`keeper`] is the small process that owns one container and everything above.
+//!
+//! Architecture invariants: knows no orchestrator, no network protocol of ours and no saga; it is
+//! the only crate with unsafe code, and that is confined to [`uffd`] and [`store`].
+
+pub mod cgroup;
+pub mod criu;
+pub mod freezer;
+pub mod keeper;
+pub mod memory_dir;
+pub mod message;
+pub mod store;
+pub mod uffd;

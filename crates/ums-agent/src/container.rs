@@ -1,0 +1,162 @@
+//! Starts keepers: from a Specification and its places to a container that a keeper holds.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use ums_checkpoint::keeper::client::{self, Keeper};
+use ums_checkpoint::keeper::protocol::{self, KeeperConfig, Request, Status};
+use ums_core::specification::Specification;
+
+use crate::bundle::{self, Places};
+use crate::config::{AgentConfig, ServicePlaces};
+
+/// Size of a service's `/dev/shm`, bytes: what container engines give.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Why a container could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The keeper.
+    #[error(transparent)]
+    Keeper(#[from] client::Error),
+    /// The Specification can't be made a container.
+    #[error("the Specification can't be made a container: {0}")]
+    Specification(String),
+    /// A file or directory.
+    #[error("`{}` can't be written", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Starts the keeper of a service whose directories exist. Nothing executes yet.
+pub fn start_keeper(
+    config: &AgentConfig,
+    specification: &Specification,
+    places: &ServicePlaces,
+) -> Result<Keeper, Error> {
+    let program = this_program()?;
+    let bundle_places = bundle_places(config, specification, places);
+    let mounts = bundle::external_mounts(specification, &bundle_places.borrowed());
+    let mounts = mounts.into_iter().map(|mount| protocol::ExternalMount {
+        mountpoint: mount.mountpoint,
+        key: mount.key,
+        source: mount.source,
+    });
+    let keeper = KeeperConfig {
+        service: specification.name.to_string(),
+        socket: places.keeper(),
+        bundle_bin: config.bundle_bin(),
+        guard: vec![program.clone(), "guard".to_owned()],
+        cgroup: bundle::cgroup_path(&config.system, &specification.name),
+        memory_limit_bytes: specification.memory_limit_bytes,
+        lower: config
+            .images()
+            .join(specification.image.as_str())
+            .join("rootfs"),
+        upper: places.upper(),
+        work: places.work(),
+        merged: places.merged(),
+        shm: places.shm(),
+        shm_bytes: SHM_BYTES,
+        devices: bundle::ALLOWED_DEVICES.map(str::to_owned).to_vec(),
+        log: places.log(),
+        mounts: mounts.collect(),
+    };
+    Ok(Keeper::start(&[program, "keeper".to_owned()], &keeper)?)
+}
+
+/// Lets a new keeper create and start the container.
+pub fn start_container(
+    config: &AgentConfig,
+    specification: &Specification,
+    places: &ServicePlaces,
+    keeper: &Keeper,
+) -> Result<Status, Error> {
+    let status = keeper.status()?;
+    let netns = netns_path(&status);
+    let own = bundle_places(config, specification, places);
+    let json = bundle::config(
+        specification,
+        &Places {
+            netns: &netns,
+            ..own.borrowed()
+        },
+        file_limit(),
+    )
+    .map_err(|error| Error::Specification(error.to_string()))?;
+    let path = places.bundle().join("config.json");
+    fs::write(&path, json.to_string()).map_err(|source| Error::File { path, source })?;
+    Ok(keeper.call(
+        &Request::Start {
+            bundle: places.bundle(),
+        },
+        &[],
+    )?)
+}
+
+/// The file that stands for a container's network namespace, while its keeper lives.
+pub fn netns_path(status: &Status) -> PathBuf {
+    PathBuf::from(format!(
+        "/proc/{}/fd/{}",
+        status.keeper_pid, status.netns_fd
+    ))
+}
+
+/// Where a path in the keeper's mount namespace is reached from ours.
+pub fn keeper_path(status: &Status, path: &std::path::Path) -> PathBuf {
+    let root = PathBuf::from(format!("/proc/{}/root", status.keeper_pid));
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+fn this_program() -> Result<String, Error> {
+    let program = std::env::current_exe();
+    let program = program.map_err(|source| Error::File {
+        path: "/proc/self/exe".into(),
+        source,
+    })?;
+    Ok(program.to_string_lossy().into_owned())
+}
+
+fn file_limit() -> bundle::FileLimit {
+    use nix::sys::resource::{Resource, getrlimit};
+    // Failing is impossible for a resource that exists; the kernel's default is no worse.
+    getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096))
+}
+
+struct OwnedPlaces {
+    rootfs: PathBuf,
+    volumes: PathBuf,
+    shm: PathBuf,
+    cgroup: String,
+}
+
+impl OwnedPlaces {
+    fn borrowed(&self) -> Places<'_> {
+        Places {
+            rootfs: &self.rootfs,
+            netns: std::path::Path::new(""),
+            volumes: &self.volumes,
+            shm: &self.shm,
+            cgroup: &self.cgroup,
+        }
+    }
+}
+
+fn bundle_places(
+    config: &AgentConfig,
+    specification: &Specification,
+    places: &ServicePlaces,
+) -> OwnedPlaces {
+    OwnedPlaces {
+        rootfs: places.merged(),
+        volumes: places.volumes(),
+        shm: places.shm(),
+        cgroup: bundle::cgroup_path(&config.system, &specification.name),
+    }
+}

@@ -1,0 +1,54 @@
+//! `ums-agent`: the Migration Interface of one node, and the small processes it starts.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ums_checkpoint::keeper;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "The Migration Interface of UMS on one node")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the Coordinator of this system.
+    Serve(ums_agent::config::AgentConfig),
+    /// Hold one container (started by `serve`).
+    #[command(hide = true)]
+    Keeper {
+        /// Its configuration, as JSON.
+        config: String,
+    },
+    /// Hold a keeper's userfaultfd descriptors (started by a keeper).
+    #[command(hide = true)]
+    Guard {
+        /// The container's control groups.
+        cgroup: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Serve(config) => ums_agent::serve(config),
+        Command::Keeper { config } => run_keeper(&config),
+        Command::Guard { cgroup } => keeper::guard::run(&cgroup).map_err(Into::into),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ums-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_keeper(config: &str) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    Ok(keeper::run(serde_json::from_str(config)?)?)
+}

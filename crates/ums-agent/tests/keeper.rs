@@ -1,0 +1,366 @@
+//! The C/R module with real CRIU and runc: one container held by keepers on one node.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use std::io::Read;
+
+use ums_checkpoint::criu::page_server::{self, PAGE_LEN};
+use ums_checkpoint::keeper::client::Keeper;
+use ums_checkpoint::keeper::protocol::{
+    CheckpointInfo, INDEX_NAME, INFO_NAME, KeeperConfig, Phase, Request, RestoreRequest, Status,
+};
+use ums_checkpoint::memory_dir::MemoryDir;
+use ums_checkpoint::store::{PageStore, Stored};
+
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn bundle() -> Option<PathBuf> {
+    let given = std::env::var_os("UMS_BUNDLE").map(PathBuf::from);
+    let beside = Path::new(env!("CARGO_BIN_EXE_ums-agent"))
+        .ancestors()
+        .nth(2)
+        .map(|target| target.join("ums-bundle"));
+    given
+        .or(beside)
+        .filter(|path| path.join("bin/criu").exists())
+}
+
+/// Says by name why a test does not run here.
+fn skip(name: &str, reason: &str) {
+    eprintln!("SKIPPED {name}: {reason}");
+    if let Some(log) = std::env::var_os("UMS_SKIP_LOG")
+        && let Ok(mut log) = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(log)
+    {
+        use std::io::Write;
+        let _ = writeln!(log, "{name}: {reason}");
+    }
+}
+
+/// One place for a container: directories, a keeper's configuration, and its end.
+struct Place {
+    dir: tempfile::TempDir,
+    config: KeeperConfig,
+}
+
+impl Place {
+    fn new(bundle: &Path, lower: &Path, name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["upper", "work", "merged", "shm", "bundle"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        let agent = env!("CARGO_BIN_EXE_ums-agent").to_owned();
+        let config = KeeperConfig {
+            service: name.to_owned(),
+            socket: at("keeper.sock"),
+            bundle_bin: bundle.join("bin"),
+            guard: vec![agent, "guard".to_owned()],
+            cgroup: format!("/ums-test/{}/{name}", std::process::id()),
+            memory_limit_bytes: Some(256 << 20),
+            lower: lower.to_owned(),
+            upper: at("upper"),
+            work: at("work"),
+            merged: at("merged"),
+            shm: at("shm"),
+            shm_bytes: 1 << 20,
+            devices: ums_agent::bundle::ALLOWED_DEVICES
+                .map(str::to_owned)
+                .to_vec(),
+            log: at("log"),
+            mounts: vec![ums_checkpoint::keeper::protocol::ExternalMount {
+                mountpoint: "/dev/shm".to_owned(),
+                key: "shm".to_owned(),
+                source: at("shm"),
+            }],
+        };
+        Self { dir, config }
+    }
+
+    fn start(&self) -> Keeper {
+        let agent = env!("CARGO_BIN_EXE_ums-agent").to_owned();
+        Keeper::start(&[agent, "keeper".to_owned()], &self.config).unwrap()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.config.log).unwrap_or_default()
+    }
+
+    fn cgroup_dir(&self) -> PathBuf {
+        ums_checkpoint::cgroup::Cgroup::at(&self.config.cgroup)
+            .unwrap()
+            .freezer_dir()
+            .unwrap()
+    }
+}
+
+/// A root filesystem with busybox alone.
+fn rootfs() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["bin", "proc", "sys", "dev", "tmp", "etc"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", dir.path().join("bin/busybox")).unwrap();
+    std::os::unix::fs::symlink("busybox", dir.path().join("bin/sh")).unwrap();
+    dir
+}
+
+fn specification(script: &str) -> ums_core::specification::Specification {
+    ums_core::specification::Specification {
+        name: "counter".parse().unwrap(),
+        image: "0".repeat(64).try_into().unwrap(),
+        command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        env: vec!["PATH=/bin".to_owned()],
+        cwd: "/".to_owned(),
+        uid: 0,
+        gid: 0,
+        memory_limit_bytes: None,
+        volumes: vec![],
+        address: "10.88.0.2".parse().unwrap(),
+        prefix_len: 16,
+        ports: vec![],
+        capabilities: vec![],
+        hostname: "counter".to_owned(),
+    }
+}
+
+fn run(place: &Place, keeper: &Keeper, script: &str) -> Status {
+    let status = keeper.status().unwrap();
+    let netns = ums_agent::container::netns_path(&status);
+    let places = ums_agent::bundle::Places {
+        rootfs: &place.config.merged,
+        netns: &netns,
+        volumes: place.dir.path(),
+        shm: &place.config.shm,
+        cgroup: &place.config.cgroup,
+    };
+    let config = ums_agent::bundle::config(&specification(script), &places, (1024, 4096)).unwrap();
+    let bundle = place.dir.path().join("bundle");
+    std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+    keeper.call(&Request::Start { bundle }, &[]).unwrap()
+}
+
+fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !ready() {
+        assert!(Instant::now() < end, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Takes a checkpoint the way an agent does, straight into a page store.
+fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
+    let images = MemoryDir::new(64 << 20).unwrap();
+    let target = MemoryDir::new(512 << 20).unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut store = PageStore::new(512 << 20, true).unwrap();
+    let owners = std::thread::scope(|scope| {
+        let dump = scope.spawn(|| {
+            keeper
+                .call(&Request::Dump, &[images.as_fd(), theirs.as_fd()])
+                .unwrap();
+        });
+        let owners = page_server::serve(&mut ours, |run, stream| {
+            let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
+            stream.read_exact(&mut bytes)?;
+            store
+                .push(run.owner, run.address, run.flags, &bytes, &target)
+                .unwrap();
+            Ok(())
+        })
+        .unwrap();
+        dump.join().unwrap();
+        owners
+    });
+    for owner in &owners {
+        store.open(*owner, &target).unwrap();
+    }
+    for (name, _) in images.files().unwrap() {
+        let bytes = std::fs::read(images.path().join(&name)).unwrap();
+        target.write(&name, &bytes).unwrap();
+    }
+    let stored = store.finish(&target).unwrap();
+    target
+        .write(INDEX_NAME, &serde_json::to_vec(&stored.index).unwrap())
+        .unwrap();
+    (target, stored)
+}
+
+fn restore(keeper: &Keeper, images: &MemoryDir, stored: &Stored) -> Status {
+    let request = RestoreRequest {
+        lazy_bytes: stored.lazy_bytes,
+        lazy: true,
+    };
+    let fds = [images.as_fd(), stored.lazy.as_fd()];
+    keeper.call(&Request::Restore(request), &fds).unwrap()
+}
+
+fn ready(name: &str) -> Option<(PathBuf, tempfile::TempDir)> {
+    if !nix::unistd::geteuid().is_root() {
+        skip(name, "needs root");
+        return None;
+    }
+    if !Path::new("/bin/busybox").exists() {
+        skip(name, "needs /bin/busybox: install busybox-static");
+        return None;
+    }
+    let Some(bundle) = bundle() else {
+        skip(name, "needs the C/R bundle: run `cargo xtask bundle`");
+        return None;
+    };
+    Some((bundle, rootfs()))
+}
+
+const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.02; done";
+
+fn last_tick(log: &str) -> u32 {
+    log.lines()
+        .filter_map(|line| line.strip_prefix("tick ")?.parse().ok())
+        .next_back()
+        .unwrap_or(0)
+}
+
+#[test]
+fn a_container_is_checkpointed_held_and_goes_on_where_it_was() {
+    let Some((bundle, lower)) = ready("a_container_is_checkpointed_held_and_goes_on_where_it_was")
+    else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a");
+    let b = Place::new(&bundle, lower.path(), "b");
+    let source = a.start();
+    assert_eq!(run(&a, &source, COUNTING).phase, Phase::Running);
+    wait_until("it counts", || last_tick(&a.log()) > 5);
+
+    let (images, stored) = checkpoint(&source);
+    assert_eq!(source.status().unwrap().phase, Phase::Frozen);
+    let frozen_at = last_tick(&a.log());
+
+    let destination = b.start();
+    copy_upper(&a, &b);
+    let held = restore(&destination, &images, &stored);
+    assert_eq!(held.phase, Phase::Held);
+    assert_eq!(b.log(), "", "a held container has not executed");
+    assert_eq!(
+        last_tick(&a.log()),
+        frozen_at,
+        "a frozen container does not execute"
+    );
+    // A repeated request finds it done.
+    assert_eq!(restore(&destination, &images, &stored).phase, Phase::Held);
+
+    assert_eq!(
+        destination.call(&Request::Resume, &[]).unwrap().phase,
+        Phase::Running
+    );
+    wait_until("it counts on", || last_tick(&b.log()) > frozen_at + 5);
+    let first = b.log().lines().next().unwrap().to_owned();
+    assert_eq!(
+        first,
+        format!("tick {}", frozen_at + 1),
+        "no tick lost and none repeated"
+    );
+    wait_until("every page is in", || {
+        destination.status().unwrap().pages_missing == 0
+    });
+
+    // The frozen one dies without executing another instruction.
+    source.call(&Request::Kill, &[]).unwrap();
+    assert_eq!(last_tick(&a.log()), frozen_at);
+    for (keeper, place) in [(source, a), (destination, b)] {
+        keeper.call(&Request::Quit, &[]).unwrap();
+        wait_until("the cgroup is gone", || !place.cgroup_dir().exists());
+    }
+}
+
+fn copy_upper(a: &Place, b: &Place) {
+    let from = format!("{}/.", a.config.upper.display());
+    let copied = Command::new("cp")
+        .args(["-a", &from])
+        .arg(&b.config.upper)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+}
+
+#[test]
+fn an_abandoned_checkpoint_lets_the_source_go_on_and_a_second_one_works() {
+    let name = "an_abandoned_checkpoint_lets_the_source_go_on_and_a_second_one_works";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a2");
+    let b = Place::new(&bundle, lower.path(), "b2");
+    let source = a.start();
+    run(&a, &source, COUNTING);
+    wait_until("it counts", || last_tick(&a.log()) > 3);
+    let (images, stored) = checkpoint(&source);
+    let destination = b.start();
+    copy_upper(&a, &b);
+    restore(&destination, &images, &stored);
+
+    // Abandoned while held: the restored one dies without a trace, the source goes on.
+    destination.call(&Request::Quit, &[]).unwrap();
+    assert_eq!(b.log(), "");
+    let frozen_at = last_tick(&a.log());
+    assert_eq!(
+        source.call(&Request::Thaw, &[]).unwrap().phase,
+        Phase::Running
+    );
+    wait_until("the source counts on", || {
+        last_tick(&a.log()) > frozen_at + 3
+    });
+
+    let (_images, _stored) = checkpoint(&source);
+    source.call(&Request::Thaw, &[]).unwrap();
+    source.call(&Request::Quit, &[]).unwrap();
+    wait_until("the cgroups are gone", || {
+        !a.cgroup_dir().exists() && !b.cgroup_dir().exists()
+    });
+}
+
+#[test]
+fn what_the_destination_must_know_is_in_the_images() {
+    let name = "what_the_destination_must_know_is_in_the_images";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a3");
+    let source = a.start();
+    run(&a, &source, COUNTING);
+    let (images, _stored) = checkpoint(&source);
+    let info = std::fs::read(images.path().join(INFO_NAME)).unwrap();
+    let info: CheckpointInfo = serde_json::from_slice(&info).unwrap();
+    assert_eq!(info.stdio.len(), 2);
+    assert!(info.stdio.iter().all(|name| name.starts_with("pipe:[")));
+    source.call(&Request::Quit, &[]).unwrap();
+}
+
+#[test]
+fn a_service_that_exited_can_not_be_checkpointed_and_says_so() {
+    let name = "a_service_that_exited_can_not_be_checkpointed_and_says_so";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a4");
+    let source = a.start();
+    run(&a, &source, "exit 7");
+    wait_until("it has exited", || {
+        source.status().unwrap().phase == Phase::Dead { code: 7 }
+    });
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let error = source
+        .call(&Request::Dump, &[images.as_fd(), theirs.as_fd()])
+        .unwrap_err();
+    assert!(error.to_string().contains("exited with code 7"), "{error}");
+    source.call(&Request::Quit, &[]).unwrap();
+}

@@ -1,0 +1,256 @@
+//! One run of `criu swrk`: CRIU as a child that takes one request over a socket pair.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
+};
+use nix::sys::time::TimeVal;
+use prost::Message;
+
+use super::rpc::{Notify, Opts, Request, RequestType, Response, Version};
+use crate::message::own;
+
+/// The largest RPC message that we take from CRIU, bytes. Its answers are a few hundred.
+const MESSAGE_LEN_MAX: usize = 64 * 1024;
+
+/// Inherited descriptors get numbers from here on, clear of those that CRIU opens for itself first.
+const FIRST_INHERITED: i32 = 20;
+
+/// Why a run of CRIU failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program can't be started.
+    #[error("can't start `{program}`: is the C/R bundle installed (`ums doctor`)?")]
+    Spawn {
+        /// What was tried.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// CRIU went away, or was silent for too long.
+    #[error("CRIU ended or fell silent during {during}; its log ends:\n{log}")]
+    Lost {
+        /// The request.
+        during: &'static str,
+        /// End of CRIU's log.
+        log: String,
+    },
+    /// CRIU said no.
+    #[error("CRIU could not {during}; its log ends:\n{log}")]
+    Failed {
+        /// The request.
+        during: &'static str,
+        /// End of CRIU's log.
+        log: String,
+    },
+    /// Something that is not CRIU's RPC.
+    #[error("CRIU sent a message that is not its RPC: is it version 4.2.1 or later?")]
+    Malformed(#[source] prost::DecodeError),
+    /// Our own answer to a notification was a veto.
+    #[error("{0}")]
+    Vetoed(String),
+    /// The socket pair could not be made.
+    #[error("no socket pair for CRIU")]
+    Socket(#[from] nix::errno::Errno),
+}
+
+/// Environment and place to run CRIU in.
+#[derive(Debug, Clone)]
+pub struct Criu {
+    /// The C/R bundle's `bin` directory: `criu` and the programs that it executes.
+    pub bin: std::path::PathBuf,
+    /// How long CRIU may be silent, for each message.
+    pub patience: Duration,
+}
+
+/// A running `criu swrk`.
+#[derive(Debug)]
+pub struct Swrk {
+    child: Child,
+    socket: OwnedFd,
+    inherited: Vec<i32>,
+}
+
+impl Criu {
+    /// Starts `criu swrk` in the cgroups that `place` puts it into before it does anything, with
+    /// the descriptors of `inherit`, whose numbers in CRIU are [`Swrk::inherited`].
+    ///
+    /// Some descriptors of a request CRIU finds in our process (the directories), others have to
+    /// be its own (the page socket, what stands for resources of the image).
+    pub fn spawn(
+        &self,
+        place: impl FnOnce(u32) -> io::Result<()>,
+        inherit: &[BorrowedFd<'_>],
+    ) -> Result<Swrk, Error> {
+        // Copies without close-on-exec, which no other thread of a keeper can leak: it starts its
+        // few programs one after the other. They are closed here once CRIU has them.
+        let copy = |fd: &BorrowedFd<'_>| fcntl(fd, FcntlArg::F_DUPFD(FIRST_INHERITED)).map(own);
+        let copies: Vec<OwnedFd> = inherit.iter().map(copy).collect::<Result<_, _>>()?;
+        let inherited = copies.iter().map(AsRawFd::as_raw_fd).collect();
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        let patience = TimeVal::new(self.patience.as_secs() as i64, 0);
+        setsockopt(&ours, sockopt::ReceiveTimeout, &patience)?;
+        let program = self.bin.join("criu");
+        // CRIU takes its end as standard input: the one descriptor that Command hands over
+        // without unsafe code.
+        let mut child = Command::new(&program)
+            .args(["swrk", "0"])
+            .env_clear()
+            .env("PATH", &self.bin)
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|source| Error::Spawn {
+                program: program.display().to_string(),
+                source,
+            })?;
+        if let Err(source) = place(child.id()) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::Spawn {
+                program: "criu in its cgroup".to_owned(),
+                source,
+            });
+        }
+        Ok(Swrk {
+            child,
+            socket: ours,
+            inherited,
+        })
+    }
+
+    /// The version of the CRIU that would be run.
+    pub fn version(&self) -> Result<Version, Error> {
+        let mut swrk = self.spawn(|_| Ok(()), &[])?;
+        swrk.send(&Request {
+            kind: RequestType::Version as i32,
+            opts: Some(Opts {
+                images_dir_fd: -1,
+                ..Opts::default()
+            }),
+            notify_success: None,
+        })?;
+        let log = || "(no log)".to_owned();
+        let response = swrk.receive("version", &log)?;
+        swrk.end();
+        response.version.ok_or(Error::Failed {
+            during: "tell its version",
+            log: log(),
+        })
+    }
+}
+
+impl Swrk {
+    /// Numbers in CRIU of the descriptors that it was started with, in their order.
+    pub fn inherited(&self) -> &[i32] {
+        &self.inherited
+    }
+
+    /// CRIU's process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether CRIU is still there: not exited, not killed.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn send(&mut self, request: &Request) -> Result<(), Error> {
+        let bytes = request.encode_to_vec();
+        send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        during: &'static str,
+        log: &dyn Fn() -> String,
+    ) -> Result<Response, Error> {
+        let mut buffer = vec![0; MESSAGE_LEN_MAX];
+        match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(len) if len > 0 => Response::decode(&buffer[..len]).map_err(Error::Malformed),
+            _ => Err(Error::Lost { during, log: log() }),
+        }
+    }
+
+    /// Makes one request and answers CRIU's notifications until it is over.
+    ///
+    /// `on_notify` is called for each notification with its name while CRIU waits; an error vetoes
+    /// (which CRIU honours for `post-dump` and `post-restore` alone) and becomes the result.
+    pub fn run(
+        &mut self,
+        kind: RequestType,
+        opts: Opts,
+        log: &dyn Fn() -> String,
+        mut on_notify: impl FnMut(&mut Swrk, &Notify) -> Result<(), String>,
+    ) -> Result<Response, Error> {
+        let during = match kind {
+            RequestType::Dump => "checkpoint the service",
+            RequestType::Restore => "restore the service",
+            _ => "serve the request",
+        };
+        self.send(&Request {
+            kind: kind as i32,
+            opts: Some(opts),
+            notify_success: None,
+        })?;
+        let mut veto = None;
+        loop {
+            let response = self.receive(during, log)?;
+            if response.kind != RequestType::Notify as i32 {
+                return match veto {
+                    Some(reason) => Err(Error::Vetoed(reason)),
+                    None if response.success => Ok(response),
+                    None => Err(Error::Failed { during, log: log() }),
+                };
+            }
+            let notify = response.notify.unwrap_or_default();
+            let verdict = on_notify(self, &notify);
+            self.send(&Request {
+                kind: RequestType::Notify as i32,
+                opts: None,
+                notify_success: Some(verdict.is_ok()),
+            })?;
+            veto = veto.or(verdict.err());
+        }
+    }
+
+    /// Ends CRIU if it still runs, and collects it.
+    pub fn end(mut self) {
+        drop(self.socket);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The last `lines` lines of a CRIU log in `dir`, for an error message.
+pub fn log_tail(dir: &Path, name: &str, lines: usize) -> String {
+    let text = std::fs::read(dir.join(name)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let wanted: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("Error") || line.contains("Warn"))
+        .collect();
+    let wanted = if wanted.is_empty() {
+        text.lines().collect()
+    } else {
+        wanted
+    };
+    let from = wanted.len().saturating_sub(lines);
+    wanted[from..].join("\n")
+}

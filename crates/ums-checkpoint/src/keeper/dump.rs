@@ -1,0 +1,172 @@
+//! The checkpoint: CRIU dumps, its pages leave by a socket, and at its end the kernel's freeze
+//! takes over from ptrace without a gap.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::container::raw;
+use super::protocol::{CheckpointInfo, INFO_NAME, Phase};
+use super::server::{Shared, monotonic_ns};
+use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
+use crate::criu::swrk::{Criu, log_tail};
+use crate::memory_dir::MemoryDir;
+
+/// CRIU's log during a dump, in the images directory.
+const LOG_NAME: &str = "dump.log";
+/// Lines of CRIU's log in an error message.
+pub(super) const LOG_LINES: usize = 12;
+/// Deleted but open files are carried up to this size, bytes.
+pub(super) const GHOST_LIMIT: u32 = 256 << 20;
+/// Key of the network namespace in the images.
+pub(super) const NETNS_KEY: &str = "ums-netns";
+/// How long CRIU may be silent. Most of a dump is one silence while pages flow, and whoever takes
+/// the pages breaks it off when they stall; this bounds what is left: a CRIU that hangs by itself.
+const SILENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// Checkpoints the container. On success it is frozen by its control group, and stays so.
+pub(super) fn dump(shared: &Arc<Shared>, fds: Vec<OwnedFd>) -> Result<(), String> {
+    let [images, pages] = <[OwnedFd; 2]>::try_from(fds)
+        .map_err(|_| "a dump takes the images directory and the page socket".to_owned())?;
+    let images = MemoryDir::from_fd(images);
+    let init = shared.update(|state| match (&state.phase, state.init_pid) {
+        (Phase::Running, Some(pid)) => {
+            state.phase = Phase::Dumping;
+            Ok(pid)
+        }
+        (Phase::Dead { code }, _) => Err(format!("the service has exited with code {code}")),
+        (phase, _) => Err(format!(
+            "a container that is {phase:?} can't be checkpointed"
+        )),
+    })?;
+    let result = freeze_and_dump(shared, &images, &pages, init);
+    if result.is_err() {
+        // Nothing was promised to anybody yet: the service goes on.
+        let _ = shared.container.freezer().map(|freezer| freezer.thaw());
+    }
+    shared.update(|state| {
+        if state.phase == Phase::Dumping {
+            state.phase = if result.is_ok() {
+                Phase::Frozen
+            } else {
+                Phase::Running
+            };
+        }
+    });
+    result
+}
+
+fn freeze_and_dump(
+    shared: &Shared,
+    images: &MemoryDir,
+    pages: &OwnedFd,
+    init: i32,
+) -> Result<(), String> {
+    let freezer = shared.container.freezer()?;
+    let info = CheckpointInfo {
+        stdio: shared
+            .container
+            .stdio_names()
+            .map_err(|error| error.to_string())?,
+        owners: Default::default(),
+    };
+    let info = serde_json::to_vec(&info).map_err(|error| error.to_string())?;
+    images
+        .write(INFO_NAME, &info)
+        .map_err(|error| format!("images directory: {error}"))?;
+
+    let criu = Criu {
+        bin: shared.config.bundle_bin.clone(),
+        patience: SILENCE_MAX,
+    };
+    let mut swrk = criu
+        .spawn(|_| Ok(()), &[pages.as_fd()])
+        .map_err(|error| error.to_string())?;
+    let opts = options(shared, images, swrk.inherited()[0], init, freezer.dir())?;
+    let log = || log_tail(&images.path(), LOG_NAME, LOG_LINES);
+    let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
+        match notify.script.as_deref() {
+            // CRIU has set itself up and has not looked at the service yet: the service may run
+            // until now. CRIU would freeze it too, but looks only ten times a second whether it is.
+            Some("pre-dump") => {
+                shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
+                return freezer.freeze().map_err(|error| error.to_string());
+            }
+            Some("post-dump") => {}
+            _ => return Ok(()),
+        }
+        // CRIU holds every task and waits for us: from this freeze on the service can't run,
+        // whatever happens to CRIU. That CRIU is still there afterwards proves that no task was
+        // let go before the freeze had them all.
+        freezer.freeze().map_err(|error| error.to_string())?;
+        if !swrk.is_alive() {
+            return Err("CRIU was lost at the end of the dump".to_owned());
+        }
+        Ok(())
+    });
+    swrk.end();
+    result.map_err(|error| error.to_string())?;
+    if !freezer.is_frozen().map_err(|error| error.to_string())? {
+        return Err("the service is not frozen after the dump".to_owned());
+    }
+    shared.update(|state| state.dumped_at_ns = Some(monotonic_ns()));
+    Ok(())
+}
+
+fn options(
+    shared: &Shared,
+    images: &MemoryDir,
+    page_socket: i32,
+    init: i32,
+    freezer: &std::path::Path,
+) -> Result<Opts, String> {
+    let netns = shared
+        .container
+        .netns_inode()
+        .map_err(|error| error.to_string())?;
+    let mut external = vec![format!("net[{netns}]:{NETNS_KEY}")];
+    for mount in &shared.config.mounts {
+        external.push(format!("mnt[{}]:{}", mount.mountpoint, mount.key));
+    }
+    Ok(Opts {
+        images_dir_fd: raw(images),
+        work_dir_fd: Some(raw(images)),
+        pid: Some(init),
+        leave_running: Some(true),
+        ext_unix_sk: Some(true),
+        tcp_close: Some(true),
+        file_locks: Some(true),
+        log_level: Some(2),
+        log_file: Some(LOG_NAME.to_owned()),
+        ps: Some(PageServerInfo {
+            fd: Some(page_socket),
+        }),
+        notify_scripts: Some(true),
+        root: Some(shared.config.merged.display().to_string()),
+        manage_cgroups_mode: Some(CGROUPS_IGNORE),
+        ghost_limit: Some(GHOST_LIMIT),
+        external,
+        freeze_cgroup: Some(freezer.display().to_string()),
+        network_lock: Some(NETWORK_LOCK_SKIP),
+        ..Opts::default()
+    })
+}
+
+/// Lets a frozen container run on, as if nothing had been asked.
+pub(super) fn thaw(shared: &Arc<Shared>) -> Result<(), String> {
+    match shared.state().phase {
+        Phase::Running | Phase::Frozen => {}
+        ref phase => return Err(format!("a container that is {phase:?} can't be thawed")),
+    }
+    shared
+        .container
+        .freezer()?
+        .thaw()
+        .map_err(|error| error.to_string())?;
+    shared.update(|state| {
+        if state.phase == Phase::Frozen {
+            state.phase = Phase::Running;
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What an agent asks of a keeper.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::criu::page_server::PageOwner;
+
+/// What a keeper is started with; it does not change while it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeeperConfig {
+    /// Name of the service, for messages.
+    pub service: String,
+    /// Where the keeper listens.
+    pub socket: PathBuf,
+    /// The C/R bundle's `bin`.
+    pub bundle_bin: PathBuf,
+    /// Program and first arguments that run the guard: this program's `guard` command.
+    pub guard: Vec<String>,
+    /// Path of the control groups below their hierarchies.
+    pub cgroup: String,
+    /// Memory limit of the service, bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// The image's root filesystem: lowest layer of the overlay, never written.
+    pub lower: PathBuf,
+    /// What the service changed: upper layer.
+    pub upper: PathBuf,
+    /// Overlayfs's own directory, on the same file system as `upper`.
+    pub work: PathBuf,
+    /// Where the overlay is mounted, in the keeper's mount namespace only.
+    pub merged: PathBuf,
+    /// Where the tmpfs for `/dev/shm` is mounted, in the keeper's mount namespace only.
+    pub shm: PathBuf,
+    /// Size of that tmpfs, bytes.
+    pub shm_bytes: u64,
+    /// Lines of the devices cgroup (version 1) that allow what a container may use.
+    pub devices: Vec<String>,
+    /// Where standard output and standard error go.
+    pub log: PathBuf,
+    /// Bind mounts of the container.
+    pub mounts: Vec<ExternalMount>,
+}
+
+/// A bind mount that CRIU leaves to us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalMount {
+    /// Path inside the container.
+    pub mountpoint: String,
+    /// Name in the image.
+    pub key: String,
+    /// What is mounted there on this node.
+    pub source: PathBuf,
+}
+
+/// Name of the image file that carries [`CheckpointInfo`].
+pub const INFO_NAME: &str = "ums-checkpoint.json";
+
+/// What the destination's keeper has to know of the source's container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointInfo {
+    /// CRIU's names of the pipes that are standard output and standard error.
+    pub stdio: Vec<String>,
+    /// All that has pages, or a pagemap without pages.
+    pub owners: BTreeSet<PageOwner>,
+}
+
+/// A request. Descriptors that go with it are named in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// What are you doing?
+    Status,
+    /// Create the container with runc from an OCI bundle and start it.
+    Start {
+        /// The bundle: a directory with `config.json`.
+        bundle: PathBuf,
+    },
+    /// Checkpoint it. Descriptors: images directory, page-server socket.
+    Dump,
+    /// Let it run on after a freeze.
+    Thaw,
+    /// Kill it without letting it execute another instruction.
+    Kill,
+    /// Restore it and hold it. Descriptors: images directory, stored pages.
+    Restore(RestoreRequest),
+    /// Let the held one execute.
+    Resume,
+    /// Kill what there is, and end.
+    Quit,
+}
+
+/// What a restore needs beside its descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// Bytes of stored pages.
+    pub lazy_bytes: u64,
+    /// Whether pages are installed by userfaultfd; else they are in page files.
+    pub lazy: bool,
+}
+
+/// Name of the image file that carries the index of stored pages.
+pub const INDEX_NAME: &str = "ums-index.json";
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The state after the request.
+    Done(Status),
+    /// It could not be done; the state is as `status` says.
+    Failed {
+        /// Cause and remedy.
+        reason: String,
+        /// The state now.
+        status: Status,
+    },
+}
+
+/// What a keeper knows of its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What the container is doing.
+    pub phase: Phase,
+    /// The keeper's process id.
+    pub keeper_pid: i32,
+    /// The descriptor of the network namespace in the keeper.
+    pub netns_fd: i32,
+    /// The container's init.
+    pub init_pid: Option<i32>,
+    /// Pages still to be installed.
+    pub pages_missing: u64,
+    /// When the freeze of the last dump began, nanoseconds of CLOCK_MONOTONIC.
+    pub frozen_at_ns: Option<u64>,
+    /// When the last dump was over, same clock.
+    pub dumped_at_ns: Option<u64>,
+    /// When the service was let go at the end of the last restore, same clock.
+    pub resumed_at_ns: Option<u64>,
+    /// How long the last restore took until the container was held, microseconds.
+    pub restore_us: Option<u64>,
+}
+
+/// What a container is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Everything but its processes is there.
+    Created,
+    /// It executes.
+    Running,
+    /// It is being checkpointed.
+    Dumping,
+    /// Its checkpoint is complete and it is frozen by the kernel.
+    Frozen,
+    /// It is being restored.
+    Restoring,
+    /// It is restored and has not executed an instruction.
+    Held,
+    /// Its init is gone.
+    Dead {
+        /// Exit code, or 128 plus the signal.
+        code: i32,
+    },
+}

@@ -1,0 +1,133 @@
+//! Messages with descriptors over a unix socket: how an agent and a keeper talk.
+//!
+//! Each message is one JSON value in one packet of a `SOCK_SEQPACKET` socket, with the descriptors
+//! it speaks of beside it (unix(7), SCM_RIGHTS).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The longest message, bytes: the largest carries an OCI bundle's paths and a mount list.
+const MESSAGE_LEN_MAX: usize = 128 * 1024;
+/// The most descriptors in one message.
+pub const FDS_MAX: usize = 8;
+
+/// Sends one message.
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MESSAGE_LEN_MAX || fds.len() > FDS_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "message to a keeper is too long",
+        ));
+    }
+    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() {
+        &rights[..0]
+    } else {
+        &rights[..]
+    };
+    let slices = [IoSlice::new(&bytes)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &slices,
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receives one message; `None` when the other side has closed.
+pub fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MESSAGE_LEN_MAX];
+    let mut space = nix::cmsg_space!([i32; FDS_MAX]);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    let mut fds = Vec::new();
+    for control in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            fds.extend(raw.into_iter().map(own));
+        }
+    }
+    let len = received.bytes;
+    if received
+        .flags
+        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "message to a keeper was cut off",
+        ));
+    }
+    if len == 0 {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(&bytes[..len])?, fds)))
+}
+
+/// Receives one descriptor that comes with a byte or with nothing, as CRIU's helpers send it.
+pub fn receive_fd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([i32; 1]);
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    for control in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control
+            && let Some(raw) = raw.first()
+        {
+            return Ok(own(*raw));
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        "a descriptor was expected",
+    ))
+}
+
+/// Takes ownership of a descriptor that the kernel has just put into this process.
+#[expect(unsafe_code, reason = "SCM_RIGHTS delivers raw numbers")]
+pub(crate) fn own(raw: i32) -> OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: `raw` was installed by the kernel for this process just now, by recvmsg or by a
+    // userfaultfd fork event, and is held by nothing else.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::fd::AsFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn a_message_brings_its_descriptors() {
+        let (a, b) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        send(a.as_fd(), &vec![1, 2], &[file.as_fd()]).unwrap();
+        let (message, fds): (Vec<u32>, _) = receive(b.as_fd()).unwrap().unwrap();
+        assert_eq!((message, fds.len()), (vec![1, 2], 1));
+        drop(a);
+        assert!(receive::<u32>(b.as_fd()).unwrap().is_none());
+    }
+}
