@@ -6,6 +6,7 @@
 //! lost increment, one above what was sent is one applied twice.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,7 @@ pub fn run(addresses: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Res
         pace.answered();
     }
     let value = client.read()?;
-    client.compare(value, false);
+    client.compare(value, 0..=0);
     let summary = Summary {
         name: "redis counter".to_owned(),
         requests: client.requests,
@@ -107,7 +108,9 @@ impl Client {
         if *in_flight {
             let value = self.read()?;
             *in_flight = false;
-            return Ok(self.compare(value, true));
+            let applied = value > self.expected;
+            self.compare(value, 0..=1);
+            return Ok(applied);
         }
         let connection = self.connection()?;
         *in_flight = true;
@@ -116,19 +119,16 @@ impl Client {
         };
         *in_flight = false;
         let value = u64::try_from(value).context("a negative counter")?;
-        self.compare(value, true);
+        self.compare(value, 1..=1);
         Ok(true)
     }
 
-    /// Judges a value read when `in_flight` increments by one may have been applied; true if
-    /// it was. What was found wrong is counted once: the value found is the new truth.
-    fn compare(&mut self, value: u64, in_flight: bool) -> bool {
-        let most = self.expected + u64::from(in_flight);
-        self.lost += self.expected.saturating_sub(value);
-        self.doubled += value.saturating_sub(most);
-        let applied = in_flight && value >= most;
+    /// Judges a value that is due to contain `new` increments beyond those acknowledged. What is
+    /// found wrong is counted once: the value found is the new truth.
+    fn compare(&mut self, value: u64, new: RangeInclusive<u64>) {
+        self.lost += (self.expected + new.start()).saturating_sub(value);
+        self.doubled += value.saturating_sub(self.expected + new.end());
         self.expected = value;
-        applied
     }
 
     fn read(&mut self) -> Result<u64> {
@@ -168,17 +168,23 @@ mod tests {
     #[test]
     fn an_increment_in_flight_may_or_may_not_be_applied() {
         let mut one = client(5);
-        assert!(one.compare(6, true));
-        assert!(!one.compare(6, true));
+        one.compare(6, 0..=1);
+        one.compare(6, 0..=1);
         assert_eq!((one.expected, one.lost, one.doubled), (6, 0, 0));
     }
 
     #[test]
     fn lost_and_doubled_increments_are_found() {
         let mut one = client(5);
-        one.compare(3, false);
+        one.compare(3, 0..=0);
         assert_eq!((one.lost, one.doubled), (2, 0));
-        one.compare(5, true);
-        assert_eq!((one.lost, one.doubled), (2, 1));
+        one.compare(3, 1..=1);
+        assert_eq!(
+            (one.lost, one.doubled),
+            (3, 0),
+            "an acknowledged one is missing"
+        );
+        one.compare(6, 0..=1);
+        assert_eq!((one.lost, one.doubled), (3, 2));
     }
 }
