@@ -1,0 +1,173 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::command::{
+    abort, ca, doctor, history, list, migrate, peer, plan, rm, run, serve, status,
+};
+use crate::config::Layer;
+use crate::exit::Exit;
+
+/// Moves running services, with their memory, files and connections, between autonomous systems.
+#[derive(Debug, Parser)]
+#[command(name = "ums", version, after_long_help = Exit::table(), after_help = SEE_HELP)]
+#[command(disable_help_subcommand = false, propagate_version = true)]
+pub(crate) struct Cli {
+    /// The configuration file [default: /etc/ums/ums.toml] [env: UMS_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: Layer,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const SEE_HELP: &str = "`ums --help` shows all settings and the exit codes.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run this system's Coordinator
+    Serve(serve::Args),
+    /// Start a service on this system
+    Run(run::Args),
+    /// Move a running service to a peer
+    Migrate(migrate::Args),
+    /// Tell what a migration would do, and what stands in its way
+    Plan(plan::Args),
+    /// List the services of this system
+    List(list::Args),
+    /// Show a service, or a migration with the timeline of its steps
+    Status(status::Args),
+    /// List migrations, newest first
+    History(history::Args),
+    /// Give up a migration: the service goes on at the source
+    Abort(abort::Args),
+    /// Delete a service and its files
+    Rm(rm::Args),
+    /// Tell what this host can and can't do, and how to mend it
+    Doctor(doctor::Args),
+    /// Make a certificate authority, and certificates of systems
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Add, remove and list peers
+    #[command(subcommand)]
+    Peer(peer::Command),
+    /// List the exit codes
+    #[command(after_help = Exit::table())]
+    ExitCodes,
+}
+
+#[cfg(test)]
+mod test {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use clap::CommandFactory;
+    use ums_core::technique::{Approach, Technique};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_service_is_run_with_all_its_parts() {
+        let line = "ums run web --rootfs img --volume data:/var/lib/data --publish 8080:80 \
+                    --publish 443 --memory 512M --env A=b --cwd /srv --user 7:8 \
+                    --address 10.88.0.9 -- /bin/web --port 80";
+        let Command::Run(args) = parse(line).expect("a good line").command else {
+            panic!("not `run`");
+        };
+        let request = args.request(Path::new("/here")).expect("a good request");
+        assert_eq!(request.name.as_str(), "web");
+        assert_eq!(request.rootfs, "/here/img");
+        assert_eq!(request.command, ["/bin/web", "--port", "80"]);
+        assert_eq!(request.env, ["A=b"]);
+        assert_eq!((request.uid, request.gid), (7, 8));
+        assert_eq!(request.memory_limit_bytes, Some(512 << 20));
+        assert_eq!(request.ports[1].service_port, 443);
+        assert_eq!(request.volumes[0].path, "/var/lib/data");
+        assert_eq!(request.address.expect("given").to_string(), "10.88.0.9");
+    }
+
+    #[test]
+    fn a_migration_is_asked_for() {
+        let line = "ums migrate web --to b --technique stop-and-copy --approach orchestrator-level \
+                    --max-downtime 500ms --json --run-dir /r";
+        let cli = parse(line).expect("a good line");
+        assert_eq!(cli.settings.run_dir.as_deref(), Some(Path::new("/r")));
+        let Command::Migrate(args) = cli.command else {
+            panic!("not `migrate`")
+        };
+        assert!(args.json);
+        let request = args.wanted.request();
+        assert_eq!(request.destination.as_str(), "b");
+        assert_eq!(request.technique, Some(Technique::StopAndCopy));
+        assert_eq!(request.approach, Some(Approach::OrchestratorLevel));
+        assert_eq!(
+            request.max_downtime_ms,
+            Some(Duration::from_millis(500).as_millis() as u64)
+        );
+    }
+
+    #[test]
+    fn bad_lines_name_what_is_bad_and_exit_with_2() {
+        let cases = [
+            ("ums", "Usage:"),
+            ("ums run web -- x", "--rootfs"),
+            ("ums run web --rootfs r", "<CMD>"),
+            (
+                "ums run Web --rootfs r -- x",
+                "`Web` is not a usable service name",
+            ),
+            (
+                "ums run web --rootfs r --publish 0:1 -- x",
+                "'--publish <SYSTEM:SERVICE>'",
+            ),
+            (
+                "ums run web --rootfs r --memory lots -- x",
+                "`lots` is not a size",
+            ),
+            ("ums migrate web", "--to"),
+            (
+                "ums migrate web --to b --technique magic",
+                "[possible values: stop-and-copy",
+            ),
+            (
+                "ums migrate web --to b --max-downtime 500",
+                "`500` is not a span of time",
+            ),
+            ("ums peer add b", "--address"),
+            (
+                "ums peer add b --address 10.0.0.2:1 --allow all",
+                "'--allow <PERMISSION>'",
+            ),
+            ("ums --listen here list", "'--listen <ADDRESS:PORT>'"),
+            ("ums fly", "fly"),
+        ];
+        for (line, wanted) in cases {
+            let error = parse(line).expect_err(line);
+            assert!(error.to_string().contains(wanted), "{line}: {error}");
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_long_help_has_the_exit_codes_and_the_settings() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(
+            help.contains("Exit codes:") && help.contains("--service-network"),
+            "{help}"
+        );
+        let short = Cli::command().render_help().to_string();
+        assert!(!short.contains("--service-network"), "{short}");
+    }
+}
