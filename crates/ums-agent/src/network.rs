@@ -1,1 +1,451 @@
-//! To be written.
+//! The standalone driver's networking: a bridge, a network namespace for each service with an
+//! address that moves along, and endpoints that lead to the service or to its Frontman.
+//!
+//! ```text
+//!  client ── system:8080 ──┬─ dnat ──▶ 10.88.0.5:80   eth0 in the service's own namespace
+//!                          │             │ veth
+//!                          │           ums0, the bridge, 10.88.0.1
+//!                          └─ dnat ──▶ 10.88.0.1:41234   the Frontman, once it has taken the endpoint
+//! ```
+//!
+//! Endpoints are the elements of one nftables map, so publishing, taking and giving back each
+//! replace elements in one transaction: a packet sees the old state or the new one. Address
+//! translation is asked only for the first packet of a connection, so established connections stay
+//! where they are. Each element carries the name of its service, and the kernel is the only place
+//! where this state is kept: an agent that was killed finds all of it again.
+//!
+//! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
+
+mod address;
+mod reset;
+mod rules;
+mod tool;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+use ums_core::id::ServiceName;
+use ums_core::specification::PublishedPort;
+
+use crate::config::Network;
+
+pub use address::{
+    addresses_in_use, contains, free_address, gateway, listening_ports, mac, ports_in_use, veth,
+};
+pub use rules::{Conflict, Endpoint, Table};
+use tool::Tools;
+
+/// The bridge on which all services of the system are.
+pub const BRIDGE: &str = "ums0";
+
+/// Networking that can't be done.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A tool can't be started.
+    #[error(
+        "cannot start `{tool}`: install iproute2 and nftables, or give the C/R bundle's bin directory"
+    )]
+    Start {
+        /// Which.
+        tool: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A tool takes too long.
+    #[error("`{command}` did not end within {seconds} s")]
+    TimedOut {
+        /// Its command line.
+        command: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// A tool refused.
+    #[error("`{command}` failed: {said}")]
+    Failed {
+        /// Its command line.
+        command: String,
+        /// What it said.
+        said: String,
+    },
+    /// A tool said what we can't read.
+    #[error("`{tool}` printed what this version of UMS can't read")]
+    Unreadable {
+        /// Which.
+        tool: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A namespace can't be entered.
+    #[error("cannot enter the network namespace {}: does its process live, and is this root?", .path.display())]
+    Namespace {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A kernel setting can't be written.
+    #[error("cannot write {value} to {}: set it by hand, or make /proc/sys writable", .path.display())]
+    Setting {
+        /// Which.
+        path: PathBuf,
+        /// The wanted value.
+        value: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Connections can't be reset.
+    #[error("cannot reset the connections in the service's network namespace")]
+    Reset(#[source] std::io::Error),
+    /// An endpoint belongs to somebody else.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// An address that services can't have.
+    #[error(
+        "{address} is not usable: a service's address lies in {network}/{prefix_len} and is not the first or the last of it"
+    )]
+    Address {
+        /// The address.
+        address: Ipv4Addr,
+        /// The service network.
+        network: Ipv4Addr,
+        /// Its prefix length.
+        prefix_len: u8,
+    },
+}
+
+/// Does the networking of one system, in the network namespace of the calling process.
+#[derive(Debug)]
+pub struct Driver {
+    tools: Tools,
+    network: Network,
+    /// What is read from the kernel must still hold when the change is made.
+    changing: Mutex<()>,
+}
+
+impl Driver {
+    /// `bin_dir` is where `ip` and `nft` are looked for before PATH.
+    pub fn new(bin_dir: Option<PathBuf>, network: Network) -> Self {
+        Self {
+            tools: Tools::new(bin_dir),
+            network,
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// Address of the bridge: where services find the world, and where Frontmen listen.
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway(self.network)
+    }
+
+    /// Makes the bridge and the rules that don't belong to one service.
+    ///
+    /// Forwarding is switched on for the whole system and stays on, because by the time the last
+    /// service goes others may rely on it.
+    pub async fn ensure_bridge(&self) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        self.bridge().await?;
+        let change = rules::Change::default();
+        self.apply(change).await
+    }
+
+    async fn bridge(&self) -> Result<(), NetworkError> {
+        if self.link(BRIDGE).await?.is_none() {
+            let mac = mac(self.gateway());
+            // A fixed hardware address: else it changes with the ports, and services lose it.
+            let kind = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
+            self.ip(
+                &format!("link add name {BRIDGE} address {mac} {kind}"),
+                None,
+            )
+            .await?;
+        }
+        let (address, prefix_len) = (self.gateway(), self.network.prefix_len);
+        let commands = format!(
+            "link set dev {BRIDGE} addrgenmode none\n\
+             addr replace {address}/{prefix_len} dev {BRIDGE}\n\
+             link set dev {BRIDGE} up\n"
+        );
+        self.tools
+            .run("ip", &["-batch", "-"], &commands, None)
+            .await?;
+        let redirects = format!("net/ipv4/conf/{BRIDGE}/send_redirects");
+        for (setting, value) in [("net/ipv4/ip_forward", "1"), (redirects.as_str(), "0")] {
+            set(setting, value)?;
+        }
+        Ok(())
+    }
+
+    /// Connects a service's network namespace to the bridge. Its hardware address follows from its
+    /// address, so that it moves too.
+    pub async fn attach(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        address: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let (network, prefix_len) = (self.network.address, self.network.prefix_len);
+        if !address::usable(self.network, address) {
+            return Err(NetworkError::Address {
+                address,
+                network,
+                prefix_len,
+            });
+        }
+        let _changing = self.changing.lock().await;
+        let (veth, mac) = (veth(service), mac(address));
+        if !self.is_attached(&veth, netns, &mac).await? {
+            self.delete_link(&veth).await?;
+            let inside = netns.display();
+            // One request, so that neither end is ever seen without the other.
+            let add = format!(
+                "link add name {veth} mtu 1500 type veth peer name eth0 address {mac} mtu 1500 netns {inside}"
+            );
+            self.ip(&add, None).await?;
+        }
+        let outside = format!(
+            "link set dev {veth} alias ums:{service} addrgenmode none\n\
+             link set dev {veth} master {BRIDGE}\n\
+             link set dev {veth} type bridge_slave hairpin on\n\
+             link set dev {veth} up\n"
+        );
+        self.tools
+            .run("ip", &["-batch", "-"], &outside, None)
+            .await?;
+        let gateway = self.gateway();
+        let inside = format!(
+            "link set dev lo up\n\
+             addr replace {address}/{prefix_len} dev eth0\n\
+             link set dev eth0 up\n\
+             route replace default via {gateway} dev eth0\n"
+        );
+        self.tools
+            .run("ip", &["-batch", "-"], &inside, Some(netns))
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the service off the bridge.
+    pub async fn detach(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        self.delete_link(&veth(service)).await
+    }
+
+    /// Leads the service's endpoints to it. This is also how a service that has come back takes
+    /// them from its Frontman, and its address is an address like any other again.
+    pub async fn publish(
+        &self,
+        service: &ServiceName,
+        address: Ipv4Addr,
+        ports: &[PublishedPort],
+    ) -> Result<(), NetworkError> {
+        self.change(|table| table.publish(service, address, ports))
+            .await
+    }
+
+    /// Removes all endpoints of the service, whoever has them, and what
+    /// [`drop_connections`](Self::drop_connections) left.
+    pub async fn unpublish(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.change(|table| Ok(table.unpublish(service))).await
+    }
+
+    /// Leads new connections to the Frontman: for each port of the system, where it listens. Ports
+    /// that the service has not published here are published this way.
+    pub async fn take(
+        &self,
+        service: &ServiceName,
+        listeners: &BTreeMap<u16, SocketAddrV4>,
+    ) -> Result<(), NetworkError> {
+        self.change(|table| table.take(service, listeners)).await
+    }
+
+    /// Leads new connections to the service again, as they were before [`take`](Self::take).
+    pub async fn give_back(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.change(|table| Ok(table.give_back(service))).await
+    }
+
+    /// From the freeze on nothing reaches the service and nothing leaves it, or its kernel would
+    /// acknowledge data that no copy of it will ever see. The rules are in the service's own
+    /// namespace: they outlive CRIU and the agent, and go with the namespace.
+    pub async fn hold_packets(&self, netns: &Path) -> Result<(), NetworkError> {
+        self.nft(rules::HOLD, Some(netns)).await
+    }
+
+    /// Undoes [`hold_packets`](Self::hold_packets).
+    pub async fn release_packets(&self, netns: &Path) -> Result<(), NetworkError> {
+        self.nft(rules::RELEASE, Some(netns)).await
+    }
+
+    /// Tells everybody with an open connection to the service that it is over, once the service is
+    /// committed to another place: without it those who wait for an answer would wait for ever,
+    /// since nobody is left to say so.
+    ///
+    /// While `netns` is there, each of its connections is reset, those it has opened itself too.
+    /// From then on whatever is sent to the address is answered by a reset, until the service is
+    /// published again or unpublished. Never before the commit: the service could go on no more.
+    pub async fn drop_connections(
+        &self,
+        service: &ServiceName,
+        address: Ipv4Addr,
+        netns: Option<&Path>,
+    ) -> Result<(), NetworkError> {
+        self.change(|table| Ok(table.moved_away(service, address)))
+            .await?;
+        if let Some(netns) = netns {
+            self.nft(rules::ONLY_RESETS, Some(netns)).await?;
+            reset::all_connections(netns).await?;
+        }
+        Ok(())
+    }
+
+    /// All endpoints, as the kernel has them.
+    pub async fn table(&self) -> Result<Table, NetworkError> {
+        let list = ["-j", "list", "table", "ip", rules::TABLE];
+        match self.tools.run("nft", &list, "", None).await {
+            Ok(text) => rules::parse(&text).map_err(|source| NetworkError::Unreadable {
+                tool: "nft",
+                source,
+            }),
+            Err(error) if is_missing(&error) => Ok(Table::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the table and the bridge if nobody needs them any more: no service, no endpoint, no
+    /// Frontman that still has connections on the bridge's address. Says whether they are gone.
+    pub async fn release(&self) -> Result<bool, NetworkError> {
+        let _changing = self.changing.lock().await;
+        let attached = self
+            .links()
+            .await?
+            .iter()
+            .any(|name| address::is_veth(name));
+        let gateway = self.gateway();
+        if attached || !self.table().await?.is_empty() || address::has_sockets(gateway) {
+            return Ok(false);
+        }
+        self.remove_all().await?;
+        Ok(true)
+    }
+
+    /// Removes everything that this module has made on this system, services' ends included.
+    pub async fn cleanup_all(&self) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        for name in self
+            .links()
+            .await?
+            .iter()
+            .filter(|name| address::is_veth(name))
+        {
+            self.delete_link(name).await?;
+        }
+        self.remove_all().await
+    }
+
+    async fn remove_all(&self) -> Result<(), NetworkError> {
+        self.nft(rules::REMOVE, None).await?;
+        self.delete_link(BRIDGE).await
+    }
+
+    async fn change(
+        &self,
+        change: impl FnOnce(&Table) -> Result<rules::Change, Conflict>,
+    ) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        let table = self.table().await?;
+        let change = change(&table)?;
+        self.apply(change).await
+    }
+
+    async fn apply(&self, change: rules::Change) -> Result<(), NetworkError> {
+        let base = rules::base(self.network);
+        self.nft(&format!("{base}{}", change.text()), None).await
+    }
+
+    async fn nft(&self, text: &str, netns: Option<&Path>) -> Result<(), NetworkError> {
+        self.tools
+            .run("nft", &["-f", "-"], text, netns)
+            .await
+            .map(drop)
+    }
+
+    async fn ip(&self, words: &str, netns: Option<&Path>) -> Result<String, NetworkError> {
+        let words: Vec<&str> = words.split(' ').collect();
+        self.tools.run("ip", &words, "", netns).await
+    }
+
+    async fn links(&self) -> Result<Vec<String>, NetworkError> {
+        let links = json(&self.ip("-j link show", None).await?)?;
+        let names = links.as_array().into_iter().flatten();
+        Ok(names
+            .filter_map(|link| Some(link["ifname"].as_str()?.to_owned()))
+            .collect())
+    }
+
+    /// A link of the system; the tool tells absence only by failing, so all are listed.
+    async fn link(&self, name: &str) -> Result<Option<Value>, NetworkError> {
+        let links = json(&self.ip("-j link show", None).await?)?;
+        Ok(links
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|link| link["ifname"] == name)
+            .cloned())
+    }
+
+    async fn delete_link(&self, name: &str) -> Result<(), NetworkError> {
+        if self.link(name).await?.is_none() {
+            return Ok(());
+        }
+        match self.ip(&format!("link del dev {name}"), None).await {
+            // It went with the namespace of its other end meanwhile.
+            Err(_) if self.link(name).await?.is_none() => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Whether the two ends are there and belong to each other.
+    async fn is_attached(&self, veth: &str, netns: &Path, mac: &str) -> Result<bool, NetworkError> {
+        let Some(outside) = self.link(veth).await? else {
+            return Ok(false);
+        };
+        let links = json(&self.ip("-j link show", Some(netns)).await?)?;
+        let inside = links
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|link| link["ifname"] == "eth0");
+        Ok(inside.is_some_and(|inside| {
+            inside["link_index"] == outside["ifindex"]
+                && outside["link_index"] == inside["ifindex"]
+                && inside["address"] == mac
+        }))
+    }
+}
+
+fn json(text: &str) -> Result<Value, NetworkError> {
+    serde_json::from_str(text).map_err(|source| NetworkError::Unreadable { tool: "ip", source })
+}
+
+fn is_missing(error: &NetworkError) -> bool {
+    matches!(error, NetworkError::Failed { said, .. } if said.contains("No such file or directory"))
+}
+
+/// Writes a kernel setting unless it has that value already, which needs no right to write.
+fn set(setting: &str, value: &'static str) -> Result<(), NetworkError> {
+    let path = Path::new("/proc/sys").join(setting);
+    if std::fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
+        return Ok(());
+    }
+    std::fs::write(&path, value).map_err(|source| NetworkError::Setting {
+        path,
+        value,
+        source,
+    })
+}
