@@ -154,7 +154,10 @@ pub struct Unix {
 impl Unix {
     /// To the server of this name at this socket.
     pub fn new(name: &'static str, socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), name }
+        Self {
+            socket: socket.into(),
+            name,
+        }
     }
 }
 
@@ -190,7 +193,13 @@ impl Client {
     pub fn new(connector: impl Connector, response_bytes_max: usize) -> Self {
         let idle = Mutex::new(Vec::new());
         let connector = Box::new(connector);
-        Self { shared: Arc::new(Shared { connector, idle, response_bytes_max }) }
+        Self {
+            shared: Arc::new(Shared {
+                connector,
+                idle,
+                response_bytes_max,
+            }),
+        }
     }
 
     /// `GET`, within a time.
@@ -237,7 +246,13 @@ impl Client {
         let exchange = self.exchange(method, path, &name, body);
         let (status, body) = match tokio::time::timeout(limit, exchange).await {
             Ok(answer) => answer?,
-            Err(_) => return Err(ClientError::Timeout { server: server(), request: name, limit }),
+            Err(_) => {
+                return Err(ClientError::Timeout {
+                    server: server(),
+                    request: name,
+                    limit,
+                });
+            }
         };
         let foreign = |source| ClientError::Foreign {
             server: server(),
@@ -329,6 +344,9 @@ impl Client {
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Sender>> {
-        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

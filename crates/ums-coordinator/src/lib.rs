@@ -5,6 +5,181 @@
 //! Architecture invariant: it never touches a container, a route or a page itself; it asks the
 //! Migration Interface of its own system, and the Coordinator of the other.
 
+mod agent_process;
+mod client_server;
+mod clock;
 mod config;
+mod destination;
+mod journal;
+mod listen;
+mod peer;
+mod peer_server;
+mod policy;
+mod problem;
+mod reconciler;
+mod shared;
+mod source;
+mod status;
+mod tasks;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use ums_api::client::SOCKET_NAME;
+use ums_api::http::AgentClient;
+use ums_api::peer::ALPN;
+use ums_core::id::SystemName;
+use ums_sync::tls::{self, TlsError};
 
 pub use config::{AgentCommand, Config, Limits, PeerConfig};
+pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError};
+
+use journal::Journal;
+use shared::Shared;
+use tasks::Tasks;
+
+/// A Coordinator can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The journal can't be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The identity can't be used.
+    #[error("this system's identity can't be used")]
+    Identity(#[from] TlsError),
+    /// The certificate is another system's.
+    #[error(
+        "the certificate is of system `{certificate}`, and this is `{system}`; issue one with `ums ca`"
+    )]
+    Name {
+        /// Whose it is.
+        certificate: SystemName,
+        /// Whose it should be.
+        system: SystemName,
+    },
+    /// The address for peers can't be listened at.
+    #[error("peers can't be listened for at {address}; is it this host's, and free?")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The socket for clients can't be made.
+    #[error("the socket {path} can't be made; see who owns its directory")]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A running Coordinator.
+pub struct Coordinator {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    socket: PathBuf,
+}
+
+/// Runs a Coordinator until `shutdown`.
+///
+/// Ending is the same as a crash, and as harmless: what is under way goes on, or is undone, when it
+/// is started again; services are not touched.
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    let coordinator = Coordinator::start(config).await?;
+    shutdown.await;
+    coordinator.stop().await;
+    Ok(())
+}
+
+impl Coordinator {
+    /// Opens the journal, takes up what was interrupted, and serves.
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
+        let certificate = config.identity.name()?;
+        if certificate != config.system {
+            return Err(ServeError::Name {
+                certificate,
+                system: config.system,
+            });
+        }
+        let server_tls = tls::server_config(&config.identity, &[ALPN])?;
+        let client_tls = tls::client_config(&config.identity, &[ALPN])?;
+        let limits = &config.limits;
+        // The journal's lock keeps a second Coordinator out, before it can take the socket.
+        let journal = Arc::new(Journal::open(
+            &config.state_dir,
+            &config.system,
+            limits.history_max,
+        )?);
+        let listen_error = |source| ServeError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let socket = config.run_dir.join(SOCKET_NAME);
+        let clients = listen::bind_unix(&socket).map_err(|source| ServeError::Socket {
+            path: socket.clone(),
+            source,
+        })?;
+
+        let agent = AgentClient::new(
+            &config.agent_socket,
+            limits.request_timeout,
+            limits.copy_timeout,
+        );
+        let peers = peer::Peers::new(client_tls, limits.request_timeout);
+        let tasks = Arc::new(Tasks::new());
+        let agent_command = config.agent_command.clone();
+        let shared = Arc::new(Shared {
+            config,
+            journal,
+            agent,
+            peers,
+            registry: status::Registry::default(),
+            arrivals: destination::Arrivals::default(),
+            tasks: Arc::clone(&tasks),
+        });
+        if let Some(command) = agent_command {
+            tasks.spawn(agent_process::keep(Arc::clone(&shared), command));
+        }
+        reconciler::take_up(&shared).await?;
+        tasks.spawn(reconciler::run(Arc::clone(&shared)));
+        let router = peer_server::router(Arc::clone(&shared));
+        tasks.spawn(listen::peers(
+            listener,
+            server_tls,
+            router,
+            Arc::clone(&tasks),
+        ));
+        let router = client_server::router(Arc::clone(&shared));
+        tasks.spawn(listen::unix(clients, router, Arc::clone(&tasks)));
+        Ok(Self {
+            shared,
+            address,
+            socket,
+        })
+    }
+
+    /// Where peers reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where clients reach it.
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    /// Ends it where it stands: nothing is said to anybody, and the journal is as it is.
+    pub async fn stop(self) {
+        self.shared.tasks.end().await;
+    }
+}

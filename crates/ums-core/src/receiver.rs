@@ -111,8 +111,12 @@ pub fn receive(state: Option<&State>, message: &Message) -> Result<State, Reject
     match (state, message) {
         (S::Reserved, M::Create) => same(),
         (S::Reserved, M::Created) => Ok(S::Created),
-        (S::Created, M::Restore { digest }) => Ok(S::Delivered { digest: digest.clone() }),
-        (S::Delivered { digest }, M::Prepared) => Ok(S::Prepared { digest: digest.clone() }),
+        (S::Created, M::Restore { digest }) => Ok(S::Delivered {
+            digest: digest.clone(),
+        }),
+        (S::Delivered { digest }, M::Prepared) => Ok(S::Prepared {
+            digest: digest.clone(),
+        }),
         (S::Prepared { .. }, M::Commit) => Ok(S::Committed),
         (S::Committed, M::Ran) => Ok(S::Running),
         (S::Running, M::Close) => Ok(S::Closed),
@@ -125,7 +129,11 @@ pub fn receive(state: Option<&State>, message: &Message) -> Result<State, Reject
         // Repeats of what has happened.
         (S::Created | S::Delivered { .. } | S::Prepared { .. }, M::Create | M::Created) => same(),
         (S::Delivered { digest: known } | S::Prepared { digest: known }, M::Restore { digest }) => {
-            if known == digest { same() } else { Err(Rejected::Digest) }
+            if known == digest {
+                same()
+            } else {
+                Err(Rejected::Digest)
+            }
         }
         (S::Prepared { .. }, M::Prepared) => same(),
         (S::Committed | S::Running | S::Closed, M::Commit) => same(),

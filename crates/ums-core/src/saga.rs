@@ -90,9 +90,17 @@ enum Status {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Undoing {
-    Started { tries: u32, error: Option<String> },
-    PutOff { error: String },
-    Done { at_us: u64, frozen_since_us: Option<u64> },
+    Started {
+        tries: u32,
+        error: Option<String>,
+    },
+    PutOff {
+        error: String,
+    },
+    Done {
+        at_us: u64,
+        frozen_since_us: Option<u64>,
+    },
 }
 
 /// What has to be done next.
@@ -155,7 +163,11 @@ pub fn next(saga: Option<Saga>, event: &Event) -> Result<Saga, IllegalEvent> {
 
 impl Saga {
     fn new(request: Request) -> Self {
-        Self { request, phase: Phase::Forward, records: BTreeMap::new() }
+        Self {
+            request,
+            phase: Phase::Forward,
+            records: BTreeMap::new(),
+        }
     }
 
     /// What was asked for.
@@ -201,7 +213,11 @@ impl Saga {
     /// When the freeze began and what was delivered, once it was.
     pub fn delivered(&self) -> Option<(u64, &str)> {
         match self.output(Step::ImageComplete) {
-            Some(Output::Delivered { frozen_at_us, digest, .. }) => Some((*frozen_at_us, digest)),
+            Some(Output::Delivered {
+                frozen_at_us,
+                digest,
+                ..
+            }) => Some((*frozen_at_us, digest)),
             _ => None,
         }
     }
@@ -221,14 +237,17 @@ impl Saga {
     /// What has to be done next.
     pub fn what_next(&self) -> Action {
         match &self.phase {
-            Phase::Forward => self.next_step(Step::DetermineApproach, Step::Restore, Action::Commit),
+            Phase::Forward => {
+                self.next_step(Step::DetermineApproach, Step::Restore, Action::Commit)
+            }
             Phase::Committed => {
                 let over = Action::Finish(Outcome::Completed);
                 self.next_step(Step::Commit, Step::DeleteSource, over)
             }
             Phase::Abandoning(_) => self.next_compensation(),
             Phase::Ended(_) => {
-                let waiting = |record: &Record| matches!(record.undoing, Some(Undoing::PutOff { .. }));
+                let waiting =
+                    |record: &Record| matches!(record.undoing, Some(Undoing::PutOff { .. }));
                 match self.records.iter().find(|(_, record)| waiting(record)) {
                     Some((step, _)) => Action::CatchUp(*step),
                     None => Action::Rest,
@@ -238,7 +257,9 @@ impl Saga {
     }
 
     fn next_step(&self, first: Step, last: Step, over: Action) -> Action {
-        let range = Step::ALL.into_iter().filter(|step| (first..=last).contains(step));
+        let range = Step::ALL
+            .into_iter()
+            .filter(|step| (first..=last).contains(step));
         let mut open = range.filter(|step| self.output(*step).is_none());
         open.next().map_or(over, Action::Run)
     }
@@ -249,19 +270,28 @@ impl Saga {
             return Action::Finish(Outcome::Abandoned);
         };
         match &self.records[&step].undoing {
-            Some(Undoing::Started { tries, error: Some(error) }) if *tries >= COMPENSATION_TRIES_MAX => {
-                Action::Stuck { step, error: error.clone() }
-            }
+            Some(Undoing::Started {
+                tries,
+                error: Some(error),
+            }) if *tries >= COMPENSATION_TRIES_MAX => Action::Stuck {
+                step,
+                error: error.clone(),
+            },
             _ => Action::Compensate(step),
         }
     }
 
     /// Whether a step still has to be undone (while abandoning).
     fn to_undo(&self, step: Step) -> bool {
-        let Some(record) = self.records.get(&step) else { return false };
+        let Some(record) = self.records.get(&step) else {
+            return false;
+        };
         row_of(step).compensation.acts()
             && record.status != Status::FailedWithoutEffect
-            && !matches!(record.undoing, Some(Undoing::Done { .. } | Undoing::PutOff { .. }))
+            && !matches!(
+                record.undoing,
+                Some(Undoing::Done { .. } | Undoing::PutOff { .. })
+            )
     }
 
     fn allows(&self, event: &Event) -> bool {
@@ -271,9 +301,9 @@ impl Saga {
                 let pivot_or_begun = *step == PIVOT || self.records.contains_key(step);
                 !pivot_or_begun && self.what_next() == Action::Run(*step)
             }
-            Event::StepDone { step, .. } => self.under_way(*step),
+            Event::StepDone { step, .. } => self.is_under_way(*step),
             Event::StepFailed { step, .. } => {
-                self.phase == Phase::Forward && self.under_way(*step)
+                self.phase == Phase::Forward && self.is_under_way(*step)
             }
             Event::Abandoned { .. } => self.phase == Phase::Forward,
             Event::Committed { .. } => self.what_next() == Action::Commit,
@@ -281,11 +311,11 @@ impl Saga {
                 self.undoable(*step) && self.records[step].undoing.is_none()
             }
             Event::CompensationDone { step, .. } => {
-                self.being_undone(*step) || self.what_next() == Action::CatchUp(*step)
+                self.is_being_undone(*step) || self.what_next() == Action::CatchUp(*step)
             }
-            Event::CompensationFailed { step, .. } => self.being_undone(*step),
+            Event::CompensationFailed { step, .. } => self.is_being_undone(*step),
             Event::CompensationPutOff { step, .. } => {
-                self.being_undone(*step) && row_of(*step).compensation.may_be_put_off()
+                self.is_being_undone(*step) && row_of(*step).compensation.may_be_put_off()
             }
             Event::Finished { report } => {
                 report.migration_id == self.request.id
@@ -294,9 +324,18 @@ impl Saga {
         }
     }
 
-    fn under_way(&self, step: Step) -> bool {
+    /// When a step was begun.
+    pub fn started_us(&self, step: Step) -> Option<u64> {
+        self.records.get(&step).map(|record| record.started_us)
+    }
+
+    /// Whether a step was begun and is neither done nor failed.
+    pub fn is_under_way(&self, step: Step) -> bool {
         matches!(self.phase, Phase::Forward | Phase::Committed)
-            && self.records.get(&step).is_some_and(|record| record.status == Status::Started)
+            && self
+                .records
+                .get(&step)
+                .is_some_and(|record| record.status == Status::Started)
     }
 
     /// Whether undoing this step is what comes next.
@@ -307,7 +346,8 @@ impl Saga {
         }
     }
 
-    fn being_undone(&self, step: Step) -> bool {
+    /// Whether the compensation of a step is what comes next, and was begun.
+    pub fn is_being_undone(&self, step: Step) -> bool {
         self.undoable(step) && self.records[&step].undoing.is_some()
     }
 
@@ -315,47 +355,102 @@ impl Saga {
         match event {
             Event::Requested(_) => {}
             Event::StepStarted { step, at_us } => self.begin(*step, *at_us),
-            Event::StepDone { step, at_us, output } => {
+            Event::StepDone {
+                step,
+                at_us,
+                output,
+            } => {
                 self.end(*step, *at_us, Status::Done(output.clone()));
             }
-            Event::StepFailed { step, at_us, error, without_effect, refusals } => {
-                let status =
-                    if *without_effect { Status::FailedWithoutEffect } else { Status::Failed };
+            Event::StepFailed {
+                step,
+                at_us,
+                error,
+                without_effect,
+                refusals,
+            } => {
+                let status = if *without_effect {
+                    Status::FailedWithoutEffect
+                } else {
+                    Status::Failed
+                };
                 self.end(*step, *at_us, status);
                 let error = error.clone();
-                self.phase = Phase::Abandoning(Cause { error, refusals: refusals.clone() });
+                self.phase = Phase::Abandoning(Cause {
+                    error,
+                    refusals: refusals.clone(),
+                });
             }
             Event::Abandoned { reason, .. } => {
                 let error = reason.clone();
-                self.phase = Phase::Abandoning(Cause { error, refusals: Vec::new() });
+                self.phase = Phase::Abandoning(Cause {
+                    error,
+                    refusals: Vec::new(),
+                });
             }
             Event::Committed { at_us } => {
                 self.begin(PIVOT, *at_us);
                 self.phase = Phase::Committed;
             }
             Event::CompensationStarted { step, .. } => {
-                self.undo(*step, Undoing::Started { tries: 0, error: None });
+                self.undo(
+                    *step,
+                    Undoing::Started {
+                        tries: 0,
+                        error: None,
+                    },
+                );
             }
             Event::CompensationFailed { step, error, .. } => {
-                let tries = match self.records.get(step).and_then(|record| record.undoing.as_ref()) {
+                let tries = match self
+                    .records
+                    .get(step)
+                    .and_then(|record| record.undoing.as_ref())
+                {
                     Some(Undoing::Started { tries, .. }) => (tries + 1).min(COMPENSATION_TRIES_MAX),
                     _ => 1,
                 };
-                self.undo(*step, Undoing::Started { tries, error: Some(error.clone()) });
+                self.undo(
+                    *step,
+                    Undoing::Started {
+                        tries,
+                        error: Some(error.clone()),
+                    },
+                );
             }
             Event::CompensationPutOff { step, error, .. } => {
-                self.undo(*step, Undoing::PutOff { error: error.clone() });
+                self.undo(
+                    *step,
+                    Undoing::PutOff {
+                        error: error.clone(),
+                    },
+                );
             }
-            Event::CompensationDone { step, at_us, frozen_since_us } => {
+            Event::CompensationDone {
+                step,
+                at_us,
+                frozen_since_us,
+            } => {
                 let (at_us, frozen_since_us) = (*at_us, *frozen_since_us);
-                self.undo(*step, Undoing::Done { at_us, frozen_since_us });
+                self.undo(
+                    *step,
+                    Undoing::Done {
+                        at_us,
+                        frozen_since_us,
+                    },
+                );
             }
             Event::Finished { report } => self.phase = Phase::Ended(report.clone()),
         }
     }
 
     fn begin(&mut self, step: Step, started_us: u64) {
-        let record = Record { started_us, ended_us: None, status: Status::Started, undoing: None };
+        let record = Record {
+            started_us,
+            ended_us: None,
+            status: Status::Started,
+            undoing: None,
+        };
         self.records.insert(step, record);
     }
 
@@ -384,9 +479,11 @@ impl Saga {
             _ => Outcome::Running,
         };
         let (approach, technique, at_source) = match self.output(Step::DetermineApproach) {
-            Some(Output::Planned { approach, technique, endpoint }) => {
-                (Some(*approach), Some(*technique), *endpoint)
-            }
+            Some(Output::Planned {
+                approach,
+                technique,
+                endpoint,
+            }) => (Some(*approach), Some(*technique), *endpoint),
             _ => (None, None, None),
         };
         let (bytes, rounds) = match self.output(Step::ImageComplete) {
@@ -394,8 +491,11 @@ impl Saga {
             _ => (moved.unwrap_or_default(), 0),
         };
         let (downtime_us, freeze_us) = self.interruption();
-        let endpoint =
-            if self.is_committed() { self.endpoints().first().copied() } else { at_source };
+        let endpoint = if self.is_committed() {
+            self.endpoints().first().copied()
+        } else {
+            at_source
+        };
         MigrationReport {
             migration_id: self.request.id,
             service: self.request.service.clone(),
@@ -427,21 +527,32 @@ impl Saga {
             text.push_str(&error);
         }
         if let Action::Stuck { step, error } = next {
-            text.push_str(&format!("; step {} could not be undone: {error}", step.number()));
+            text.push_str(&format!(
+                "; step {} could not be undone: {error}",
+                step.number()
+            ));
         }
         Some(text)
     }
 
     /// Downtime and freeze, microseconds.
     fn interruption(&self) -> (Option<u64>, Option<u64>) {
-        if let Some(Output::Running { downtime_us, freeze_us }) = self.output(Step::Commit) {
+        if let Some(Output::Running {
+            downtime_us,
+            freeze_us,
+        }) = self.output(Step::Commit)
+        {
             return (Some(*downtime_us), Some(*freeze_us));
         }
-        let undone = self.records.get(&Step::Checkpoint).and_then(|record| record.undoing.as_ref());
+        let undone = self
+            .records
+            .get(&Step::Checkpoint)
+            .and_then(|record| record.undoing.as_ref());
         match undone {
-            Some(Undoing::Done { at_us, frozen_since_us: Some(since) }) => {
-                (None, Some(at_us.saturating_sub(*since)))
-            }
+            Some(Undoing::Done {
+                at_us,
+                frozen_since_us: Some(since),
+            }) => (None, Some(at_us.saturating_sub(*since))),
             _ => (None, None),
         }
     }
@@ -476,9 +587,15 @@ fn milliseconds(us: u64) -> f64 {
 
 fn illegal(event: &Event, state: impl Into<String>) -> IllegalEvent {
     let mut event = format!("{event:?}");
-    let end = event.char_indices().nth(120).map_or(event.len(), |(at, _)| at);
+    let end = event
+        .char_indices()
+        .nth(120)
+        .map_or(event.len(), |(at, _)| at);
     event.truncate(end);
-    IllegalEvent { event, state: state.into() }
+    IllegalEvent {
+        event,
+        state: state.into(),
+    }
 }
 
 #[cfg(test)]

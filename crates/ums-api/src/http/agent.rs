@@ -10,8 +10,8 @@ use ums_core::id::{MigrationId, ServiceName};
 
 use super::{Client, ClientError, Unix};
 use crate::agent::{
-    CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState, OfService,
-    OpenRequest, Restored, RunRequest, Running, ServiceView, paths,
+    CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState,
+    OfService, OpenRequest, Restored, RunRequest, Running, ServiceView, paths,
 };
 use crate::client::RESPONSE_BYTES_MAX;
 use crate::peer::Empty;
@@ -34,7 +34,11 @@ impl AgentClient {
         copy_timeout: Duration,
     ) -> Self {
         let client = Client::new(Unix::new("the agent", socket), RESPONSE_BYTES_MAX);
-        Self { client, request_timeout, copy_timeout }
+        Self {
+            client,
+            request_timeout,
+            copy_timeout,
+        }
     }
 
     /// What the node is and has.
@@ -49,17 +53,24 @@ impl AgentClient {
 
     /// Creates and starts a service; copies its root filesystem where that is new.
     pub async fn run_service(&self, request: &RunRequest) -> Answer<ServiceView> {
-        self.client.post("/v1/services", request, self.copy_timeout).await
+        self.client
+            .post("/v1/services", request, self.copy_timeout)
+            .await
     }
 
     /// What a service is made of.
     pub async fn service(&self, name: &ServiceName) -> Answer<ServiceFacts> {
-        self.client.get(&paths::service(name), self.request_timeout).await
+        self.client
+            .get(&paths::service(name), self.request_timeout)
+            .await
     }
 
     /// Deletes a service.
     pub async fn delete_service(&self, name: &ServiceName) -> Answer<()> {
-        let _: Empty = self.client.delete(&paths::service(name), self.request_timeout).await?;
+        let _: Empty = self
+            .client
+            .delete(&paths::service(name), self.request_timeout)
+            .await?;
         Ok(())
     }
 
@@ -85,7 +96,8 @@ impl AgentClient {
 
     /// Lets the Frontman lead clients to the new place.
     pub async fn frontman_lead(&self, id: MigrationId, request: &LeadRequest) -> Answer<()> {
-        self.order(id, "frontman/lead", request, self.request_timeout).await
+        self.order(id, "frontman/lead", request, self.request_timeout)
+            .await
     }
 
     /// Gives the endpoint back to the service.
@@ -99,7 +111,13 @@ impl AgentClient {
         id: MigrationId,
         request: &CheckpointRequest,
     ) -> Answer<Checkpointed> {
-        self.client.post(&paths::operation(id, "checkpoint"), request, self.copy_timeout).await
+        self.client
+            .post(
+                &paths::operation(id, "checkpoint"),
+                request,
+                self.copy_timeout,
+            )
+            .await
     }
 
     /// Lets the service run on at the source.
@@ -114,7 +132,13 @@ impl AgentClient {
 
     /// Creates the container that will receive.
     pub async fn create(&self, id: MigrationId, request: &CreateRequest) -> Answer<Created> {
-        self.client.post(&paths::operation(id, "create"), request, self.request_timeout).await
+        self.client
+            .post(
+                &paths::operation(id, "create"),
+                request,
+                self.request_timeout,
+            )
+            .await
     }
 
     /// Restores, and holds before the first instruction.
@@ -141,17 +165,24 @@ impl AgentClient {
 
     /// All migrations that the agent holds.
     pub async fn migrations(&self) -> Answer<Vec<MigrationState>> {
-        self.client.get("/v1/migrations", self.request_timeout).await
+        self.client
+            .get("/v1/migrations", self.request_timeout)
+            .await
     }
 
     /// How far the agent is with one.
     pub async fn migration(&self, id: MigrationId) -> Answer<MigrationState> {
-        self.client.get(&paths::progress(id), self.request_timeout).await
+        self.client
+            .get(&paths::progress(id), self.request_timeout)
+            .await
     }
 
     async fn of_service(&self, id: MigrationId, operation: &str, name: &ServiceName) -> Answer<()> {
-        let request = OfService { service: name.clone() };
-        self.order(id, operation, &request, self.request_timeout).await
+        let request = OfService {
+            service: name.clone(),
+        };
+        self.order(id, operation, &request, self.request_timeout)
+            .await
     }
 
     async fn order(
@@ -168,6 +199,8 @@ impl AgentClient {
 
     async fn plain<T: DeserializeOwned>(&self, id: MigrationId, operation: &str) -> Answer<T> {
         let path = paths::operation(id, operation);
-        self.client.post(&path, &Empty {}, self.request_timeout).await
+        self.client
+            .post(&path, &Empty {}, self.request_timeout)
+            .await
     }
 }

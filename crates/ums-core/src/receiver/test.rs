@@ -25,7 +25,9 @@ fn messages() -> Vec<Message> {
     vec![
         Message::Create,
         Message::Created,
-        Message::Restore { digest: digest("d") },
+        Message::Restore {
+            digest: digest("d"),
+        },
         Message::Prepared,
         Message::Commit,
         Message::Ran,
@@ -74,8 +76,17 @@ aborted    x         x         x         x         x         x         =        
 
 #[test]
 fn another_digest_is_not_restored() {
-    let other = Message::Restore { digest: digest("other") };
-    for state in [State::Delivered { digest: digest("d") }, State::Prepared { digest: digest("d") }] {
+    let other = Message::Restore {
+        digest: digest("other"),
+    };
+    for state in [
+        State::Delivered {
+            digest: digest("d"),
+        },
+        State::Prepared {
+            digest: digest("d"),
+        },
+    ] {
         assert_eq!(receive(Some(&state), &other), Err(Rejected::Digest));
     }
 }

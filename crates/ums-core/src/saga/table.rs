@@ -143,13 +143,21 @@ pub const TABLE: [Row; 15] = [
 ];
 
 const fn row(step: Step, actor: Actor, action: &'static str, compensation: Compensation) -> Row {
-    Row { step, actor, action, compensation }
+    Row {
+        step,
+        actor,
+        action,
+        compensation,
+    }
 }
 
 impl Compensation {
     /// Whether something has to be done to undo the step itself.
     pub fn acts(self) -> bool {
-        matches!(self, Self::ReleaseDestination | Self::CloseDataPath | Self::ResumeSource)
+        matches!(
+            self,
+            Self::ReleaseDestination | Self::CloseDataPath | Self::ResumeSource
+        )
     }
 
     /// Whether the migration may end before it has succeeded; it is then repeated in the

@@ -7,7 +7,9 @@ use crate::technique::{Approach, Technique};
 
 fn request() -> Request {
     Request {
-        id: "0190f0f0-0000-7000-8000-000000000001".parse().expect("an id"),
+        id: "0190f0f0-0000-7000-8000-000000000001"
+            .parse()
+            .expect("an id"),
         service: "redis".parse().expect("a name"),
         source: "a".parse().expect("a name"),
         destination: "b".parse().expect("a name"),
@@ -27,16 +29,23 @@ fn output(step: Step) -> Output {
             technique: Technique::StopAndCopy,
             endpoint: Some("10.0.0.1:80".parse().expect("an address")),
         },
-        Step::ConfirmContainer => {
-            Output::Created { endpoints: vec!["10.0.0.2:80".parse().expect("an address")] }
-        }
+        Step::ConfirmContainer => Output::Created {
+            endpoints: vec!["10.0.0.2:80".parse().expect("an address")],
+        },
         Step::ImageComplete => Output::Delivered {
             frozen_at_us: 0,
             digest: "d".to_owned(),
-            bytes: Bytes { memory: 3, wire: 2, filesystem: 1 },
+            bytes: Bytes {
+                memory: 3,
+                wire: 2,
+                filesystem: 1,
+            },
             rounds: 0,
         },
-        Step::Commit => Output::Running { downtime_us: 1500, freeze_us: 1000 },
+        Step::Commit => Output::Running {
+            downtime_us: 1500,
+            freeze_us: 1000,
+        },
         _ => Output::None,
     }
 }
@@ -45,24 +54,51 @@ fn output(step: Step) -> Output {
 fn events(saga: &Saga) -> Vec<Event> {
     let mut events = vec![
         Event::Requested(request()),
-        Event::Abandoned { at_us: 0, reason: "asked to".to_owned() },
+        Event::Abandoned {
+            at_us: 0,
+            reason: "asked to".to_owned(),
+        },
         Event::Committed { at_us: 0 },
     ];
     for step in Step::ALL {
         let error = || "broken".to_owned();
         events.extend([
             Event::StepStarted { step, at_us: 0 },
-            Event::StepDone { step, at_us: 0, output: output(step) },
+            Event::StepDone {
+                step,
+                at_us: 0,
+                output: output(step),
+            },
             failed(step, false),
             failed(step, true),
             Event::CompensationStarted { step, at_us: 0 },
-            Event::CompensationDone { step, at_us: 0, frozen_since_us: None },
-            Event::CompensationFailed { step, at_us: 0, error: error() },
-            Event::CompensationPutOff { step, at_us: 0, error: error() },
+            Event::CompensationDone {
+                step,
+                at_us: 0,
+                frozen_since_us: None,
+            },
+            Event::CompensationFailed {
+                step,
+                at_us: 0,
+                error: error(),
+            },
+            Event::CompensationPutOff {
+                step,
+                at_us: 0,
+                error: error(),
+            },
         ]);
     }
-    for outcome in [Outcome::Running, Outcome::Completed, Outcome::Abandoned, Outcome::Stuck] {
-        let report = Box::new(MigrationReport { outcome, ..saga.report(0, None) });
+    for outcome in [
+        Outcome::Running,
+        Outcome::Completed,
+        Outcome::Abandoned,
+        Outcome::Stuck,
+    ] {
+        let report = Box::new(MigrationReport {
+            outcome,
+            ..saga.report(0, None)
+        });
         events.push(Event::Finished { report });
     }
     events
@@ -70,28 +106,44 @@ fn events(saga: &Saga) -> Vec<Event> {
 
 fn failed(step: Step, without_effect: bool) -> Event {
     let error = "broken".to_owned();
-    Event::StepFailed { step, at_us: 0, error, without_effect, refusals: Vec::new() }
+    Event::StepFailed {
+        step,
+        at_us: 0,
+        error,
+        without_effect,
+        refusals: Vec::new(),
+    }
 }
 
 /// The event that does what comes next, when all goes well.
 fn obey(saga: &Saga) -> Option<Event> {
     let event = match saga.what_next() {
-        Action::Run(step) if saga.under_way(step) => {
-            Event::StepDone { step, at_us: 0, output: output(step) }
-        }
+        Action::Run(step) if saga.is_under_way(step) => Event::StepDone {
+            step,
+            at_us: 0,
+            output: output(step),
+        },
         Action::Run(step) => Event::StepStarted { step, at_us: 0 },
         Action::Commit => Event::Committed { at_us: 0 },
         Action::Compensate(step) | Action::Stuck { step, .. } => {
-            if saga.being_undone(step) {
-                Event::CompensationDone { step, at_us: 0, frozen_since_us: None }
+            if saga.is_being_undone(step) {
+                Event::CompensationDone {
+                    step,
+                    at_us: 0,
+                    frozen_since_us: None,
+                }
             } else {
                 Event::CompensationStarted { step, at_us: 0 }
             }
         }
-        Action::CatchUp(step) => {
-            Event::CompensationDone { step, at_us: 0, frozen_since_us: None }
-        }
-        Action::Finish(_) => Event::Finished { report: Box::new(saga.report(0, None)) },
+        Action::CatchUp(step) => Event::CompensationDone {
+            step,
+            at_us: 0,
+            frozen_since_us: None,
+        },
+        Action::Finish(_) => Event::Finished {
+            report: Box::new(saga.report(0, None)),
+        },
         Action::Rest => return None,
     };
     Some(event)
@@ -128,16 +180,29 @@ fn every_legal_transition() {
     let mut legal = BTreeSet::new();
     while let Some(saga) = queue.pop() {
         for event in events(&saga) {
-            let Ok(after) = next(Some(saga.clone()), &event) else { continue };
-            legal.insert(format!("{:15} {:20} {}", phase(&saga), kind(&event), phase(&after)));
+            let Ok(after) = next(Some(saga.clone()), &event) else {
+                continue;
+            };
+            legal.insert(format!(
+                "{:15} {:20} {}",
+                phase(&saga),
+                kind(&event),
+                phase(&after)
+            ));
             let backwards = matches!(after.phase(), Phase::Forward | Phase::Abandoning(_));
-            assert!(!(saga.is_committed() && backwards), "{saga:?} left the commit by {event:?}");
+            assert!(
+                !(saga.is_committed() && backwards),
+                "{saga:?} left the commit by {event:?}"
+            );
             if seen.insert(format!("{after:?}")) {
                 queue.push(after);
             }
         }
         if let Some(event) = obey(&saga) {
-            assert!(next(Some(saga.clone()), &event).is_ok(), "{saga:?} can't obey by {event:?}");
+            assert!(
+                next(Some(saga.clone()), &event).is_ok(),
+                "{saga:?} can't obey by {event:?}"
+            );
         }
     }
     assert!(seen.len() > 100, "only {} states were reached", seen.len());
@@ -181,7 +246,14 @@ fn compensations_run_in_reverse_and_only_for_what_was_begun() {
         while saga.what_next() != Action::Run(fail_at) {
             saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
         }
-        saga = next(Some(saga), &Event::StepStarted { step: fail_at, at_us: 0 }).expect("legal");
+        saga = next(
+            Some(saga),
+            &Event::StepStarted {
+                step: fail_at,
+                at_us: 0,
+            },
+        )
+        .expect("legal");
         saga = next(Some(saga), &failed(fail_at, without_effect)).expect("legal");
         let mut order = Vec::new();
         while let Some(event) = obey(&saga) {
@@ -212,9 +284,16 @@ fn compensations_run_in_reverse_and_only_for_what_was_begun() {
 fn the_table_is_whole() {
     for (row, step) in TABLE.iter().zip(Step::ALL) {
         assert_eq!(row.step, step);
-        assert_eq!(row.compensation == Compensation::ForwardOnly, step >= PIVOT, "{step:?}");
+        assert_eq!(
+            row.compensation == Compensation::ForwardOnly,
+            step >= PIVOT,
+            "{step:?}"
+        );
         if let Compensation::CoveredBy(other) = row.compensation {
-            assert!(other < step && row_of(other).compensation.acts(), "{step:?}");
+            assert!(
+                other < step && row_of(other).compensation.acts(),
+                "{step:?}"
+            );
         }
     }
 }

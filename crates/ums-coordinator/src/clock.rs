@@ -1,0 +1,66 @@
+//! Time: the host's monotonic clock, which the agent's answers are in too, and the wall clock where
+//! a reboot lies between.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use ums_core::saga::Request;
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Which boot the monotonic clock belongs to.
+pub(crate) fn boot() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Tells the time since a migration was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Stopwatch {
+    asked_at_ns: u64,
+    asked_at_ms: u64,
+    same_boot: bool,
+}
+
+impl Stopwatch {
+    pub(crate) fn of(request: &Request) -> Self {
+        let (asked_at_ns, asked_at_ms) = (request.asked_at_ns, request.asked_at_ms);
+        Self {
+            asked_at_ns,
+            asked_at_ms,
+            same_boot: request.boot == boot(),
+        }
+    }
+
+    /// Microseconds since it was asked for.
+    pub(crate) fn now_us(&self) -> u64 {
+        if self.same_boot {
+            self.at_ns(monotonic_ns())
+        } else {
+            unix_ms()
+                .saturating_sub(self.asked_at_ms)
+                .saturating_mul(1000)
+        }
+    }
+
+    /// The same, of a moment of this boot's monotonic clock.
+    pub(crate) fn at_ns(&self, ns: u64) -> u64 {
+        ns.saturating_sub(self.asked_at_ns) / 1000
+    }
+}

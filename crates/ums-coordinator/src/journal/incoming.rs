@@ -1,0 +1,45 @@
+//! What the destination keeps of an arriving service.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use ums_api::peer::CreateAnswer;
+use ums_core::facts::ServiceFacts;
+use ums_core::id::SystemName;
+use ums_core::receiver::State;
+
+/// One incoming migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Incoming {
+    /// How far it is.
+    pub(crate) state: State,
+    /// Who sends.
+    pub(crate) source: SystemName,
+    /// What arrives; `None` for one that was aborted before it was known.
+    pub(crate) service: Option<ServiceFacts>,
+    /// When the reservation was made, milliseconds since the Unix epoch.
+    pub(crate) asked_at_ms: u64,
+    /// When it came to an end or began to run, same clock.
+    pub(crate) ended_at_ms: Option<u64>,
+    /// What was answered to *create*.
+    pub(crate) created: Option<CreateAnswer>,
+    /// When its first instruction was executed: nanoseconds of CLOCK_MONOTONIC, and the boot.
+    pub(crate) running_since: Option<(u64, String)>,
+    /// Whether nothing is left to do for the agent: discarded, or settled.
+    pub(crate) cleaned: bool,
+    /// Why it was aborted.
+    pub(crate) reason: Option<String>,
+}
+
+impl Incoming {
+    /// Whether nothing is left to do, so that it may be forgotten some day.
+    pub(crate) fn is_over(&self) -> bool {
+        self.cleaned && matches!(self.state, State::Running | State::Closed | State::Aborted)
+    }
+
+    /// Where it answers, or will.
+    pub(crate) fn endpoints(&self) -> &[SocketAddr] {
+        self.created
+            .as_ref()
+            .map_or(&[], |created| &created.endpoints)
+    }
+}

@@ -1,0 +1,220 @@
+//! The other Coordinators, as clients see them: connections, and what can be wrong with them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ums_api::http::{Client, ClientError, Connecting, Connector, Stream};
+use ums_api::peer::{
+    self, CommitAnswer, CreateAnswer, Decision, DecisionAnswer, Empty, Hello, ReserveAnswer,
+    ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View, paths,
+};
+use ums_core::id::{MigrationId, SystemName};
+use ums_core::preflight::Refusal;
+use ums_sync::tls::{self, TlsError};
+
+/// How long TCP and TLS may take each.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections to all peers, kept open and shared.
+pub(crate) struct Peers {
+    tls: Arc<ClientConfig>,
+    timeout: Duration,
+    clients: Mutex<BTreeMap<(SystemName, SocketAddr), PeerClient>>,
+}
+
+impl Peers {
+    pub(crate) fn new(tls: Arc<ClientConfig>, timeout: Duration) -> Self {
+        Self {
+            tls,
+            timeout,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// The client of a peer at an address.
+    pub(crate) fn client(&self, system: &SystemName, address: SocketAddr) -> PeerClient {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || PeerClient {
+            client: Client::new(
+                Mtls {
+                    system: system.clone(),
+                    address,
+                    config: Arc::clone(&self.tls),
+                },
+                peer::BODY_BYTES_MAX,
+            ),
+            timeout: self.timeout,
+        };
+        clients
+            .entry((system.clone(), address))
+            .or_insert_with(make)
+            .clone()
+    }
+}
+
+struct Mtls {
+    system: SystemName,
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+}
+
+impl Connector for Mtls {
+    fn connect(&self) -> Connecting<'_> {
+        Box::pin(async {
+            let config = Arc::clone(&self.config);
+            let stream = tls::connect(self.address, &self.system, config, CONNECT_TIMEOUT).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+
+    fn server(&self) -> String {
+        format!("the Coordinator of `{}` at {}", self.system, self.address)
+    }
+}
+
+/// A client of one peer.
+#[derive(Clone)]
+pub(crate) struct PeerClient {
+    client: Client,
+    timeout: Duration,
+}
+
+type Answer<T> = Result<T, ClientError>;
+
+impl PeerClient {
+    pub(crate) async fn hello(&self) -> Answer<Hello> {
+        self.get(paths::HELLO).await
+    }
+
+    pub(crate) async fn reserve(
+        &self,
+        id: MigrationId,
+        it: &ReserveRequest,
+    ) -> Answer<ReserveAnswer> {
+        self.post(id, "reserve", it).await
+    }
+
+    pub(crate) async fn renew(&self, id: MigrationId) -> Answer<View> {
+        self.post(id, "renew", &Empty {}).await
+    }
+
+    pub(crate) async fn create(&self, id: MigrationId) -> Answer<CreateAnswer> {
+        self.post(id, "create", &Empty {}).await
+    }
+
+    pub(crate) async fn restore(
+        &self,
+        id: MigrationId,
+        it: &RestoreRequest,
+    ) -> Answer<RestoreAnswer> {
+        self.post(id, "restore", it).await
+    }
+
+    pub(crate) async fn commit(&self, id: MigrationId) -> Answer<CommitAnswer> {
+        self.post(id, "commit", &Empty {}).await
+    }
+
+    pub(crate) async fn abort(&self, id: MigrationId) -> Answer<()> {
+        self.post(id, "abort", &Empty {}).await.map(|Empty {}| ())
+    }
+
+    pub(crate) async fn close(&self, id: MigrationId) -> Answer<()> {
+        self.post(id, "close", &Empty {}).await.map(|Empty {}| ())
+    }
+
+    pub(crate) async fn decision(&self, id: MigrationId) -> Answer<Decision> {
+        let answer: DecisionAnswer = self.get(&paths::decision(id)).await?;
+        Ok(answer.decision)
+    }
+
+    /// Repeats once when the connection broke: a kept one may have been cut without a trace, and
+    /// every request may be repeated.
+    async fn post<T: DeserializeOwned>(
+        &self,
+        id: MigrationId,
+        operation: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Answer<T> {
+        let path = paths::operation(id, operation);
+        match self.client.post(&path, body, self.timeout).await {
+            Err(error @ ClientError::Broken { .. }) if !is_untrusted(&error) => {
+                self.client.post(&path, body, self.timeout).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
+        match self.client.get(path, self.timeout).await {
+            Err(error @ ClientError::Broken { .. }) if !is_untrusted(&error) => {
+                self.client.get(path, self.timeout).await
+            }
+            answer => answer,
+        }
+    }
+}
+
+/// Checks that the peer speaks our version.
+pub(crate) fn check_version(system: &SystemName, hello: &Hello) -> Result<(), Refusal> {
+    if hello
+        .versions
+        .iter()
+        .any(|version| VERSIONS.contains(version))
+    {
+        return Ok(());
+    }
+    let list = |versions: &[u32]| {
+        let versions: Vec<String> = versions.iter().take(8).map(u32::to_string).collect();
+        format!("version {}", versions.join(", "))
+    };
+    Err(Refusal::peer_version(
+        system.as_str(),
+        list(&VERSIONS),
+        list(&hello.versions),
+    ))
+}
+
+/// What an attempt to talk to a peer told, as a refusal of the preflight.
+pub(crate) fn refusal(system: &SystemName, error: &ClientError) -> Refusal {
+    let name = system.as_str();
+    match error {
+        ClientError::Problem(problem) if problem.kind == "peer-denied" => {
+            Refusal::peer_denied(name, &problem.detail)
+        }
+        ClientError::Problem(problem) if problem.status == 404 => {
+            Refusal::peer_version(name, "version 1", "none of its versions")
+        }
+        ClientError::Foreign { .. } => Refusal::peer_version(
+            name,
+            "version 1",
+            format!("something else ({})", error.chain()),
+        ),
+        error if is_untrusted(error) => Refusal::peer_untrusted(name, error.chain()),
+        error => Refusal::peer_unreachable(name, error.chain()),
+    }
+}
+
+/// Whether TLS failed for reasons of identity: theirs is not good here, or ours is not there (which
+/// TLS 1.3 tells only when the answer is read).
+fn is_untrusted(error: &ClientError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(this) = cause {
+        let wrapped = this
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        if this.is::<rustls::Error>() || wrapped.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        let by_tls = this.downcast_ref::<TlsError>();
+        if by_tls.is_some_and(|error| matches!(error, TlsError::PeerName { .. })) {
+            return true;
+        }
+        cause = this.source();
+    }
+    false
+}

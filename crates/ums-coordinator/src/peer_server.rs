@@ -1,0 +1,168 @@
+//! The peer API's server (see [`ums_api::peer`]).
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use ums_api::client::Permission;
+use ums_api::peer::{
+    BODY_BYTES_MAX, Decision, DecisionAnswer, Empty, Hello, ReserveRequest, RestoreRequest,
+    VERSIONS, paths,
+};
+use ums_core::id::{MigrationId, SystemName};
+use ums_core::report::Outcome;
+use ums_core::saga::Phase;
+
+use crate::destination;
+use crate::listen::PeerIdentity;
+use crate::policy;
+use crate::problem::{Refused, Reply, ending, ok, parse, unknown};
+use crate::shared::Shared;
+
+/// The routes.
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route(paths::HELLO, get(hello))
+        .route(paths::OPERATION_ROUTE, post(operation))
+        .route(paths::MIGRATION_ROUTE, get(view))
+        .route(paths::DECISION_ROUTE, get(decision))
+        .fallback(nowhere)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(shared)
+}
+
+type Caller = Extension<PeerIdentity>;
+
+async fn nowhere() -> Refused {
+    unknown(
+        "path-unknown",
+        "there is no such path",
+        "this system speaks version 1 of the peer API",
+    )
+}
+
+async fn hello(
+    State(shared): State<Arc<Shared>>,
+    Extension(PeerIdentity(peer)): Caller,
+) -> Reply<Response> {
+    policy::peer(&shared.config, &peer)?;
+    let you_may_send = policy::allowed(&shared.config, &peer, Permission::Send).is_ok();
+    // Facts are for those who may use them.
+    let facts = if you_may_send {
+        shared.agent.facts().await.ok()
+    } else {
+        None
+    };
+    Ok(ok(&Hello {
+        versions: VERSIONS.to_vec(),
+        system: shared.config.system.clone(),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        you_may_send,
+        facts,
+    }))
+}
+
+/// Runs an operation to its end, whatever becomes of the connection.
+async fn operation(
+    State(shared): State<Arc<Shared>>,
+    Extension(PeerIdentity(peer)): Caller,
+    Path((id, operation)): Path<(String, String)>,
+    body: Result<axum::body::Bytes, axum::extract::rejection::BytesRejection>,
+) -> Reply<Response> {
+    policy::peer(&shared.config, &peer)?;
+    let id = parse_id(&id)?;
+    let body = body.map_err(|rejection| {
+        let (status, detail) = (rejection.status().as_u16(), rejection.body_text());
+        let title = "the request's body can't be read";
+        Refused(ums_api::problem::Problem::refused(
+            status, "body", title, detail,
+        ))
+    })?;
+    let tasks = Arc::clone(&shared.tasks);
+    let done = tasks.detached(async move { dispatch(&shared, peer, id, &operation, &body).await });
+    done.await.ok_or_else(ending)?
+}
+
+async fn dispatch(
+    shared: &Shared,
+    peer: SystemName,
+    id: MigrationId,
+    operation: &str,
+    body: &[u8],
+) -> Reply<Response> {
+    if operation == "reserve" {
+        let request: ReserveRequest = parse(body)?;
+        return Ok(ok(&destination::reserve(shared, peer, id, request).await?));
+    }
+    if operation == "restore" {
+        let request: RestoreRequest = parse(body)?;
+        return Ok(ok(
+            &destination::restore(shared, peer, id, request.digest).await?
+        ));
+    }
+    let Empty {} = parse(body)?;
+    match operation {
+        "renew" => Ok(ok(&destination::renew(shared, peer, id).await?)),
+        "create" => Ok(ok(&destination::create(shared, peer, id).await?)),
+        "commit" => Ok(ok(&destination::commit(shared, peer, id).await?)),
+        "abort" => destination::abort(shared, peer, id)
+            .await
+            .map(|()| ok(&Empty {})),
+        "close" => destination::close(shared, peer, id)
+            .await
+            .map(|()| ok(&Empty {})),
+        _ => Err(nowhere().await),
+    }
+}
+
+async fn view(
+    State(shared): State<Arc<Shared>>,
+    Extension(PeerIdentity(peer)): Caller,
+    Path(id): Path<String>,
+) -> Reply<Response> {
+    policy::peer(&shared.config, &peer)?;
+    let id = parse_id(&id)?;
+    match destination::view(&shared, peer, id).await {
+        Ok(view) => Ok(ok(&view)),
+        Err(Refused(problem)) if problem.kind == "aborted" => Err(no_migration()),
+        Err(refused) => Err(refused),
+    }
+}
+
+/// Answers for the source. An id that it does not know was never committed: it is presumed abandoned.
+async fn decision(
+    State(shared): State<Arc<Shared>>,
+    Extension(PeerIdentity(peer)): Caller,
+    Path(id): Path<String>,
+) -> Reply<Response> {
+    policy::peer(&shared.config, &peer)?;
+    let id = parse_id(&id)?;
+    let saga = shared.journal(move |journal| journal.saga(id)).await?;
+    let decision = match saga {
+        Some((saga, _)) if saga.request().destination != peer => return Err(no_migration()),
+        Some((saga, _)) => match saga.phase() {
+            Phase::Forward => Decision::Undecided,
+            Phase::Abandoning(_) => Decision::Abandoned,
+            Phase::Committed => Decision::Committed,
+            Phase::Ended(report) if report.outcome == Outcome::Completed => Decision::Committed,
+            Phase::Ended(_) => Decision::Abandoned,
+        },
+        None => Decision::Abandoned,
+    };
+    Ok(ok(&DecisionAnswer { decision }))
+}
+
+fn no_migration() -> Refused {
+    unknown(
+        "migration-unknown",
+        "no such migration",
+        "no migration of yours has this id here",
+    )
+}
+
+fn parse_id(text: &str) -> Reply<MigrationId> {
+    text.parse()
+        .map_err(|_| unknown("migration-unknown", "no such migration", "this is no id"))
+}

@@ -1,0 +1,37 @@
+//! What all parts of a Coordinator use.
+
+use std::sync::Arc;
+
+use ums_api::http::AgentClient;
+
+use crate::config::Config;
+use crate::destination::Arrivals;
+use crate::journal::{Journal, JournalError};
+use crate::peer::Peers;
+use crate::status::Registry;
+use crate::tasks::Tasks;
+
+/// One Coordinator's parts.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) agent: AgentClient,
+    pub(crate) peers: Peers,
+    pub(crate) registry: Registry,
+    pub(crate) arrivals: Arrivals,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl Shared {
+    /// Uses the journal, which waits for the disk, without holding up other tasks.
+    pub(crate) async fn journal<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Journal) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let journal = Arc::clone(&self.journal);
+        match tokio::task::spawn_blocking(move || work(&journal)).await {
+            Ok(done) => done,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}

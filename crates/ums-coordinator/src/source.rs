@@ -1,0 +1,106 @@
+//! The source: one task owns one migration, and takes it through the 15 steps (UMS §III-B).
+//!
+//! [`run`] is the whole of it: the steps to the commit as a list, the unwinding below them, and
+//! what comes after the commit, which knows no way back. Everything it does is written to the
+//! journal through the saga's transition function before or right after it is done.
+
+mod migration;
+mod steps;
+mod undo;
+
+use std::sync::Arc;
+
+use ums_core::report::Outcome;
+use ums_core::saga::{Action, Event, Phase, Saga};
+
+pub(crate) use migration::{Failure, Migration, finished_view, view_of};
+
+use crate::shared::Shared;
+
+/// Begins a migration that was admitted and whose request is in the journal.
+pub(crate) fn begin(shared: &Arc<Shared>, migration: Migration) {
+    shared.tasks.spawn(run(migration, true));
+}
+
+/// Goes on with a migration that a restart found unfinished.
+pub(crate) fn resume(shared: &Arc<Shared>, saga: Saga, written: u32) {
+    let live = shared.registry.readmit(view_of(&saga));
+    shared.tasks.spawn(run(
+        Migration::new(Arc::clone(shared), saga, written, live),
+        false,
+    ));
+}
+
+async fn run(mut migration: Migration, fresh: bool) {
+    let m = &mut migration;
+    if *m.saga().phase() == Phase::Forward {
+        let gone = if fresh {
+            to_the_commit(m).await
+        } else {
+            Err(restarted())
+        };
+        if let Err(failure) = gone {
+            m.give_up(failure).await;
+        }
+    }
+    match m.saga().phase() {
+        Phase::Committed => from_the_commit(m).await,
+        Phase::Abandoning(_) => undo::undo(m).await,
+        Phase::Forward | Phase::Ended(_) => {}
+    }
+    if let Action::Finish(outcome) = m.saga().what_next() {
+        m.finish(outcome).await;
+    }
+    undo::catch_up(m).await;
+    m.leave();
+}
+
+/// The happy path to the commit. Whatever fails here is undone.
+async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
+    let plan = steps::determine_approach(m).await?; //                        1
+    steps::verify_peer(m, &plan).await?; //                                   2
+    steps::send_specification(m, &plan).await?; //                            3
+    let created = steps::create_container(m).await?; //                       4, 5, 6
+    steps::open_data_path(m, &created).await?; //                             7
+    let digest = steps::checkpoint_and_transfer(m, &plan).await?; //          8, 9, 10
+    steps::restore(m, digest).await?; //                                      11, 12
+    m.commit().await //                                                       13: no way back
+}
+
+/// What follows the commit. Each step is repeated until it is done, over restarts too.
+async fn from_the_commit(m: &mut Migration) {
+    steps::run_at_destination(m).await; //                                    13
+    steps::announce(m).await; //                                              14
+    steps::delete_source(m).await; //                                         15
+}
+
+fn restarted() -> Failure {
+    Failure::between("the Coordinator of the source was restarted before the commit")
+}
+
+/// The event that gives a migration up.
+fn abandon(saga: &Saga, failure: Failure, at_us: u64) -> Event {
+    match failure.step {
+        Some(step) if saga.is_under_way(step) => Event::StepFailed {
+            step,
+            at_us,
+            error: failure.error,
+            without_effect: failure.without_effect,
+            refusals: failure.refusals,
+        },
+        _ => Event::Abandoned {
+            at_us,
+            reason: failure.error,
+        },
+    }
+}
+
+/// In words for a person.
+fn ending_in_words(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Running => "under way",
+        Outcome::Completed => "completed",
+        Outcome::Abandoned => "abandoned",
+        Outcome::Stuck => "stuck",
+    }
+}

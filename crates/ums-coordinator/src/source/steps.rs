@@ -1,0 +1,492 @@
+//! The steps, one function each (UMS §III-B).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest};
+use ums_api::client::Permission;
+use ums_api::http::ClientError;
+use ums_api::peer::{CreateAnswer, ReserveRequest, RestoreRequest};
+use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_core::plan::{self, Route};
+use ums_core::preflight::{self, Estimates, Refusal, Wishes};
+use ums_core::saga::{Event, Output, Request};
+use ums_core::step::Step;
+use ums_core::technique::Technique;
+
+use super::migration::{Failure, Migration, Pause, chain, without_effect};
+use crate::clock::monotonic_ns;
+use crate::journal::Write;
+use crate::{peer, policy};
+
+/// What step 1 found, for the steps after it.
+pub(super) struct Plan {
+    source: NodeFacts,
+    service: ServiceFacts,
+    technique: Technique,
+}
+
+/// What was wished for.
+pub(crate) fn wishes(request: &Request) -> Wishes {
+    Wishes {
+        max_downtime_ms: request.max_downtime_ms,
+        technique: request.technique,
+        approach: request.approach,
+    }
+}
+
+/// UMS §III-B, Step 1.
+pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failure> {
+    let step = Step::DetermineApproach;
+    m.start(step).await?;
+    let (agent, request) = (m.agent(), m.saga().request().clone());
+    let (source, service, services) = attempt(m, step, async {
+        tokio::try_join!(
+            agent.facts(),
+            agent.service(&request.service),
+            agent.services()
+        )
+    })
+    .await?;
+    let config = &m.shared.config;
+    let mut refusals: Vec<Refusal> =
+        policy::allowed(config, &request.destination, Permission::Receive)
+            .err()
+            .map(|denied| denied.refusal(&request.destination))
+            .into_iter()
+            .collect();
+    let wishes = wishes(&request);
+    refusals.extend(preflight::judge_local(&source, &service, &wishes));
+    let route = Route {
+        source: request.source,
+        destination: request.destination,
+    };
+    let plan = plan::make(
+        route,
+        &source,
+        &service,
+        None,
+        &wishes,
+        &Estimates::default(),
+    );
+    let (Some(approach), Some(technique), true) =
+        (plan.approach, plan.technique, refusals.is_empty())
+    else {
+        return Err(Failure::refused(step, refusals));
+    };
+    let own = services
+        .iter()
+        .find(|view| view.specification.name == request.service);
+    let endpoint = own.and_then(|view| view.endpoints.first().copied());
+    m.done(
+        step,
+        Output::Planned {
+            approach,
+            technique,
+            endpoint,
+        },
+    )
+    .await?;
+    let memory = service.memory_bytes;
+    m.live
+        .update(|view| view.progress.bytes_total = Some(memory + service.filesystem_bytes));
+    Ok(Plan {
+        source,
+        service,
+        technique,
+    })
+}
+
+/// UMS §III-B, Step 2.
+pub(super) async fn verify_peer(m: &mut Migration, plan: &Plan) -> Result<(), Failure> {
+    let step = Step::VerifyPeer;
+    m.start(step).await?;
+    let name = m.saga().request().destination.clone();
+    let refused = |refusal| Failure::refused(step, vec![refusal]);
+    let Some(client) = m.peer() else {
+        return Err(refused(Refusal::peer_unknown(name.as_str(), &[])));
+    };
+    let hello = tokio::select! {
+        biased;
+        reason = m.live.aborted() => return Err(Failure::of(step, reason)),
+        hello = client.hello() => hello.map_err(|error| refused(peer::refusal(&name, &error)))?,
+    };
+    peer::check_version(&name, &hello).map_err(refused)?;
+    if !hello.you_may_send {
+        let why = format!("`{name}` does not let `{}` send", m.shared.config.system);
+        return Err(refused(Refusal::peer_denied(name.as_str(), why)));
+    }
+    let Some(facts) = hello.facts else {
+        let why = "its Migration Interface does not answer (`ums doctor` there says why)";
+        return Err(refused(Refusal::peer_unreachable(name.as_str(), why)));
+    };
+    let wishes = wishes(m.saga().request());
+    let refusals = preflight::judge(
+        &plan.source,
+        &plan.service,
+        Some(&facts),
+        &wishes,
+        &Estimates::default(),
+    );
+    if !refusals.is_empty() {
+        return Err(Failure::refused(step, refusals));
+    }
+    m.done(step, Output::None).await
+}
+
+/// UMS §III-B, Step 3.
+pub(super) async fn send_specification(m: &mut Migration, plan: &Plan) -> Result<(), Failure> {
+    let step = Step::SendSpecification;
+    m.start(step).await?;
+    let request = ReserveRequest {
+        source: plan.source.clone(),
+        service: plan.service.clone(),
+    };
+    let (client, id) = (destination(m, step)?, m.id());
+    let answer = attempt(m, step, client.reserve(id, &request)).await?;
+    if !answer.refusals.is_empty() {
+        return Err(Failure::refused(step, answer.refusals));
+    }
+    m.done(step, Output::None).await
+}
+
+/// UMS §III-B, Steps 4 to 6: asked for, created by the destination's agent, confirmed.
+pub(super) async fn create_container(m: &mut Migration) -> Result<CreateAnswer, Failure> {
+    let step = Step::RequestContainer;
+    m.start(step).await?;
+    let (client, id, asked_us) = (destination(m, step)?, m.id(), m.now_us());
+    let answer = attempt(m, step, client.create(id)).await?;
+    let [begun_us, ended_us, now_us] = split(asked_us, m.now_us(), answer.processing_us);
+    let endpoints = answer.endpoints.clone();
+    let events = vec![
+        done(Step::RequestContainer, begun_us, Output::None),
+        Event::StepStarted {
+            step: Step::CreateContainer,
+            at_us: begun_us,
+        },
+        done(Step::CreateContainer, ended_us, Output::None),
+        Event::StepStarted {
+            step: Step::ConfirmContainer,
+            at_us: ended_us,
+        },
+        done(
+            Step::ConfirmContainer,
+            now_us,
+            Output::Created { endpoints },
+        ),
+    ];
+    written(m, Step::ConfirmContainer, events).await?;
+    Ok(answer)
+}
+
+/// UMS §III-B, Step 7.
+pub(super) async fn open_data_path(
+    m: &mut Migration,
+    created: &CreateAnswer,
+) -> Result<(), Failure> {
+    let step = Step::OpenDataPath;
+    m.start(step).await?;
+    let request = m.saga().request().clone();
+    let Some(peer) = m.shared.config.peers.get(&request.destination) else {
+        return Err(Failure::of(step, "the destination is no peer any more"));
+    };
+    let open = OpenRequest {
+        service: request.service,
+        endpoint: DataEndpoint {
+            address: SocketAddr::new(peer.address.ip(), created.data_port),
+            system: request.destination,
+            permit: created.permit.clone(),
+        },
+        send_image: created.image_needed,
+    };
+    let (agent, id) = (m.agent(), m.id());
+    attempt(m, step, agent.open(id, &open)).await?;
+    m.done(step, Output::None).await
+}
+
+/// UMS §III-B, Steps 8 to 10. The transfer overlaps the checkpoint, so the agent's account of when
+/// each was over is what is written.
+pub(super) async fn checkpoint_and_transfer(
+    m: &mut Migration,
+    plan: &Plan,
+) -> Result<String, Failure> {
+    let step = Step::Checkpoint;
+    m.start(step).await?;
+    let (agent, id) = (m.agent(), m.id());
+    let service = m.saga().request().service.clone();
+    let request = CheckpointRequest {
+        service: service.clone(),
+        technique: plan.technique,
+    };
+    let frozen = attempt(m, step, async {
+        agent.block(id, &service).await?;
+        agent.frontman_hold(id, &service).await?;
+        agent.checkpoint(id, &request).await
+    })
+    .await?;
+    let at = |ns| m.stopwatch.at_ns(ns);
+    let (frozen_us, delivered_us) = (at(frozen.frozen_at_ns), at(frozen.delivered_at_ns));
+    let delivered = Output::Delivered {
+        frozen_at_us: frozen_us,
+        digest: frozen.digest.clone(),
+        bytes: frozen.bytes,
+        rounds: frozen.rounds,
+    };
+    let events = vec![
+        done(Step::Checkpoint, at(frozen.dumped_at_ns), Output::None),
+        Event::StepStarted {
+            step: Step::Transfer,
+            at_us: frozen_us,
+        },
+        done(Step::Transfer, delivered_us, Output::None),
+        Event::StepStarted {
+            step: Step::ImageComplete,
+            at_us: delivered_us,
+        },
+        done(Step::ImageComplete, delivered_us, delivered),
+        Event::StepStarted {
+            step: Step::RequestRestore,
+            at_us: m.now_us(),
+        },
+    ];
+    written(m, Step::Checkpoint, events).await?;
+    Ok(frozen.digest)
+}
+
+/// UMS §III-B, Steps 11 and 12. *Prepared* comes back: restored, and held before its first
+/// instruction. That step 12 is done is written with the commit, in one go to the disk.
+pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Failure> {
+    let step = Step::RequestRestore;
+    let (client, id, asked_us) = (destination(m, step)?, m.id(), m.now_us());
+    let request = RestoreRequest { digest };
+    let answer = attempt(m, step, client.restore(id, &request)).await?;
+    if answer.digest != request.digest {
+        let (ours, theirs) = (request.digest, answer.digest);
+        let error = format!("the destination restored another stream: {theirs} instead of {ours}");
+        return Err(Failure::of(step, error));
+    }
+    let [begun_us, ..] = split(asked_us, m.now_us(), answer.processing_us);
+    let events = vec![
+        done(Step::RequestRestore, begun_us, Output::None),
+        Event::StepStarted {
+            step: Step::Restore,
+            at_us: begun_us,
+        },
+    ];
+    written(m, step, events).await
+}
+
+/// UMS §III-B, Step 13, after the commit was written: the destination is told until it answers that
+/// the service runs.
+pub(super) async fn run_at_destination(m: &mut Migration) {
+    if m.saga().output(Step::Commit).is_some() {
+        return;
+    }
+    let id = m.id();
+    let mut pause = Pause::new(m.limits());
+    let (answer, sent_ns, arrived_ns) = loop {
+        let sent_ns = monotonic_ns();
+        m.told_at_us.get_or_insert(m.stopwatch.at_ns(sent_ns));
+        let error = match m.peer() {
+            Some(client) => match client.commit(id).await {
+                Ok(answer) => break (answer, sent_ns, monotonic_ns()),
+                Err(error) => error.chain(),
+            },
+            None => "the destination is no peer any more; add it again".to_owned(),
+        };
+        m.waiting(&format!(
+            "the destination has to be told of the commit: {error}"
+        ));
+        pause.wait().await;
+    };
+    // The first instruction was executed `running_for` before the answer left, and the answer took
+    // half of what the exchange took beyond the destination's own time. Both are differences on one
+    // clock, so the two systems' clocks need not agree.
+    let network_us = ((arrived_ns - sent_ns) / 1000).saturating_sub(answer.processing_us);
+    let arrived_us = m.stopwatch.at_ns(arrived_ns);
+    let ran_us = arrived_us
+        .saturating_sub(network_us / 2)
+        .saturating_sub(answer.running_for_us);
+    let frozen_us = m
+        .saga()
+        .delivered()
+        .map_or(ran_us, |(frozen_us, _)| frozen_us);
+    let output = Output::Running {
+        downtime_us: ran_us.saturating_sub(frozen_us),
+        freeze_us: m.told_at_us.unwrap_or(ran_us).saturating_sub(frozen_us),
+    };
+    let at_us = m.now_us();
+    m.insist(vec![
+        Event::StepDone {
+            step: Step::Commit,
+            at_us,
+            output,
+        },
+        Event::StepStarted {
+            step: Step::Announce,
+            at_us,
+        },
+    ])
+    .await;
+}
+
+/// UMS §III-B, Step 14. The endpoint is in the report from the moment of the commit.
+pub(super) async fn announce(m: &mut Migration) {
+    let step = Step::Announce;
+    if m.saga().output(step).is_some() {
+        return;
+    }
+    let request = LeadRequest {
+        service: m.saga().request().service.clone(),
+        endpoints: m.saga().endpoints().to_vec(),
+    };
+    let (agent, id) = (m.agent(), m.id());
+    until_done(m, "the Frontman has to be told", || {
+        agent.frontman_lead(id, &request)
+    })
+    .await;
+    let at_us = m.now_us();
+    let next = Event::StepStarted {
+        step: Step::DeleteSource,
+        at_us,
+    };
+    m.insist(vec![done(step, at_us, Output::None), next]).await;
+}
+
+/// UMS §III-B, Step 15.
+pub(super) async fn delete_source(m: &mut Migration) {
+    let step = Step::DeleteSource;
+    if m.saga().output(step).is_some() {
+        return;
+    }
+    let (agent, id) = (m.agent(), m.id());
+    let service = m.saga().request().service.clone();
+    let delete = || agent.delete_source(id, &service);
+    until_done(m, "the source container has to be deleted", delete).await;
+    let mut pause = Pause::new(m.limits());
+    loop {
+        let error = match m.peer() {
+            Some(client) => match client.close(id).await {
+                Ok(()) => break,
+                Err(error) => error.chain(),
+            },
+            None => "the destination is no peer any more; add it again".to_owned(),
+        };
+        m.waiting(&format!(
+            "the destination has to be told of the end: {error}"
+        ));
+        pause.wait().await;
+    }
+    let at_us = m.now_us();
+    m.insist(vec![done(step, at_us, Output::None)]).await;
+}
+
+fn done(step: Step, at_us: u64, output: Output) -> Event {
+    Event::StepDone {
+        step,
+        at_us,
+        output,
+    }
+}
+
+/// Writes what a crash would have undone in the same way.
+async fn written(m: &mut Migration, step: Step, events: Vec<Event>) -> Result<(), Failure> {
+    m.record(events, Write::Lazy)
+        .await
+        .map_err(|error| Failure::of(step, chain(&error)))
+}
+
+fn destination(m: &Migration, step: Step) -> Result<peer::PeerClient, Failure> {
+    m.peer()
+        .ok_or_else(|| Failure::of(step, "the destination is no peer any more"))
+}
+
+/// Begin and end of the other side's part of an exchange, and its end here, as this side's clock
+/// would have shown them if both ways over the network take the same time.
+fn split(asked_us: u64, answered_us: u64, processing_us: u64) -> [u64; 3] {
+    let there = processing_us.min(answered_us.saturating_sub(asked_us));
+    let one_way = (answered_us.saturating_sub(asked_us) - there) / 2;
+    [asked_us + one_way, asked_us + one_way + there, answered_us]
+}
+
+/// Repeats until done: there is no way back.
+async fn until_done<F: Future<Output = Result<(), ClientError>>>(
+    m: &Migration,
+    what: &str,
+    action: impl Fn() -> F,
+) {
+    let mut pause = Pause::new(m.limits());
+    while let Err(error) = action().await {
+        m.waiting(&format!("{what}: {}", error.chain()));
+        pause.wait().await;
+    }
+}
+
+/// Does a step's work, while an abort is listened for, the progress is watched and the lease is
+/// renewed.
+async fn attempt<T>(
+    m: &Migration,
+    step: Step,
+    work: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        reason = m.live.aborted() => Err(Failure::of(step, reason)),
+        done = work => done.map_err(|error| Failure {
+            without_effect: without_effect(&error) && step < Step::Checkpoint,
+            ..Failure::of(step, words(&error))
+        }),
+        () = watch_progress(m, step) => std::future::pending().await,
+        () = renew_lease(m, step) => std::future::pending().await,
+    }
+}
+
+fn words(error: &ClientError) -> String {
+    match error.problem() {
+        Some(problem) => problem.to_string(),
+        None => error.chain(),
+    }
+}
+
+/// Asks the agent how far it is, as long as the step lasts.
+async fn watch_progress(m: &Migration, step: Step) {
+    if !(Step::OpenDataPath..=Step::Checkpoint).contains(&step) {
+        return;
+    }
+    let (agent, id, every) = (m.agent(), m.id(), m.limits().progress_every);
+    let mut last = m.live.view().progress.bytes;
+    let mut last_at = monotonic_ns();
+    loop {
+        tokio::time::sleep(every).await;
+        let Ok(state) = agent.migration(id).await else {
+            continue;
+        };
+        let now = monotonic_ns();
+        let bytes = state.bytes.wire;
+        let elapsed_ms = (now.saturating_sub(last_at) / 1_000_000).max(1);
+        let rate = bytes.saturating_sub(last).saturating_mul(1000) / elapsed_ms;
+        (last, last_at) = (bytes, now);
+        let total_ms = m.now_us() / 1000;
+        m.live.update(|view| {
+            view.report.bytes = state.bytes;
+            view.progress.bytes = bytes;
+            view.progress.bytes_per_second = rate;
+            view.progress.elapsed_ms = total_ms;
+        });
+    }
+}
+
+/// Tells the destination that we live, as long as the step lasts. That it fails is no reason to
+/// give up: the steps themselves find out.
+async fn renew_lease(m: &Migration, step: Step) {
+    let (true, Some(client)) = (step > Step::SendSpecification, m.peer()) else {
+        return;
+    };
+    let every = (m.limits().lease / 3).max(Duration::from_millis(10));
+    loop {
+        tokio::time::sleep(every).await;
+        if let Err(error) = client.renew(m.id()).await {
+            tracing::debug!(migration = %m.id(), error = error.chain(), "the lease was not renewed");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The way back: compensations in reverse, until the service runs at the source as if nothing had
+//! been asked.
+
+use ums_api::http::ClientError;
+use ums_core::saga::{Action, COMPENSATION_TRIES_MAX, Compensation, Event, row_of};
+use ums_core::step::Step;
+
+use super::migration::{Migration, Pause};
+
+/// Problems of the agent that mean that there is nothing to undo any more: it knows of no such
+/// thing, or the service has exited by itself.
+const NOTHING_TO_UNDO: [&str; 4] = [
+    "service-exited",
+    "service-unknown",
+    "migration-unknown",
+    "unknown",
+];
+
+/// Undoes what was begun. A migration that can't be undone is shown as stuck, and tried on.
+pub(super) async fn undo(m: &mut Migration) {
+    let mut pause = Pause::new(m.limits());
+    let mut begun = None;
+    loop {
+        let step = match m.saga().what_next() {
+            Action::Compensate(step) | Action::Stuck { step, .. } => step,
+            _ => return,
+        };
+        if begun != Some(step) {
+            if !m.saga().is_being_undone(step) {
+                m.note(Event::CompensationStarted {
+                    step,
+                    at_us: m.now_us(),
+                })
+                .await;
+            }
+            begun = Some(step);
+            pause = Pause::new(m.limits());
+        }
+        let row = row_of(step);
+        match compensate(m, step).await {
+            Ok(frozen_since_us) => {
+                let at_us = m.now_us();
+                m.note(Event::CompensationDone {
+                    step,
+                    at_us,
+                    frozen_since_us,
+                })
+                .await;
+            }
+            Err(error) if row.compensation.may_be_put_off() => {
+                m.note(Event::CompensationPutOff {
+                    step,
+                    at_us: m.now_us(),
+                    error,
+                })
+                .await;
+            }
+            Err(error) => {
+                m.waiting(&format!("step {} has to be undone: {error}", step.number()));
+                // Once stuck, further failures are no news, and a journal must not grow with them.
+                if matches!(m.saga().what_next(), Action::Compensate(_)) {
+                    m.note(Event::CompensationFailed {
+                        step,
+                        at_us: m.now_us(),
+                        error,
+                    })
+                    .await;
+                    if matches!(m.saga().what_next(), Action::Stuck { .. }) {
+                        let tries = COMPENSATION_TRIES_MAX;
+                        tracing::error!(migration = %m.id(), tries, "stuck: a person is needed");
+                    }
+                }
+                pause.wait().await;
+            }
+        }
+    }
+}
+
+/// Does in the background what was put off.
+pub(super) async fn catch_up(m: &mut Migration) {
+    let mut pause = Pause::new(m.limits());
+    while let Action::CatchUp(step) = m.saga().what_next() {
+        match compensate(m, step).await {
+            Ok(frozen_since_us) => {
+                let at_us = m.now_us();
+                m.insist(vec![Event::CompensationDone {
+                    step,
+                    at_us,
+                    frozen_since_us,
+                }])
+                .await;
+            }
+            Err(error) => {
+                tracing::debug!(migration = %m.id(), error, "the destination can't be told yet");
+                pause.wait().await;
+            }
+        }
+    }
+}
+
+/// Undoes one step. Idempotent, and content when the step never had an effect.
+async fn compensate(m: &Migration, step: Step) -> Result<Option<u64>, String> {
+    match row_of(step).compensation {
+        Compensation::ReleaseDestination => release_destination(m).await.map(|()| None),
+        Compensation::CloseDataPath => close_data_path(m).await.map(|()| None),
+        Compensation::ResumeSource => resume_source(m).await,
+        Compensation::Nothing(_) | Compensation::CoveredBy(_) | Compensation::ForwardOnly => {
+            Ok(None)
+        }
+    }
+}
+
+/// The service runs on, its endpoint is its own again, and so is its gate. In this order: what the
+/// Frontman holds is handed over to a service that answers.
+async fn resume_source(m: &Migration) -> Result<Option<u64>, String> {
+    let (agent, id, service) = (m.agent(), m.id(), m.saga().request().service.clone());
+    let frozen_since = match m.saga().delivered() {
+        Some((frozen_at_us, _)) => Some(frozen_at_us),
+        // Not told when it was frozen: after the step began, so this is an upper bound.
+        None => match agent.migration(id).await {
+            Ok(state) if state.frozen => m.saga().started_us(Step::Checkpoint),
+            _ => None,
+        },
+    };
+    settled(agent.thaw(id, &service).await)?;
+    settled(agent.frontman_yield(id, &service).await)?;
+    settled(agent.unblock(id, &service).await)?;
+    Ok(frozen_since)
+}
+
+/// Thawing a service that is not frozen ends what the agent does for the migration.
+async fn close_data_path(m: &Migration) -> Result<(), String> {
+    let (agent, id, service) = (m.agent(), m.id(), m.saga().request().service.clone());
+    settled(agent.thaw(id, &service).await)?;
+    settled(agent.unblock(id, &service).await)
+}
+
+async fn release_destination(m: &Migration) -> Result<(), String> {
+    let client = m
+        .peer()
+        .ok_or("the destination is no peer any more; add it again")?;
+    client.abort(m.id()).await.map_err(|error| error.chain())
+}
+
+fn settled(answer: Result<(), ClientError>) -> Result<(), String> {
+    match answer {
+        Ok(()) => Ok(()),
+        Err(ClientError::Problem(problem)) if NOTHING_TO_UNDO.contains(&problem.kind.as_str()) => {
+            Ok(())
+        }
+        Err(error) => Err(error.chain()),
+    }
+}
