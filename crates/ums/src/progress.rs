@@ -48,7 +48,7 @@ impl Screen {
         match self.mode {
             Mode::Silent => {}
             Mode::Terminal => {
-                let block = block(view);
+                let block = fit(&block(view), columns());
                 let text = format!("{}{block}", self.rewind());
                 self.lines = block.lines().count();
                 put(&text);
@@ -91,6 +91,23 @@ impl Screen {
 fn put(text: &str) {
     let mut err = std::io::stderr().lock();
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+}
+
+/// Width of the terminal; a line that is longer would take two, and the block could not be erased.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr());
+    size.map_or(80, |size| usize::from(size.ws_col)).max(20)
+}
+
+/// Cuts each line to the width.
+fn fit(block: &str, columns: usize) -> String {
+    let cut = |line: &str| {
+        line.chars()
+            .take(columns - 1)
+            .chain(['\n'])
+            .collect::<String>()
+    };
+    block.lines().map(cut).collect()
 }
 
 /// The block: what moves where, the step, the bytes.
@@ -196,6 +213,11 @@ mod test {
         assert!(block(&view).contains(&"█".repeat(30)));
         view.progress.bytes_total = Some(0);
         assert!(block(&view).contains("3 B  0.0 MB/s"));
+    }
+
+    #[test]
+    fn lines_are_cut_to_the_terminal() {
+        assert_eq!(fit("123456\n→→→→→→\n1\n", 5), "1234\n→→→→\n1\n");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use ums_api::client::{AbortRequest, MigrationView, WatchQuery, paths};
 use ums_api::http::ClientError;
 use ums_core::id::MigrationId;
@@ -34,6 +35,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
+    // Before anything is asked: an interrupt that comes early must not leave a migration behind
+    // that nobody wants.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     let asked = coordinator
         .post(paths::MIGRATIONS, &args.wanted.request())
         .await;
@@ -46,7 +50,7 @@ pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
         other => other?,
     };
     let mut screen = Screen::new(!args.json);
-    let last = watch(first, &coordinator, &mut screen).await?;
+    let last = watch(first, &coordinator, &mut screen, &mut interrupts).await?;
     screen.clear();
     let exit = Exit::of_outcome(last.report.outcome, !last.refusals.is_empty());
     if args.json {
@@ -62,9 +66,9 @@ async fn watch(
     mut view: MigrationView,
     coordinator: &Connection,
     screen: &mut Screen,
+    interrupts: &mut Signal,
 ) -> Result<MigrationView, Failure> {
     let id = view.report.migration_id;
-    let mut interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut interrupted = false;
     while view.report.outcome == Migrated::Running {
         screen.show(&view);

@@ -1,0 +1,268 @@
+//! The `ums` program from outside: what it prints and how it exits, against a Coordinator that
+//! answers by script.
+
+mod coordinator;
+
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use coordinator::{Fake, Script};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use ums_core::report::Outcome;
+
+/// `ums` with nothing of this machine's settings.
+fn ums(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ums"));
+    command.env_clear().args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    told(command.output().expect("ums starts"))
+}
+
+fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (
+        output.status.code().expect("an exit code"),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// `ums migrate redis --to b …` against a script.
+fn migrate(script: Script, further: &[&str]) -> (i32, String, String) {
+    let fake = Fake::start(script);
+    let mut command = ums(&["migrate", "redis", "--to", "b"]);
+    run(command.arg("--run-dir").arg(fake.run_dir()).args(further))
+}
+
+#[test]
+fn a_completed_migration_prints_one_object_and_exits_with_0() {
+    let (code, out, err) = migrate(Script::ends(Outcome::Completed), &["--json"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let report: Value = serde_json::from_str(&out).expect("one JSON object");
+    let mut fields: Vec<&str> = report
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
+    fields.sort_unstable();
+    let wanted = [
+        "approach",
+        "bytes",
+        "destination",
+        "downtime_ms",
+        "endpoint",
+        "error",
+        "freeze_ms",
+        "migration_id",
+        "outcome",
+        "rounds",
+        "service",
+        "source",
+        "steps",
+        "technique",
+        "total_ms",
+    ];
+    assert_eq!(fields, wanted);
+    assert_eq!(report["outcome"], "completed");
+    assert_eq!(report["bytes"]["memory"], 4096);
+}
+
+#[test]
+fn progress_is_plain_lines_where_there_is_no_terminal() {
+    let (code, out, err) = migrate(Script::ends(Outcome::Completed), &[]);
+    assert_eq!(code, 0);
+    assert!(out.starts_with("redis: a → b  completed\n"), "{out}");
+    assert!(
+        err.contains("step 9/15 transfer: streaming memory"),
+        "{err}"
+    );
+    assert!(!err.contains('\x1b') && !out.contains('\x1b'), "{err}{out}");
+}
+
+#[test]
+fn each_end_has_its_exit_code() {
+    assert_eq!(migrate(Script::ends(Outcome::Abandoned), &["--json"]).0, 4);
+    assert_eq!(migrate(Script::ends(Outcome::Stuck), &["--json"]).0, 5);
+    let (code, out, _) = migrate(Script::Refuses, &[]);
+    assert_eq!(code, 3);
+    assert!(
+        out.contains("port 6379 is taken") && out.contains("remedy: "),
+        "{out}"
+    );
+}
+
+#[test]
+fn an_unknown_service_is_refused_in_either_form() {
+    let (code, out, err) = migrate(Script::Unknown, &[]);
+    assert_eq!((code, out.as_str()), (3, ""));
+    assert_eq!(
+        err,
+        "ums: no such service: `redis` is not on this system; see `ums list`\n"
+    );
+    let (code, out, _) = migrate(Script::Unknown, &["--json"]);
+    let problem: Value = serde_json::from_str(&out).expect("one JSON object");
+    assert_eq!((code, &problem["type"]), (3, &json!("service-unknown")));
+}
+
+#[test]
+fn a_coordinator_that_is_restarted_is_waited_for() {
+    let (code, out, err) = migrate(Script::RestartsOnce, &[]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("completed"), "{out}");
+    assert!(
+        err.contains("the Coordinator does not answer; waiting for it"),
+        "{err}"
+    );
+}
+
+#[test]
+fn an_interrupt_asks_for_the_abort_once() {
+    let fake = Fake::start(Script::UntilAborted);
+    let mut command = ums(&["migrate", "redis", "--to", "b", "--json"]);
+    command.arg("--run-dir").arg(fake.run_dir());
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    fake.wait_for_watch();
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    kill(pid, Signal::SIGINT).expect("interrupted");
+    let (code, out, err) = told(child.wait_with_output().expect("ends"));
+    assert_eq!(code, 4, "{err}");
+    assert!(err.contains("the abort is accepted"), "{err}");
+    assert_eq!(fake.aborts(), 1);
+    let report: Value = serde_json::from_str(&out).expect("one JSON object");
+    assert_eq!(report["outcome"], "abandoned");
+}
+
+#[test]
+fn an_absent_coordinator_exits_with_6() {
+    let empty = TempDir::new().expect("a directory");
+    let (code, _, err) = run(ums(&["list"]).arg("--run-dir").arg(empty.path()));
+    assert_eq!(code, 6);
+    assert!(err.contains("start it with `ums serve`"), "{err}");
+}
+
+#[test]
+fn lists_come_in_both_forms() {
+    let fake = Fake::start(Script::ends(Outcome::Completed));
+    let asked = |arguments: &[&str]| {
+        let (code, out, err) = run(ums(arguments).arg("--run-dir").arg(fake.run_dir()));
+        assert_eq!(code, 0, "{arguments:?}: {err}");
+        out
+    };
+    assert_eq!(asked(&["list"]), "no services; start one with `ums run`\n");
+    assert_eq!(asked(&["list", "--json"]), "[]\n");
+    assert!(asked(&["history"]).contains("completed"));
+    let history: Value = serde_json::from_str(&asked(&["history", "--json"])).expect("a list");
+    assert_eq!(history[0]["outcome"], "completed");
+    assert!(asked(&["status"]).starts_with("system a, ums 9.9.9"));
+    // It has moved away, so only its migration is known here.
+    assert!(asked(&["status", "redis"]).contains("15 delete source"));
+}
+
+#[test]
+fn a_bad_configuration_is_named_with_its_place_and_exits_with_2() {
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("ums.toml");
+    std::fs::write(&path, "system = \"a\"\nlisten = 7\n").expect("written");
+    let (code, _, err) = run(ums(&["list"]).env("UMS_CONFIG", &path));
+    assert_eq!(code, 2);
+    assert!(
+        err.starts_with(&format!("ums: {}:2:10: ", path.display())),
+        "{err}"
+    );
+    let (code, _, err) = run(ums(&["list"]).env("UMS_LEASE", "1s"));
+    assert_eq!(code, 2);
+    assert!(
+        err.starts_with("ums: environment variable UMS_LEASE: `1s`"),
+        "{err}"
+    );
+    let (code, _, err) = run(&mut ums(&["list", "--lease", "1s"]));
+    assert_eq!(code, 2);
+    assert!(err.contains("--lease <TIME>"), "{err}");
+}
+
+#[test]
+fn serve_refuses_a_certificate_of_another_system() {
+    let top = TempDir::new().expect("a directory");
+    let (ca, pki) = (top.path().join("ca"), top.path().join("state/pki"));
+    let path = |path: &std::path::Path| path.display().to_string();
+    assert_eq!(run(&mut ums(&["ca", "init", "--dir", &path(&ca)])).0, 0);
+    let issue = [
+        "ca",
+        "issue",
+        "b",
+        "--dir",
+        &path(&ca),
+        "--out",
+        &path(&pki),
+    ];
+    assert_eq!(run(&mut ums(&issue)).0, 0);
+    let state = path(&top.path().join("state"));
+    let (code, _, err) = run(&mut ums(&["serve", "--system", "a", "--state-dir", &state]));
+    assert_eq!(code, 2);
+    assert!(
+        err.contains("is of system `b`, and this system is `a`"),
+        "{err}"
+    );
+}
+
+#[test]
+fn peers_are_kept_without_a_coordinator() {
+    let top = TempDir::new().expect("a directory");
+    let asked = |arguments: &[&str]| {
+        let mut command = ums(arguments);
+        command
+            .arg("--state-dir")
+            .arg(top.path())
+            .arg("--run-dir")
+            .arg(top.path());
+        run(&mut command)
+    };
+    assert_eq!(
+        asked(&["peer", "add", "b", "--address", "10.77.0.2:7443"]).0,
+        0
+    );
+    let (code, out, _) = asked(&["peer", "list", "--json"]);
+    let list: Value = serde_json::from_str(&out).expect("a list");
+    assert_eq!((code, &list[0]["allow"]), (0, &json!(["send", "receive"])));
+    assert_eq!(asked(&["peer", "remove", "b"]).0, 0);
+    assert_eq!(asked(&["peer", "remove", "b"]).0, 3);
+}
+
+#[test]
+fn doctor_tells_what_is_missing_and_exits_with_7() {
+    let top = TempDir::new().expect("a directory");
+    let mut command = ums(&["doctor", "--json", "--system", "a"]);
+    for flag in ["--state-dir", "--run-dir", "--bundle"] {
+        command.arg(flag).arg(top.path());
+    }
+    let (code, out, _) = run(&mut command);
+    assert_eq!(code, 7);
+    let findings: Value = serde_json::from_str(&out).expect("one JSON object");
+    assert_eq!(findings["fit"], false);
+    let of = |name: &str| {
+        let checks = findings["checks"].as_array().expect("a list");
+        checks
+            .iter()
+            .find(|check| check["name"] == name)
+            .expect("a line")
+            .clone()
+    };
+    for name in ["bundle", "certificate"] {
+        assert_eq!(of(name)["verdict"], "fail", "{name}");
+        assert!(of(name)["remedy"].is_string(), "{name}");
+    }
+}
+
+/// The longest that a test waits for what it has caused.
+const PATIENCE: Duration = Duration::from_secs(20);
