@@ -2,7 +2,7 @@
 //!
 //! Other testbeds may come and go on the same machine meanwhile, so what is new since the
 //! [`Snapshot`] counts only where it bears the testbed's id or one of its namespaces, or lies in
-//! a place that no testbed may touch at all (the machine's own links and packet filter).
+//! the machine's own network, which no testbed may touch, under a name that UMS gives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ use crate::tools;
 
 /// Kinds of namespace that a system or a service has of its own.
 const NAMESPACES: [&str; 3] = ["net", "mnt", "pid"];
+
+/// Names of the testbed's own links.
+const LINKS: [&str; 4] = ["peer0", "world0", "to-a", "to-b"];
 
 /// Where version 1 hierarchies and the unified one lie.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -75,16 +78,16 @@ impl Marks {
 pub fn leftovers(before: &Snapshot, marks: &Marks, nft: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let now = Snapshot::take(nft);
+    let links = now.links.difference(&before.links);
+    let ours = |name: &&String| name.starts_with("ums") || LINKS.contains(&name.as_str());
     found.extend(
-        now.links
-            .difference(&before.links)
+        links
+            .filter(ours)
             .map(|name| format!("network link {name}")),
     );
-    found.extend(
-        now.tables
-            .difference(&before.tables)
-            .map(|name| format!("nft {name}")),
-    );
+    let tables = now.tables.difference(&before.tables);
+    let tables = tables.filter(|name| name.contains("ums"));
+    found.extend(tables.map(|name| format!("nft {name}")));
     let bears_id = |text: &&String| text.contains(&marks.id);
     found.extend(
         now.netns

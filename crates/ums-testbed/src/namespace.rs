@@ -161,6 +161,8 @@ impl Namespace {
             self.holder.kill()?;
             self.holder.wait()?;
         }
+        // The number may be another process's from now on.
+        self.init = 0;
         Ok(())
     }
 }

@@ -38,6 +38,24 @@ fn a_testbed_leaves_nothing_behind() {
 }
 
 #[test]
+fn what_is_left_behind_is_named() {
+    let Some(tools) = tools("what_is_left_behind_is_named") else {
+        return;
+    };
+    let testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let name = format!("{}-left", testbed.id());
+    text(Command::new("ip").args(["netns", "add", &name])).expect("a namespace outside");
+    let left = testbed.remove();
+    text(Command::new("ip").args(["netns", "del", &name])).expect("it is removed");
+    let left = left.expect("removed");
+    assert!(left.contains(&format!("netns {name}")), "{left:?}");
+    assert!(
+        left.iter().any(|line| line.starts_with("mount ")),
+        "{left:?}"
+    );
+}
+
+#[test]
 fn a_testbed_goes_when_a_test_panics() {
     let Some(tools) = tools("a_testbed_goes_when_a_test_panics") else {
         return;

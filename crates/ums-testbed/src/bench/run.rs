@@ -116,7 +116,7 @@ fn write(options: &Options, samples: &[Sample]) -> Result<(Vec<Row>, Vec<Aim>, S
     let markdown = report::markdown(&rows, &aims, &heading)?;
     let whole = json!({
         "rate_mbit": options.rate_mbit, "machine": machine(),
-        "samples": samples, "rows": rows, "aims": aims,
+        "paper": report::paper_figures()?, "samples": samples, "rows": rows, "aims": aims,
     });
     let (json_path, table) = (options.out.join("bench.json"), options.out.join("bench.md"));
     std::fs::write(&json_path, serde_json::to_vec_pretty(&whole)?)

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -30,6 +30,7 @@ struct Hog {
     mib: u64,
     memory: Vec<u64>,
     gaps: Mutex<Gaps>,
+    stamped: Condvar,
 }
 
 fn main() -> Result<()> {
@@ -42,6 +43,7 @@ fn main() -> Result<()> {
         mib: cli.mib,
         memory,
         gaps: Mutex::default(),
+        stamped: Condvar::new(),
     });
     let listener = TcpListener::bind(cli.listen)
         .with_context(|| format!("cannot listen on {}", cli.listen))?;
@@ -63,6 +65,7 @@ impl Hog {
                 .unwrap_or_default();
             self.gaps()
                 .stamp(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+            self.stamped.notify_all();
             std::thread::sleep(PERIOD);
         }
     }
@@ -82,7 +85,7 @@ impl Hog {
 
     fn handle(&self, request: Request) -> Status {
         let intact = (request == Request::Verify).then(|| self.intact());
-        let mut gaps = self.gaps();
+        let mut gaps = self.after_a_stamp();
         if request == Request::Reset {
             gaps.reset();
         }
@@ -99,6 +102,15 @@ impl Hog {
     fn intact(&self) -> bool {
         let mut words = Words::new(SEED);
         self.memory.iter().all(|word| *word == words.word())
+    }
+
+    /// The gaps, once the time has been written down anew: a thread that answers right after a
+    /// restore may be ahead of the one that would see the gap.
+    fn after_a_stamp(&self) -> MutexGuard<'_, Gaps> {
+        let gaps = self.gaps();
+        let seen = gaps.stamps;
+        let waited = self.stamped.wait_while(gaps, |gaps| gaps.stamps == seen);
+        waited.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gaps(&self) -> MutexGuard<'_, Gaps> {
