@@ -81,12 +81,15 @@ struct OpenFile {
     attributes: Attributes,
 }
 
+/// Name and value.
+type OwnedXattr = (Box<[u8]>, Box<[u8]>);
+
 struct Attributes {
     mode: u32,
     uid: u32,
     gid: u32,
     mtime: Timespec,
-    xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+    xattrs: Vec<OwnedXattr>,
 }
 
 impl Applier {
@@ -389,7 +392,7 @@ impl Root {
 
 impl Attributes {
     fn of(entry: &Entry<'_>) -> Self {
-        let xattr = |xattr: &Xattr<'_>| (xattr.name.into(), xattr.value.into());
+        let xattr = |xattr: &Xattr<'_>| -> OwnedXattr { (xattr.name.into(), xattr.value.into()) };
         Self {
             mode: entry.mode,
             uid: entry.uid,

@@ -21,6 +21,8 @@ pub enum RootName {
     Upper,
     /// The root filesystem it was started from.
     Image,
+    /// What is in `/dev/shm`.
+    SharedMemory,
     /// A volume.
     Volume(ServiceName),
 }
@@ -30,6 +32,7 @@ impl fmt::Display for RootName {
         match self {
             RootName::Upper => out.write_str("upper"),
             RootName::Image => out.write_str("image"),
+            RootName::SharedMemory => out.write_str("shm"),
             RootName::Volume(name) => write!(out, "volume/{name}"),
         }
     }
@@ -37,7 +40,7 @@ impl fmt::Display for RootName {
 
 /// Text that names no tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a tree is `upper`, `image` or `volume/<name>`")]
+#[error("a tree is `upper`, `image`, `shm` or `volume/<name>`")]
 pub struct InvalidRootName;
 
 impl FromStr for RootName {
@@ -46,6 +49,7 @@ impl FromStr for RootName {
         match text {
             "upper" => Ok(RootName::Upper),
             "image" => Ok(RootName::Image),
+            "shm" => Ok(RootName::SharedMemory),
             _ => {
                 let name = text.strip_prefix("volume/").ok_or(InvalidRootName)?;
                 name.parse()
