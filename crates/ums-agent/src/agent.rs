@@ -1,0 +1,333 @@
+//! What an agent holds: its services and the migrations it takes part in.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ums_api::agent::{MigrationState, ServiceStatus, ServiceView};
+use ums_api::problem::Problem;
+use ums_checkpoint::keeper::client::{self, Keeper};
+use ums_checkpoint::keeper::protocol::{Phase, Request, Status};
+use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_core::id::{MigrationId, ServiceName};
+use ums_core::specification::Specification;
+use ums_sync::tls::Identity;
+
+use crate::config::{AgentConfig, ServicePlaces};
+use crate::destination::Incoming;
+use crate::facts::{Known, Node};
+use crate::images::{Bounds, ImageStore};
+use crate::network;
+use crate::problem;
+use crate::record::{self, Record};
+use crate::source::Outgoing;
+
+/// The most services on one node: bounds what a client of the API can make us keep.
+const SERVICES_MAX: usize = 4096;
+/// The most migrations remembered at one time.
+const MIGRATIONS_MAX: usize = 1024;
+
+/// A service on this node.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// What is remembered of it.
+    pub record: Record,
+    /// Where it is.
+    pub places: ServicePlaces,
+}
+
+/// One side of one migration.
+#[derive(Clone)]
+pub enum Migration {
+    /// We send.
+    Outgoing(Arc<Outgoing>),
+    /// We receive.
+    Incoming(Arc<Incoming>),
+}
+
+/// The agent.
+pub struct Agent {
+    /// How it was started.
+    pub config: AgentConfig,
+    /// Certificates of this system.
+    pub identity: Identity,
+    /// Image store.
+    pub images: ImageStore,
+    /// Network of the services.
+    pub network: network::Driver,
+    /// Where the data path listens.
+    pub data_port: u16,
+    node: Node,
+    services: Mutex<BTreeMap<ServiceName, Service>>,
+    migrations: Mutex<BTreeMap<MigrationId, Migration>>,
+}
+
+impl Agent {
+    /// Takes up what an earlier agent left: records of services, each with its keeper.
+    pub fn load(config: AgentConfig, data_port: u16) -> anyhow::Result<Self> {
+        let identity = Identity::load(&config.ca, &config.cert, &config.key)?;
+        let images = ImageStore::open(&config.state_dir, Bounds::default())?;
+        let network = network::Driver::new(Some(config.bundle_bin()), config.service_network);
+        let node = Node::new(&config.bundle, &config.state_dir, "/ums", userfaultfd_serves());
+        let services = load_services(&config)?;
+        let agent = Self {
+            config,
+            identity,
+            images,
+            network,
+            data_port,
+            node,
+            services: Mutex::new(services),
+            migrations: Mutex::new(BTreeMap::new()),
+        };
+        agent.take_up_migrations();
+        Ok(agent)
+    }
+
+    fn take_up_migrations(&self) {
+        for service in self.all_services() {
+            let name = service.record.specification.name.clone();
+            if let Some(arriving) = &service.record.arriving {
+                let incoming = Incoming::resumed(name, arriving);
+                self.remember(arriving.migration, Migration::Incoming(Arc::new(incoming)));
+            } else if let Some(id) = service.record.gate {
+                let outgoing = Outgoing::new(name);
+                self.remember(id, Migration::Outgoing(Arc::new(outgoing)));
+            }
+        }
+    }
+
+    fn services(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Service>> {
+        // Each value is replaced as a whole, so that a panic elsewhere leaves the map usable.
+        self.services.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn migrations(&self) -> MutexGuard<'_, BTreeMap<MigrationId, Migration>> {
+        self.migrations.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Every service.
+    pub fn all_services(&self) -> Vec<Service> {
+        self.services().values().cloned().collect()
+    }
+
+    /// A service by its name.
+    pub fn service(&self, name: &ServiceName) -> Result<Service, Problem> {
+        self.services().get(name).cloned().ok_or_else(|| problem::unknown_service(name))
+    }
+
+    /// Adds a service whose name must be free, durably.
+    pub fn add_service(&self, service: Service) -> Result<(), Problem> {
+        let name = service.record.specification.name.clone();
+        let mut services = self.services();
+        if services.contains_key(&name) {
+            let detail = format!("a service `{name}` exists on this system: choose another name");
+            return Err(problem::conflict("name-taken", "the name is taken", detail));
+        }
+        if services.len() >= SERVICES_MAX {
+            let detail = format!("this node has {SERVICES_MAX} services, which is its limit");
+            return Err(problem::conflict("too-many-services", "too many services", detail));
+        }
+        services.insert(name, service);
+        Ok(())
+    }
+
+    /// Changes what is remembered of a service, durably, before anybody sees it.
+    pub fn update_record(
+        &self,
+        name: &ServiceName,
+        change: impl FnOnce(&mut Record) -> Result<(), Problem>,
+    ) -> Result<Service, Problem> {
+        let mut services = self.services();
+        let service = services.get_mut(name).ok_or_else(|| problem::unknown_service(name))?;
+        let mut changed = service.record.clone();
+        change(&mut changed)?;
+        if changed != service.record {
+            let path = service.places.record();
+            record::write(&path, &changed).map_err(|error| {
+                let detail = format!("{}: {error}; is the disk full?", path.display());
+                Problem::failed("record", "a service's record can't be written", detail)
+            })?;
+            service.record = changed;
+        }
+        Ok(service.clone())
+    }
+
+    /// Forgets a service that is gone.
+    pub fn forget_service(&self, name: &ServiceName) {
+        self.services().remove(name);
+    }
+
+    /// Remembers a migration.
+    pub fn remember(&self, id: MigrationId, migration: Migration) {
+        self.migrations().insert(id, migration);
+    }
+
+    /// Adds a migration unless it is known; the known one wins.
+    pub fn enter<T>(
+        &self,
+        id: MigrationId,
+        known: impl FnOnce(&Migration) -> Option<Arc<T>>,
+        make: impl FnOnce() -> (Arc<T>, Migration),
+    ) -> Result<Arc<T>, Problem> {
+        let mut migrations = self.migrations();
+        if let Some(migration) = migrations.get(&id) {
+            return known(migration).ok_or_else(|| {
+                let detail = format!("migration {id} is known here from its other side");
+                problem::conflict("wrong-role", "wrong side of the migration", detail)
+            });
+        }
+        if migrations.len() >= MIGRATIONS_MAX {
+            let detail = format!("{MIGRATIONS_MAX} migrations are remembered, which is the limit");
+            return Err(problem::conflict("too-many-migrations", "too many migrations", detail));
+        }
+        let (value, migration) = make();
+        migrations.insert(id, migration);
+        Ok(value)
+    }
+
+    /// A migration by its id.
+    pub fn migration(&self, id: MigrationId) -> Result<Migration, Problem> {
+        self.migrations().get(&id).cloned().ok_or_else(|| problem::unknown_migration(id))
+    }
+
+    /// Forgets a migration that is over.
+    pub fn forget_migration(&self, id: MigrationId) {
+        self.migrations().remove(&id);
+    }
+
+    /// What this agent knows of all migrations.
+    pub fn migration_states(self: &Arc<Self>) -> Vec<MigrationState> {
+        let all: Vec<_> = self.migrations().iter().map(|(id, m)| (*id, m.clone())).collect();
+        all.into_iter().map(|(id, migration)| self.state_of(id, &migration)).collect()
+    }
+
+    /// What this agent knows of one migration. Blocks.
+    pub fn state_of(&self, id: MigrationId, migration: &Migration) -> MigrationState {
+        match migration {
+            Migration::Outgoing(outgoing) => outgoing.state(id, self),
+            Migration::Incoming(incoming) => incoming.state(id, self),
+        }
+    }
+
+    /// Connects to a service's keeper. Blocks.
+    pub fn keeper(&self, service: &Service) -> Result<Keeper, client::Error> {
+        Keeper::connect(&service.places.keeper())
+    }
+
+    /// What a service's keeper says. Blocks.
+    pub fn keeper_status(&self, service: &Service) -> Result<Status, client::Error> {
+        self.keeper(service)?.status()
+    }
+
+    /// One request to a service's keeper, without descriptors. Blocks.
+    pub fn ask_keeper(&self, service: &Service, request: &Request) -> Result<Status, client::Error> {
+        self.keeper(service)?.call(request, &[])
+    }
+
+    /// Where clients reach a service on this system.
+    pub fn endpoints(&self, specification: &Specification) -> Vec<SocketAddr> {
+        let address = self.config.data_address;
+        specification.ports.iter().map(|port| SocketAddr::new(address, port.system_port)).collect()
+    }
+
+    /// A service as it is listed. Blocks.
+    pub fn view(&self, service: &Service) -> ServiceView {
+        let status = self.keeper_status(service).ok();
+        let phase = status.as_ref().map(|status| status.phase.clone());
+        let arriving = service.record.arriving.as_ref();
+        let resumed = status.as_ref().is_some_and(|status| status.resumed_at_ns.is_some());
+        ServiceView {
+            status: match phase {
+                Some(Phase::Frozen) => ServiceStatus::Frozen,
+                Some(Phase::Running | Phase::Dumping) if arriving.is_none() || resumed => {
+                    ServiceStatus::Running
+                }
+                Some(Phase::Dead { .. }) | None => ServiceStatus::Exited,
+                _ => ServiceStatus::Arriving,
+            },
+            init_pid: status.and_then(|status| status.init_pid),
+            migration: service.record.gate.or(arriving.map(|arriving| arriving.migration)),
+            endpoints: self.endpoints(&service.record.specification),
+            specification: service.record.specification.clone(),
+        }
+    }
+
+    /// What this node is and has. Blocks.
+    pub fn node_facts(&self) -> Result<NodeFacts, Problem> {
+        let services = self.all_services();
+        let specifications = || services.iter().map(|service| &service.record.specification);
+        let network = self.config.service_network;
+        let known = Known {
+            services: specifications().map(|s| s.name.clone()).collect(),
+            addresses: specifications().map(|s| s.address).collect(),
+            ports: specifications().flat_map(|s| &s.ports).map(|p| p.system_port).collect(),
+            service_network: (self.network_base(), network.prefix_len),
+            images: self.images.list().map_err(|e| problem::failed("images", "image store")(&e))?,
+        };
+        self.node.facts(known).map_err(|e| problem::failed("facts", "facts of the node")(&e))
+    }
+
+    fn network_base(&self) -> Ipv4Addr {
+        let network = self.config.service_network;
+        let bits = 32 - u32::from(network.prefix_len);
+        Ipv4Addr::from(u32::from(network.address) >> bits << bits)
+    }
+
+    /// What a service is made of. Blocks.
+    pub fn service_facts(&self, name: &ServiceName) -> Result<ServiceFacts, Problem> {
+        let service = self.service(name)?;
+        let gate = service.record.gate;
+        let specification = service.record.specification.clone();
+        let status = self.keeper_status(&service).ok();
+        let init = status.and_then(|status| status.init_pid);
+        let Some(init) = init else {
+            return Ok(ServiceFacts {
+                specification,
+                running: false,
+                processes: 0,
+                threads: 0,
+                memory_bytes: 0,
+                filesystem_bytes: 0,
+                connections: 0,
+                obstacles: Vec::new(),
+                migrating: gate,
+            });
+        };
+        let directories = [service.places.upper(), service.places.volumes()];
+        let directories: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
+        let seen = crate::inspect::inspect(init, &directories)
+            .map_err(|error| problem::failed("inspect", "the service can't be inspected")(&error))?;
+        Ok(seen.facts(specification, gate))
+    }
+}
+
+fn load_services(config: &AgentConfig) -> anyhow::Result<BTreeMap<ServiceName, Service>> {
+    let dir = config.state_dir.join("services");
+    std::fs::create_dir_all(&dir)?;
+    let mut services = BTreeMap::new();
+    for entry in std::fs::read_dir(&dir)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str().and_then(|name| name.parse::<ServiceName>().ok()) else {
+            continue;
+        };
+        let places = config.places(&name);
+        match record::read(&places.record()) {
+            Ok(record) => drop(services.insert(name, Service { record, places })),
+            // Created and never recorded: whoever asked for it got no answer.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => places.remove()?,
+            Err(error) => anyhow::bail!(
+                "{}: {error}; move the file away to give the service up",
+                places.record().display()
+            ),
+        }
+    }
+    Ok(services)
+}
+
+/// Whether userfaultfd can be had: root can, wherever the kernel has it at all.
+fn userfaultfd_serves() -> bool {
+    std::path::Path::new("/proc/sys/vm/unprivileged_userfaultfd").exists()
+        && nix::unistd::geteuid().is_root()
+}

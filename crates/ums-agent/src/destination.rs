@@ -1,0 +1,523 @@
+//! The destination side of a migration: everything from the reservation to the running service.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use ums_api::agent::{CreateRequest, Created, MigrationState, Phase, Restored, Role, Running};
+use ums_api::problem::Problem;
+use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
+use ums_checkpoint::keeper::protocol::{
+    self as keeper, CheckpointInfo, INDEX_NAME, INFO_NAME, Request, RestoreRequest,
+};
+use ums_checkpoint::memory_dir::MemoryDir;
+use ums_checkpoint::store::{PageStore, Stored};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
+use ums_core::specification::ImageId;
+use ums_sync::Meter;
+use ums_sync::files::Applier;
+use ums_sync::frame::RootName;
+use ums_sync::receive::{self, Block, FileOperation, Limits, Sink, SinkError};
+use ums_sync::tls;
+
+use crate::agent::{Agent, Migration, Service};
+use crate::container::keeper_path;
+use crate::images::ImageStore;
+use crate::record::Arriving;
+use crate::services::{self, blocking, destroy};
+use crate::source::{ALPN, monotonic_ns};
+use crate::problem;
+
+/// How long a peer may say nothing on the data path.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// Data paths served at once, strangers that have not been let in yet included.
+const CONNECTIONS_MAX: usize = 64;
+/// Room for CRIU's metadata images and for pages that must be there at the restore, beyond the
+/// memory that was announced, bytes.
+const IMAGES_BYTES_MAX: u64 = 1 << 30;
+/// How long a `restore` waits for the end of a delivery that the source believes complete.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What we hold of a migration that we receive.
+pub struct Incoming {
+    service: ServiceName,
+    source: SystemName,
+    operation: AsyncMutex<()>,
+    view: Mutex<View>,
+    delivered: tokio::sync::Notify,
+    meter: Meter,
+}
+
+#[derive(Default)]
+struct View {
+    phase: Option<Phase>,
+    error: Option<String>,
+    /// BLAKE3 of the permit; taken by its first use.
+    permit: Option<blake3::Hash>,
+    created: Option<Created>,
+    memory_bytes_max: u64,
+    image_needed: bool,
+    delivery: Option<Delivery>,
+    restored: Option<Restored>,
+}
+
+/// Everything of a checkpoint, whole and verified.
+struct Delivery {
+    images: MemoryDir,
+    stored: Stored,
+    digest: String,
+}
+
+impl Incoming {
+    fn new(service: ServiceName, source: SystemName) -> Self {
+        Self {
+            service,
+            source,
+            operation: AsyncMutex::new(()),
+            view: Mutex::new(View::default()),
+            delivered: tokio::sync::Notify::new(),
+            meter: Meter::default(),
+        }
+    }
+
+    /// What a restarted agent knows: the rest is with the keeper.
+    pub fn resumed(service: ServiceName, arriving: &Arriving) -> Self {
+        Self::new(service, arriving.source.clone())
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// What is known of it. Blocks.
+    pub fn state(&self, id: MigrationId, agent: &Agent) -> MigrationState {
+        let service = agent.service(&self.service).ok();
+        let status = service.and_then(|service| agent.keeper_status(&service).ok());
+        let pending = status.as_ref().map_or(0, |status| status.pages_missing);
+        let view = self.view();
+        let phase = match status.map(|status| (status.phase, status.resumed_at_ns)) {
+            Some((keeper::Phase::Held, _)) => Phase::Held,
+            Some((_, Some(_))) if pending > 0 => Phase::Installing,
+            Some((_, Some(_))) => Phase::Settled,
+            _ => view.phase.unwrap_or(Phase::Prepared),
+        };
+        MigrationState {
+            id,
+            service: self.service.clone(),
+            role: Role::Destination,
+            phase,
+            frozen: false,
+            bytes: self.meter.bytes(),
+            pages_pending: pending,
+            error: view.error.clone(),
+        }
+    }
+}
+
+fn incoming(agent: &Agent, id: MigrationId) -> Result<Arc<Incoming>, Problem> {
+    match agent.migration(id)? {
+        Migration::Incoming(incoming) => Ok(incoming),
+        Migration::Outgoing(_) => Err(problem::unknown_migration(id)),
+    }
+}
+
+/// Steps 4 to 6: everything but the processes; name, address and ports are taken.
+pub async fn create(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    request: CreateRequest,
+) -> Result<Created, Problem> {
+    let name = request.specification.name.clone();
+    let known = |migration: &Migration| match migration {
+        Migration::Incoming(incoming) => Some(Arc::clone(incoming)),
+        Migration::Outgoing(_) => None,
+    };
+    let incoming = agent.enter(id, known, || {
+        let incoming = Arc::new(Incoming::new(name.clone(), request.source.clone()));
+        (Arc::clone(&incoming), Migration::Incoming(incoming))
+    })?;
+    let _operation = incoming.operation.lock().await;
+    if let Some(created) = incoming.view().created.clone() {
+        return Ok(created);
+    }
+    let created = create_once(agent, id, &incoming, request).await;
+    match &created {
+        Ok(created) => incoming.view().created = Some(created.clone()),
+        Err(_) => agent.forget_migration(id),
+    }
+    created
+}
+
+async fn create_once(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    incoming: &Incoming,
+    request: CreateRequest,
+) -> Result<Created, Problem> {
+    let specification = request.specification;
+    crate::bundle::check(&specification).map_err(|error| {
+        let detail = problem::chain(&error);
+        Problem::refused(400, "specification", "the Specification is not acceptable", detail)
+    })?;
+    let others = agent.all_services();
+    let others: Vec<_> = others.iter().map(|service| &service.record.specification).collect();
+    if let Some(other) = others.iter().find(|other| other.address == specification.address) {
+        let detail = format!("service `{}` has the address {}", other.name, other.address);
+        return Err(problem::conflict("address-taken", "the address is taken", detail));
+    }
+    services::free_ports(&specification, &others)?;
+    let image_needed = !agent.images.present(&specification.image);
+    let endpoints = agent.endpoints(&specification);
+    let arriving = Arriving { migration: id, source: request.source };
+    let this = Arc::clone(agent);
+    let service =
+        blocking(move || services::prepare(&this, specification, Some(arriving))).await?;
+    if let Err(problem) = services::connect(agent, &service).await {
+        if let Err(error) = destroy(agent, &service, false).await {
+            tracing::warn!(migration = %id, %error, "a container that was not made left something");
+        }
+        return Err(problem);
+    }
+    let permit = random_permit()?;
+    let mut view = incoming.view();
+    view.permit = Some(blake3::hash(&permit));
+    view.memory_bytes_max = request.memory_bytes_max;
+    view.image_needed = image_needed;
+    view.phase = Some(Phase::Prepared);
+    Ok(Created {
+        data_port: agent.data_port,
+        permit: blake3::Hash::from_bytes(permit).to_hex().to_string(),
+        image_needed,
+        endpoints,
+    })
+}
+
+fn random_permit() -> Result<[u8; 32], Problem> {
+    use std::io::Read;
+    let mut permit = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut permit))
+        .map_err(|error| problem::failed("random", "no random numbers")(&error))?;
+    Ok(permit)
+}
+
+/// Accepts data paths for ever.
+pub async fn listen(agent: Arc<Agent>, listener: TcpListener) -> anyhow::Result<()> {
+    let config = tls::server_config(&agent.identity, &[ALPN])?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await?;
+        let (tcp, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: others will be closed.
+                tracing::warn!(%error, "a data path can't be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (agent, config) = (Arc::clone(&agent), Arc::clone(&config));
+        tokio::spawn(async move {
+            if let Err(error) = serve_path(&agent, tcp, config).await {
+                tracing::warn!(%from, error = problem::chain(&*error), "a data path came to nothing");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn serve_path(
+    agent: &Arc<Agent>,
+    tcp: tokio::net::TcpStream,
+    config: Arc<tokio_rustls::rustls::ServerConfig>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (stream, peer) = tls::accept(tcp, config, HANDSHAKE_PATIENCE).await?;
+    let pending = receive::accept(stream, IDLE_MAX).await?;
+    let id = pending.migration();
+    let incoming = match admit(agent, id, &pending.permit(), &peer.system) {
+        Ok(incoming) => incoming,
+        Err(reason) => {
+            tracing::warn!(migration = %id, peer = %peer.system, reason, "a data path was refused");
+            return Ok(pending.refuse(reason).await?);
+        }
+    };
+    let (this, of) = (Arc::clone(agent), Arc::clone(&incoming));
+    let arrival = tokio::task::spawn_blocking(move || Arrival::new(&this, &of)).await?;
+    let arrival = match arrival {
+        Ok(arrival) => arrival,
+        Err(problem) => return Ok(pending.refuse(&problem.to_string()).await?),
+    };
+    let memory_bytes_max = incoming.view().memory_bytes_max;
+    let limits = Limits {
+        memory_bytes_max,
+        // What fits is for the disk to say: the preflight has looked, and a full disk is an error.
+        file_bytes_max: u64::MAX,
+        ..Limits::default()
+    };
+    let received = pending.welcome(limits, incoming.meter.clone(), arrival).await;
+    let mut view = incoming.view();
+    match received {
+        Ok(received) => {
+            let digest = blake3::Hash::from_bytes(received.digest).to_hex().to_string();
+            let Arrival { images, stored, .. } = received.sink;
+            let stored = stored.ok_or("the stream was not finished")?;
+            view.delivery = Some(Delivery { images, stored, digest });
+            view.phase = Some(Phase::Delivered);
+        }
+        Err(error) => {
+            view.phase = Some(Phase::Failed);
+            view.error = Some(problem::chain(&error));
+        }
+    }
+    drop(view);
+    incoming.delivered.notify_waiters();
+    Ok(())
+}
+
+/// Lets a source in: the right system, with a permit that nobody has used.
+fn admit(
+    agent: &Agent,
+    id: MigrationId,
+    permit: &[u8; 32],
+    system: &SystemName,
+) -> Result<Arc<Incoming>, &'static str> {
+    let incoming = incoming(agent, id).map_err(|_| "no such migration is expected here")?;
+    if incoming.source != *system {
+        return Err("this migration is expected from another system");
+    }
+    let mut view = incoming.view();
+    // Hashes compare in constant time.
+    if view.permit != Some(blake3::hash(permit)) {
+        return Err("the permit is not valid: it was used before, or is another one's");
+    }
+    view.permit = None;
+    view.phase = Some(Phase::Copying);
+    drop(view);
+    Ok(incoming)
+}
+
+/// Takes a checkpoint as it arrives.
+struct Arrival {
+    images: MemoryDir,
+    store: Option<PageStore>,
+    stored: Option<Stored>,
+    info: Option<CheckpointInfo>,
+    applier: Applier,
+    image: Option<(ImageStore, ImageId)>,
+}
+
+impl Arrival {
+    /// Blocks.
+    fn new(agent: &Agent, incoming: &Incoming) -> Result<Self, Problem> {
+        let service = agent.service(&incoming.service)?;
+        let status = agent.keeper_status(&service).map_err(|error| problem::keeper(&error))?;
+        let (memory_bytes_max, image_needed) = {
+            let view = incoming.view();
+            (view.memory_bytes_max, view.image_needed)
+        };
+        let memory = problem::failed("memory", "no memory for arriving pages");
+        let mut roots = vec![
+            (RootName::Upper, service.places.upper()),
+            (RootName::SharedMemory, keeper_path(&status, &service.places.shm())),
+        ];
+        for volume in &service.record.specification.volumes {
+            let path = service.places.volumes().join(volume.name.as_str());
+            roots.push((RootName::Volume(volume.name.clone()), path));
+        }
+        let id = service.record.specification.image;
+        let image = image_needed.then(|| (agent.images.clone(), id));
+        if let Some((images, id)) = &image {
+            let staging = images.staging_dir(id);
+            let staging = staging.map_err(|error| problem::failed("images", "image store")(&error))?;
+            roots.push((RootName::Image, staging));
+        }
+        Ok(Self {
+            images: MemoryDir::new(IMAGES_BYTES_MAX + memory_bytes_max).map_err(|e| memory(&e))?,
+            store: Some(PageStore::new(memory_bytes_max, true).map_err(|e| memory(&e))?),
+            stored: None,
+            info: None,
+            applier: Applier::new(roots)
+                .map_err(|error| problem::failed("files", "files can't be received")(&error))?,
+            image,
+        })
+    }
+}
+
+impl Sink for Arrival {
+    fn image(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), SinkError> {
+        if name == INFO_NAME {
+            self.info = Some(serde_json::from_slice(&bytes)?);
+        }
+        Ok(self.images.write(name, &bytes)?)
+    }
+
+    fn pages(&mut self, block: &Block<'_>) -> Result<(), SinkError> {
+        let store = self.store.as_mut().ok_or("pages after the end")?;
+        let owner = PageOwner(block.process);
+        let Some(content) = block.content else { return Ok(()) };
+        if content.present.count_ones() == block.count {
+            return Ok(store.push(owner, block.address, block.flags, content.bytes, &self.images)?);
+        }
+        for (address, page) in block.pages() {
+            match page {
+                Some(bytes) => store.push(owner, address, block.flags, bytes, &self.images)?,
+                // A zero page that may be late is simply missing: a fault there reads as zero.
+                None if block.flags & PE_LAZY != 0 && owner.process().is_some() => {}
+                None => {
+                    store.push(owner, address, block.flags, &[0; PAGE_LEN], &self.images)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, operation: &FileOperation<'_>) -> Result<(), SinkError> {
+        Ok(self.applier.apply(operation)?)
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        self.applier.finish()?;
+        let mut store = self.store.take().ok_or("finished twice")?;
+        let info = self.info.take().ok_or("the checkpoint's own description is missing")?;
+        for owner in &info.owners {
+            store.open(*owner, &self.images)?;
+        }
+        let stored = store.finish(&self.images)?;
+        self.images.write(INDEX_NAME, &serde_json::to_vec(&stored.index)?)?;
+        self.stored = Some(stored);
+        if let Some((images, id)) = self.image.take() {
+            images.commit(&id)?;
+        }
+        Ok(())
+    }
+}
+
+/// Steps 11 and 12: restores the service and holds it before its first instruction.
+pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Problem> {
+    let incoming = incoming(agent, id)?;
+    let _operation = incoming.operation.lock().await;
+    if let Some(restored) = incoming.view().restored.clone() {
+        return Ok(restored);
+    }
+    let delivery = wait_for_delivery(&incoming).await?;
+    let service = agent.service(&incoming.service)?;
+    let (this, of) = (Arc::clone(agent), service);
+    let digest = delivery.digest.clone();
+    let restored = blocking(move || {
+        let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
+        let request = RestoreRequest { lazy_bytes: delivery.stored.lazy_bytes, lazy: true };
+        let fds = [delivery.images.as_fd(), delivery.stored.lazy.as_fd()];
+        let status = keeper.call(&Request::Restore(request), &fds);
+        let status = status.map_err(|error| problem::keeper(&error))?;
+        Ok(Restored { restore_us: status.restore_us.unwrap_or(0), digest })
+    })
+    .await;
+    let mut view = incoming.view();
+    match &restored {
+        Ok(restored) => {
+            view.phase = Some(Phase::Held);
+            view.restored = Some(restored.clone());
+        }
+        Err(problem) => {
+            view.phase = Some(Phase::Failed);
+            view.error = Some(problem.to_string());
+        }
+    }
+    restored
+}
+
+/// The delivery, which may be a moment behind what the source was told.
+async fn wait_for_delivery(incoming: &Incoming) -> Result<Delivery, Problem> {
+    let wait = async {
+        loop {
+            let notified = incoming.delivered.notified();
+            {
+                let mut view = incoming.view();
+                if let Some(delivery) = view.delivery.take() {
+                    return Ok(delivery);
+                }
+                if let Some(error) = &view.error {
+                    return Err(Problem::failed("delivery", "the checkpoint did not arrive", error));
+                }
+            }
+            notified.await;
+        }
+    };
+    tokio::time::timeout(DELIVERY_PATIENCE, wait).await.unwrap_or_else(|_| {
+        let detail = "the checkpoint has not arrived whole: this agent was restarted meanwhile, or \
+                      the source was not finished; migrate again";
+        Err(problem::conflict("not-delivered", "nothing to restore", detail))
+    })
+}
+
+/// Step 13, after the commit: the service executes.
+pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem> {
+    let asked_at = monotonic_ns();
+    let incoming = incoming(agent, id)?;
+    let _operation = incoming.operation.lock().await;
+    let service = agent.service(&incoming.service)?;
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || {
+        this.ask_keeper(&of, &Request::Resume).map_err(|error| problem::keeper(&error))
+    })
+    .await?;
+    let resume_ns = status.resumed_at_ns.unwrap_or(asked_at).saturating_sub(asked_at);
+    services::publish(agent, &service).await?;
+    let (this, name) = (Arc::clone(agent), incoming.service.clone());
+    blocking(move || {
+        this.update_record(&name, |record| {
+            record.arriving = None;
+            Ok(())
+        })
+    })
+    .await?;
+    // It has its endpoint back; whoever stood in for it here has only old connections left.
+    if let Err(error) = crate::source::frontman_retire(agent, &incoming.service).await {
+        tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
+    }
+    Ok(Running { resume_us: resume_ns / 1000 })
+}
+
+/// Before the commit: nothing is left of it.
+pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> {
+    let Ok(incoming) = incoming(agent, id) else { return Ok(()) };
+    let service = agent.service(&incoming.service).ok();
+    if let Some(service) = service.filter(|service| is_arriving(service, id)) {
+        let (this, of) = (Arc::clone(agent), service.clone());
+        let status = blocking(move || Ok(this.keeper_status(&of).ok())).await?;
+        if status.is_some_and(|status| status.resumed_at_ns.is_some()) {
+            let detail = format!("migration {id} was committed: the service runs here");
+            return Err(problem::conflict("committed", "too late to discard", detail));
+        }
+        destroy(agent, &service, false).await?;
+    } else if agent.service(&incoming.service).is_ok() {
+        let detail = format!("migration {id} was committed: the service runs here");
+        return Err(problem::conflict("committed", "too late to discard", detail));
+    }
+    agent.forget_migration(id);
+    Ok(())
+}
+
+fn is_arriving(service: &Service, id: MigrationId) -> bool {
+    service.record.arriving.as_ref().is_some_and(|arriving| arriving.migration == id)
+}
+
+/// After the last page is in: the working state goes, the service stays.
+pub async fn settle(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> {
+    let Ok(incoming) = incoming(agent, id) else { return Ok(()) };
+    let this = Arc::clone(agent);
+    let state = blocking(move || Ok(incoming.state(id, &this))).await?;
+    if state.phase == Phase::Installing {
+        let detail = format!("{} pages are still to be installed", state.pages_pending);
+        return Err(Problem {
+            retry: true,
+            ..problem::conflict("installing", "not settled yet", detail)
+        });
+    }
+    agent.forget_migration(id);
+    Ok(())
+}

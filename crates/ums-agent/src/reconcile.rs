@@ -1,0 +1,48 @@
+//! Takes away what outlives a migration on purpose, once its time is over: the endpoints of a
+//! Frontman that has retired, and the bridge when nothing is on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ums_core::id::ServiceName;
+
+use crate::agent::Agent;
+
+/// How often to look. What is looked for is in nobody's way, and Frontmen live for minutes.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// Looks for ever.
+pub async fn run(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        if let Err(error) = once(&agent).await {
+            tracing::debug!(%error, "reconciling");
+        }
+    }
+}
+
+async fn once(agent: &Agent) -> Result<(), crate::network::NetworkError> {
+    let frontmen = agent.config.run_dir.join("frontman");
+    let _ = ums_frontman::record::remove_stale(&frontmen);
+    let alive: Vec<String> = ums_frontman::record::list(&frontmen)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|record| record.status.service)
+        .collect();
+    let table = agent.network.table().await?;
+    let taken = table.endpoints.values().filter(|endpoint| endpoint.taken);
+    let of_services = taken.map(|endpoint| &endpoint.service).chain(table.moved.values());
+    let mut orphans: Vec<ServiceName> = of_services
+        .filter(|name| !alive.contains(&name.to_string()) && agent.service(name).is_err())
+        .cloned()
+        .collect();
+    orphans.dedup();
+    let any = !orphans.is_empty();
+    for name in orphans {
+        agent.network.unpublish(&name).await?;
+    }
+    if any {
+        agent.network.release().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Services that are started and removed here, outside a migration.
+
+use std::sync::Arc;
+
+use ums_api::agent::{RunRequest, ServiceView};
+use ums_api::problem::Problem;
+use ums_checkpoint::cgroup::Cgroup;
+use ums_checkpoint::freezer::Freezer;
+use ums_checkpoint::keeper::protocol::Request;
+use ums_core::id::ServiceName;
+use ums_core::specification::Specification;
+
+use crate::agent::{Agent, Service};
+use crate::bundle;
+use crate::container;
+use crate::network;
+use crate::problem;
+use crate::record::{self, Record};
+
+fn kill_cgroup(agent: &Agent, service: &Service) -> Result<(), Problem> {
+    let path = bundle::cgroup_path(&agent.config.system, &service.record.specification.name);
+    let killed = Cgroup::at(&path).and_then(|cgroup| {
+        match Freezer::of(&cgroup).and_then(|freezer| freezer.kill()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => cgroup.remove(),
+        }
+    });
+    killed.map_err(|error| problem::failed("cgroup", "the container can't be killed")(&error))
+}
+
+/// Runs what blocks where it may.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(Problem::failed("panic", "the agent failed", error.to_string()))
+    })
+}
+
+/// Creates and starts a service.
+pub async fn run(agent: &Arc<Agent>, request: RunRequest) -> Result<ServiceView, Problem> {
+    let this = Arc::clone(agent);
+    let specification = blocking(move || specify(&this, request)).await?;
+    let this = Arc::clone(agent);
+    let service = blocking(move || prepare(&this, specification, None)).await?;
+    match start(agent, &service).await {
+        Ok(()) => {
+            let this = Arc::clone(agent);
+            blocking(move || Ok(this.view(&service))).await
+        }
+        Err(problem) => {
+            // What could not be started leaves nothing; its own problem is what counts.
+            let name = &service.record.specification.name;
+            if let Err(error) = destroy(agent, &service, true).await {
+                tracing::warn!(service = %name, %error, "a service that did not start left something");
+            }
+            Err(problem)
+        }
+    }
+}
+
+fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem> {
+    let rootfs = std::path::Path::new(&request.rootfs);
+    let image = agent.images.import(rootfs).map_err(|error| {
+        let detail = problem::chain(&error);
+        Problem::refused(400, "rootfs", "the root filesystem can't be imported", detail)
+    })?;
+    let network = agent.config.service_network;
+    let used = agent.all_services();
+    let used: Vec<_> = used.iter().map(|service| &service.record.specification).collect();
+    let in_use = network::addresses_in_use(used.iter().copied());
+    let address = request.address.or_else(|| network::free_address(network, &in_use));
+    let Some(address) = address else {
+        let detail = "every address of the service network is in use: remove a service";
+        return Err(problem::conflict("addresses", "no address is free", detail));
+    };
+    if in_use.contains(&address) {
+        let detail = format!("another service has {address}: choose another address");
+        return Err(problem::conflict("address-taken", "the address is taken", detail));
+    }
+    let specification = Specification {
+        hostname: request.name.to_string(),
+        name: request.name,
+        image,
+        command: request.command,
+        env: request.env,
+        cwd: if request.cwd.is_empty() { "/".to_owned() } else { request.cwd },
+        uid: request.uid,
+        gid: request.gid,
+        memory_limit_bytes: request.memory_limit_bytes,
+        volumes: request.volumes,
+        address,
+        prefix_len: network.prefix_len,
+        ports: request.ports,
+        capabilities: bundle::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+    };
+    bundle::check(&specification).map_err(|error| {
+        let detail = problem::chain(&error);
+        Problem::refused(400, "specification", "the service can't be specified so", detail)
+    })?;
+    free_ports(&specification, &used)?;
+    Ok(specification)
+}
+
+/// Refuses ports that another service or program has.
+pub fn free_ports(wanted: &Specification, others: &[&Specification]) -> Result<(), Problem> {
+    let taken = network::ports_in_use(others.iter().copied(), &network::listening_ports());
+    match wanted.ports.iter().find(|port| taken.contains(&port.system_port)) {
+        Some(port) => {
+            let detail = format!(
+                "port {} of this system is in use: publish another, or end what has it",
+                port.system_port
+            );
+            Err(problem::conflict("port-taken", "the port is taken", detail))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes a service's directories, record and keeper. Nothing executes. Blocks.
+pub fn prepare(
+    agent: &Agent,
+    specification: Specification,
+    arriving: Option<record::Arriving>,
+) -> Result<Service, Problem> {
+    let places = agent.config.places(&specification.name);
+    let version = record::VERSION;
+    let record = Record { version, specification, gate: None, arriving };
+    let service = Service { record, places };
+    agent.add_service(service.clone())?;
+    let made = make(agent, &service);
+    if made.is_err() {
+        let _ = service.places.remove();
+        agent.forget_service(&service.record.specification.name);
+    }
+    made.map(|()| service)
+}
+
+fn make(agent: &Agent, service: &Service) -> Result<(), Problem> {
+    let specification = &service.record.specification;
+    let volumes = specification.volumes.iter().map(|volume| volume.name.to_string());
+    let failed = |error: std::io::Error| {
+        let detail = format!("{}: {error}", service.places.state().display());
+        Problem::failed("directories", "the service's directories can't be made", detail)
+    };
+    // Directories without a record belong to a service that was never promised to anybody.
+    service.places.remove().map_err(failed)?;
+    service.places.create(volumes).map_err(failed)?;
+    record::write(&service.places.record(), &service.record).map_err(failed)?;
+    container::start_keeper(&agent.config, specification, &service.places)
+        .map_err(|error| problem::failed("container", "the keeper can't be started")(&error))?;
+    Ok(())
+}
+
+/// Connects a service's network namespace.
+pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status =
+        blocking(move || this.keeper_status(&of).map_err(|error| problem::keeper(&error))).await?;
+    let failed = problem::failed("network", "the service's network can't be made");
+    let specification = &service.record.specification;
+    agent.network.ensure_bridge().await.map_err(|error| failed(&error))?;
+    let netns = container::netns_path(&status);
+    let attached = agent.network.attach(&specification.name, &netns, specification.address);
+    attached.await.map_err(|error| failed(&error))
+}
+
+/// Leads the service's endpoints to it.
+pub async fn publish(agent: &Agent, service: &Service) -> Result<(), Problem> {
+    let specification = &service.record.specification;
+    let (name, address) = (&specification.name, specification.address);
+    let published = agent.network.publish(name, address, &specification.ports).await;
+    published.map_err(|error| problem::failed("network", "the ports can't be published")(&error))
+}
+
+async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    connect(agent, service).await?;
+    let (this, of) = (Arc::clone(agent), service.clone());
+    blocking(move || {
+        let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
+        let specification = &of.record.specification;
+        container::start_container(&this.config, specification, &of.places, &keeper)
+            .map_err(|error| problem::failed("start", "the container can't be started")(&error))?;
+        Ok(())
+    })
+    .await?;
+    publish(agent, service).await
+}
+
+/// Removes a service that is not migrating.
+pub async fn remove(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
+    let service = agent.service(name)?;
+    let arriving = service.record.arriving.as_ref().map(|arriving| arriving.migration);
+    if let Some(id) = service.record.gate.or(arriving) {
+        let detail = format!("`{name}` is being moved by migration {id}: abort that first");
+        return Err(problem::conflict("migrating", "the service is migrating", detail));
+    }
+    destroy(agent, &service, true).await
+}
+
+/// Kills what there is of a service and removes all that belongs to it, its endpoints too unless a
+/// Frontman keeps them. Repeating it is harmless.
+pub async fn destroy(agent: &Arc<Agent>, service: &Service, endpoints: bool) -> Result<(), Problem> {
+    let name = &service.record.specification.name;
+    let failed = problem::failed("network", "the service's network can't be removed");
+    if endpoints {
+        agent.network.unpublish(name).await.map_err(|error| failed(&error))?;
+    }
+    let (this, of) = (Arc::clone(agent), service.clone());
+    blocking(move || match this.ask_keeper(&of, &Request::Quit) {
+        Ok(_) => Ok(()),
+        // Its keeper is lost: what the control group still holds has nobody else.
+        Err(ums_checkpoint::keeper::client::Error::Unreachable { .. }) => kill_cgroup(&this, &of),
+        Err(error) => Err(problem::keeper(&error)),
+    })
+    .await?;
+    agent.network.detach(name).await.map_err(|error| failed(&error))?;
+    let (this, of) = (Arc::clone(agent), service.clone());
+    blocking(move || {
+        of.places.remove().map_err(|error| {
+            Problem::failed("directories", "the service's files can't be removed", error.to_string())
+        })?;
+        this.forget_service(&of.record.specification.name);
+        Ok(())
+    })
+    .await?;
+    if let Err(error) = agent.network.release().await {
+        tracing::debug!(%error, "the service network stays");
+    }
+    Ok(())
+}

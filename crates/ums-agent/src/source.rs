@@ -1,0 +1,622 @@
+//! The source side of a migration: everything from the shut gate to the deleted source.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Mutex as AsyncMutex;
+use ums_api::agent::{
+    CheckpointRequest, Checkpointed, LeadRequest, MigrationState, OpenRequest, Phase, Role,
+};
+use ums_api::problem::{Effect, Fault, Problem};
+use ums_checkpoint::criu::page_server;
+use ums_checkpoint::keeper::protocol::{
+    self as keeper, CheckpointInfo, INFO_NAME, Request, Status,
+};
+use ums_checkpoint::memory_dir::MemoryDir;
+use ums_core::id::{MigrationId, ServiceName};
+use ums_core::technique::Technique;
+use ums_frontman::client::{self as frontman, FrontmanClient, Launch};
+use ums_frontman::control::Limits;
+use ums_sync::Meter;
+use ums_sync::files::{self, Always, Manifest, Tree};
+use ums_sync::frame::RootName;
+use ums_sync::send::{PageWriter, SendError, Sender, Settings};
+use ums_sync::tls;
+
+use crate::agent::{Agent, Migration, Service};
+use crate::container::{keeper_path, netns_path};
+use crate::services::{blocking, destroy};
+use crate::{inspect, problem};
+
+/// Application protocol of the data path.
+pub const ALPN: &[u8] = b"ums-data/1";
+/// How long the connection to the destination's data path may take.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// Room for CRIU's metadata images, bytes: they grow with processes, mappings and deleted files.
+const IMAGES_BYTES_MAX: u64 = 1 << 30;
+/// Largest piece of a metadata image in memory at once is the whole image; ghost files are the
+/// largest of them and are bounded by CRIU's `ghost_limit`.
+const IMAGE_NAMES_LEFT: [&str; 2] = ["dump.log", "stats-dump"];
+/// How long connections that a Frontman holds may go on when it hands them back.
+const YIELD_DRAIN: Duration = Duration::from_secs(3600);
+
+/// What we hold of a migration that we send.
+pub struct Outgoing {
+    service: ServiceName,
+    /// One operation at a time; a repetition finds what the first one left.
+    operation: AsyncMutex<()>,
+    view: Mutex<View>,
+    meter: Meter,
+}
+
+#[derive(Default)]
+struct View {
+    phase: Option<Phase>,
+    error: Option<String>,
+    path: Option<DataPath>,
+    checkpointed: Option<Checkpointed>,
+}
+
+struct DataPath {
+    sender: Sender,
+    manifest: Manifest,
+}
+
+impl Outgoing {
+    /// Nothing done yet, or nothing left of it but the shut gate after a restart.
+    pub fn new(service: ServiceName) -> Self {
+        Self {
+            service,
+            operation: AsyncMutex::new(()),
+            view: Mutex::new(View::default()),
+            meter: Meter::default(),
+        }
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn enter_phase(&self, phase: Phase) {
+        self.view().phase = Some(phase);
+    }
+
+    fn fail(&self, problem: &Problem) {
+        let mut view = self.view();
+        view.phase = Some(Phase::Failed);
+        view.error = Some(problem.to_string());
+        view.path = None;
+    }
+
+    /// What is known of it. Blocks.
+    pub fn state(&self, id: MigrationId, agent: &Agent) -> MigrationState {
+        let status = agent.service(&self.service).ok().and_then(|s| agent.keeper_status(&s).ok());
+        let view = self.view();
+        MigrationState {
+            id,
+            service: self.service.clone(),
+            role: Role::Source,
+            phase: view.phase.unwrap_or(Phase::Prepared),
+            frozen: status.is_some_and(|status| status.phase == keeper::Phase::Frozen),
+            bytes: self.meter.bytes(),
+            pages_pending: 0,
+            error: view.error.clone(),
+        }
+    }
+}
+
+fn outgoing(agent: &Agent, id: MigrationId) -> Result<Arc<Outgoing>, Problem> {
+    match agent.migration(id)? {
+        Migration::Outgoing(outgoing) => Ok(outgoing),
+        Migration::Incoming(_) => Err(problem::unknown_migration(id)),
+    }
+}
+
+/// The service of a migration, which must have its gate shut by it.
+fn gated(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Service, Problem> {
+    let service = agent.service(name)?;
+    if service.record.gate == Some(id) {
+        return Ok(service);
+    }
+    let detail = format!("the gate of `{name}` is not shut by migration {id}");
+    Err(problem::conflict("not-blocked", "the service is not blocked", detail))
+}
+
+/// Step 8: control messages are refused from now on.
+pub async fn block(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    let this = Arc::clone(agent);
+    blocking(move || {
+        this.update_record(&name, |record| match record.gate {
+            Some(other) if other != id => {
+                let detail = format!("migration {other} is moving it: wait for its end or abort it");
+                Err(problem::conflict("migrating", "the service is migrating", detail))
+            }
+            _ => {
+                record.gate = Some(id);
+                Ok(())
+            }
+        })?;
+        remember(&this, id, &name).map(drop)
+    })
+    .await
+}
+
+fn remember(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Arc<Outgoing>, Problem> {
+    let known = |migration: &Migration| match migration {
+        Migration::Outgoing(outgoing) => Some(Arc::clone(outgoing)),
+        Migration::Incoming(_) => None,
+    };
+    agent.enter(id, known, || {
+        let outgoing = Arc::new(Outgoing::new(name.clone()));
+        (Arc::clone(&outgoing), Migration::Outgoing(outgoing))
+    })
+}
+
+/// Compensation of [`block`]. The migration is over for this agent.
+pub async fn unblock(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    name: ServiceName,
+) -> Result<(), Problem> {
+    if let Ok(outgoing) = outgoing(agent, id) {
+        let path = outgoing.view().path.take();
+        if let Some(path) = path {
+            path.sender.abandon("the migration was abandoned").await;
+        }
+    }
+    let this = Arc::clone(agent);
+    blocking(move || {
+        match this.update_record(&name, |record| {
+            record.gate = record.gate.filter(|gate| *gate != id);
+            Ok(())
+        }) {
+            Err(problem) if problem.status != 404 => return Err(problem),
+            _ => {}
+        }
+        this.forget_migration(id);
+        Ok(())
+    })
+    .await
+}
+
+/// Step 7: opens the data path and copies files for the first time, while the service runs.
+pub async fn open(agent: &Arc<Agent>, id: MigrationId, request: OpenRequest) -> Result<(), Problem> {
+    let outgoing = remember(agent, id, &request.service)?;
+    let _operation = outgoing.operation.lock().await;
+    if outgoing.view().path.is_some() || outgoing.view().checkpointed.is_some() {
+        return Ok(());
+    }
+    outgoing.enter_phase(Phase::Copying);
+    match open_path(agent, &outgoing, id, request).await {
+        Ok(path) => {
+            outgoing.view().path = Some(path);
+            Ok(())
+        }
+        Err(problem) => {
+            outgoing.fail(&problem);
+            Err(problem)
+        }
+    }
+}
+
+async fn open_path(
+    agent: &Arc<Agent>,
+    outgoing: &Outgoing,
+    id: MigrationId,
+    request: OpenRequest,
+) -> Result<DataPath, Problem> {
+    let service = agent.service(&request.service)?;
+    let permit = permit_bytes(&request.endpoint.permit)?;
+    let config = tls::client_config(&agent.identity, &[ALPN])
+        .map_err(|error| problem::failed("tls", "certificates")(&error))?;
+    let endpoint = &request.endpoint;
+    let stream = tls::connect(endpoint.address, &endpoint.system, config, CONNECT_PATIENCE)
+        .await
+        .map_err(|error| at_peer(&error))?;
+    let settings = Settings {
+        bandwidth: agent.config.bandwidth_bytes.and_then(std::num::NonZeroU64::new),
+        meter: outgoing.meter.clone(),
+        ..Settings::default()
+    };
+    let sender = Sender::open(stream, id, permit, settings).await.map_err(|e| at_peer(&e))?;
+    let (this, of, mut writer) = (Arc::clone(agent), service, sender.files());
+    let send_image = request.send_image;
+    let manifest = blocking(move || {
+        let status = this.keeper_status(&of).map_err(|error| problem::keeper(&error))?;
+        let tree = tree(&this, &of, &status, send_image);
+        files::first_pass(&tree, &mut writer).map_err(|error| at_files(&error))
+    })
+    .await?;
+    Ok(DataPath { sender, manifest })
+}
+
+/// The trees of a service, as the agent reaches them.
+fn tree(agent: &Agent, service: &Service, status: &Status, with_image: bool) -> Tree {
+    let places = &service.places;
+    let mut roots = Vec::new();
+    if with_image {
+        let image = agent.images.rootfs(&service.record.specification.image);
+        roots.push((RootName::Image, image));
+    }
+    roots.push((RootName::Upper, places.upper()));
+    roots.push((RootName::SharedMemory, keeper_path(status, &places.shm())));
+    for volume in &service.record.specification.volumes {
+        let path = places.volumes().join(volume.name.as_str());
+        roots.push((RootName::Volume(volume.name.clone()), path));
+    }
+    Tree { roots }
+}
+
+fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
+    blake3::Hash::from_hex(text).map(|hash| *hash.as_bytes()).map_err(|_| {
+        let detail = "a permit is 64 hexadecimal digits";
+        Problem::refused(400, "permit", "malformed permit", detail)
+    })
+}
+
+fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
+    let detail = problem::chain(error);
+    Problem {
+        fault: Fault::Peer,
+        effect: Effect::None,
+        status: 502,
+        ..Problem::failed("data-path", "the data path to the destination failed", detail)
+    }
+}
+
+fn at_files(error: &files::FileError) -> Problem {
+    match error {
+        files::FileError::Send(error) => at_peer(error),
+        other => problem::failed("files", "the service's files can't be sent")(other),
+    }
+}
+
+/// Steps 8 to 10: freezes the service, checkpoints it while everything streams, and returns when
+/// the destination has verified that it has all of it.
+pub async fn checkpoint(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    request: CheckpointRequest,
+) -> Result<Checkpointed, Problem> {
+    if request.technique != Technique::StopAndCopy {
+        let detail = "this agent moves memory by stop-and-copy alone";
+        return Err(Problem::refused(400, "technique", "technique not available", detail));
+    }
+    let outgoing = outgoing(agent, id)?;
+    let _operation = outgoing.operation.lock().await;
+    if let Some(done) = outgoing.view().checkpointed.clone() {
+        return Ok(done);
+    }
+    let service = gated(agent, id, &request.service)?;
+    let Some(path) = outgoing.view().path.take() else {
+        let detail = "the data path is not open: the agent was restarted since, or never opened it";
+        return Err(problem::conflict("not-open", "no data path", detail));
+    };
+    outgoing.enter_phase(Phase::Checkpointing);
+    let result = freeze_and_send(agent, &service, path).await;
+    match &result {
+        Ok(done) => {
+            let mut view = outgoing.view();
+            view.phase = Some(Phase::Delivered);
+            view.checkpointed = Some(done.clone());
+        }
+        Err(problem) => outgoing.fail(problem),
+    }
+    result
+}
+
+async fn freeze_and_send(
+    agent: &Arc<Agent>,
+    service: &Service,
+    path: DataPath,
+) -> Result<Checkpointed, Problem> {
+    let DataPath { sender, manifest } = path;
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || this.keeper_status(&of).map_err(|e| problem::keeper(&e))).await?;
+    if let keeper::Phase::Dead { code } = status.phase {
+        return Err(problem::exited(&service.record.specification.name, code));
+    }
+    // Before the freeze, not after it: what the kernel acknowledged in between would be lost.
+    let held = agent.network.hold_packets(&netns_path(&status)).await;
+    held.map_err(|error| problem::failed("network", "packets can't be held")(&error))?;
+
+    let images = MemoryDir::new(IMAGES_BYTES_MAX);
+    let images = Arc::new(images.map_err(|e| problem::failed("images", "no memory")(&e))?);
+    let status = dump(agent, service, &images, sender.pages()).await?;
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let (mut files, metadata) = (sender.files(), sender.images());
+    let at = status.clone();
+    blocking(move || {
+        send_images(&images, &metadata)?;
+        let tree = tree(&this, &of, &at, false);
+        let always = changing_files(&of, &at)?;
+        files::second_pass(&tree, &manifest, &always, &mut files).map_err(|e| at_files(&e))
+    })
+    .await?;
+    let delivered = sender.finish().await.map_err(|error| at_peer(&error))?;
+    Ok(Checkpointed {
+        frozen_at_ns: status.frozen_at_ns.unwrap_or(0),
+        dumped_at_ns: status.dumped_at_ns.unwrap_or(0),
+        delivered_at_ns: monotonic_ns(),
+        digest: hex(&delivered.digest),
+        bytes: delivered.bytes,
+        rounds: 0,
+    })
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC, as the keeper counts them.
+pub fn monotonic_ns() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// Has the keeper checkpoint the container, and sends its pages while CRIU reads them.
+async fn dump(
+    agent: &Arc<Agent>,
+    service: &Service,
+    images: &Arc<MemoryDir>,
+    writer: PageWriter,
+) -> Result<Status, Problem> {
+    let pair = UnixStream::pair();
+    let (ours, theirs) = pair.map_err(|error| problem::failed("socket", "no socket")(&error))?;
+    let sending = tokio::task::spawn_blocking(move || send_pages(ours, writer));
+    let (this, of, at) = (Arc::clone(agent), service.clone(), Arc::clone(images));
+    let dumped = blocking(move || {
+        let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
+        let fds = [at.as_fd(), theirs.as_fd()];
+        keeper.call(&Request::Dump, &fds).map_err(|error| problem::keeper(&error))
+    })
+    .await;
+    let sent = sending.await.map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
+    // Where the data path broke, CRIU only knows that its page socket did: the cause comes first.
+    let owners = match (sent, &dumped) {
+        (Ok(owners), _) => owners,
+        (Err(PageError::Send(error)), _) => return Err(at_peer(&error)),
+        (Err(PageError::Criu(_)), Err(problem)) => return Err(problem.clone()),
+        (Err(PageError::Criu(error)), Ok(_)) => {
+            return Err(problem::failed("pages", "pages can't be read")(&error));
+        }
+    };
+    let status = dumped?;
+    let info = std::fs::read(images.path().join(INFO_NAME)).map_err(|error| error.to_string());
+    let info = info.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
+    let info: CheckpointInfo =
+        info.map_err(|error| Problem::failed("images", "the checkpoint is not whole", error))?;
+    let info = serde_json::to_vec(&CheckpointInfo { owners, ..info }).unwrap_or_default();
+    images.write(INFO_NAME, &info).map_err(|e| problem::failed("images", "no memory")(&e))?;
+    Ok(status)
+}
+
+#[derive(Debug)]
+enum PageError {
+    Send(SendError),
+    Criu(page_server::Error),
+}
+
+fn send_pages(
+    mut stream: UnixStream,
+    mut writer: PageWriter,
+) -> Result<std::collections::BTreeSet<page_server::PageOwner>, PageError> {
+    let mut broken = None;
+    let served = page_server::serve(&mut stream, |run, stream| {
+        let (owner, address, flags) = (run.owner.0, run.address, run.flags);
+        writer.write_from(owner, address, flags, run.pages, stream).map_err(|error| {
+            let text = error.to_string();
+            broken = Some(error);
+            page_server::Error::Sink(text)
+        })
+    });
+    served.map_err(|error| match broken {
+        // Reading from CRIU failed, not writing to the destination.
+        Some(SendError::Read { .. }) | None => PageError::Criu(error),
+        Some(error) => PageError::Send(error),
+    })
+}
+
+fn send_images(
+    images: &MemoryDir,
+    writer: &ums_sync::send::ImageWriter,
+) -> Result<(), Problem> {
+    let failed = problem::failed("images", "the checkpoint can't be read");
+    for (name, _) in images.files().map_err(|error| failed(&error))? {
+        if IMAGE_NAMES_LEFT.contains(&name.as_str()) {
+            continue;
+        }
+        let bytes = std::fs::read(images.path().join(&name)).map_err(|error| failed(&error))?;
+        writer.image(&name, &bytes).map_err(|error| at_peer(&error))?;
+    }
+    Ok(())
+}
+
+/// Files that may have changed without a trace in their times, by tree and path in it.
+fn changing_files(service: &Service, status: &Status) -> Result<Always, Problem> {
+    let Some(init) = status.init_pid else { return Ok(Always::new()) };
+    let failed = problem::failed("inspect", "the service can't be inspected");
+    let pids = inspect::processes(init).map_err(|error| failed(&error))?;
+    let files = inspect::shared_writable_files(&pids).map_err(|error| failed(&error))?;
+    Ok(files.iter().map(|path| locate(service, path)).collect())
+}
+
+/// In which tree a path of the container is.
+fn locate(service: &Service, path: &Path) -> (RootName, PathBuf) {
+    let volumes = &service.record.specification.volumes;
+    let inside = volumes.iter().filter_map(|volume| {
+        let rest = path.strip_prefix(&volume.path).ok()?;
+        Some((volume.path.len(), RootName::Volume(volume.name.clone()), rest))
+    });
+    let shm = path.strip_prefix("/dev/shm").ok();
+    let shm = shm.map(|rest| ("/dev/shm".len(), RootName::SharedMemory, rest));
+    match inside.chain(shm).max_by_key(|(len, _, _)| *len) {
+        Some((_, root, rest)) => (root, rest.to_owned()),
+        None => (RootName::Upper, path.strip_prefix("/").unwrap_or(path).to_owned()),
+    }
+}
+
+/// Compensation of [`checkpoint`]: the service runs on, as if nothing had been asked.
+pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    let service = match agent.service(&name) {
+        Ok(service) if service.record.gate.is_none_or(|gate| gate == id) => service,
+        Ok(_) | Err(_) => return Ok(()),
+    };
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || {
+        let status = this.keeper_status(&of).map_err(|error| problem::keeper(&error))?;
+        match status.phase {
+            keeper::Phase::Frozen | keeper::Phase::Running => {
+                let thawed = this.ask_keeper(&of, &Request::Thaw);
+                thawed.map_err(|error| problem::keeper(&error))
+            }
+            _ => Ok(status),
+        }
+    })
+    .await?;
+    if matches!(status.phase, keeper::Phase::Dead { .. }) {
+        return Ok(());
+    }
+    let released = agent.network.release_packets(&netns_path(&status)).await;
+    released.map_err(|error| problem::failed("network", "packets can't be released")(&error))
+}
+
+/// Step 15: the frozen source is destroyed without executing another instruction.
+pub async fn delete_source(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    name: ServiceName,
+) -> Result<(), Problem> {
+    let Ok(service) = agent.service(&name) else {
+        agent.forget_migration(id);
+        return Ok(());
+    };
+    if service.record.gate != Some(id) {
+        // It was deleted, and another service has its name since.
+        return Ok(());
+    }
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || Ok(this.keeper_status(&of).ok())).await?;
+    let netns = status.as_ref().map(netns_path);
+    let address = service.record.specification.address;
+    // Clients with a connection from before learn that it is over; else they would wait.
+    let dropped = agent.network.drop_connections(&name, address, netns.as_deref()).await;
+    dropped.map_err(|error| problem::failed("network", "connections can't be reset")(&error))?;
+    destroy(agent, &service, false).await?;
+    agent.forget_migration(id);
+    Ok(())
+}
+
+fn frontman_paths(agent: &Agent, name: &ServiceName) -> (PathBuf, PathBuf) {
+    let dir = agent.config.run_dir.join("frontman");
+    (dir.join(format!("{name}.sock")), dir.join(format!("{name}.json")))
+}
+
+/// Step 8: the Frontman takes the endpoint and holds what arrives.
+pub async fn frontman_hold(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    name: ServiceName,
+) -> Result<(), Problem> {
+    let service = gated(agent, id, &name)?;
+    let ports = &service.record.specification.ports;
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let (socket, state) = frontman_paths(agent, &name);
+    if let Some(dir) = socket.parent() {
+        let made = std::fs::create_dir_all(dir);
+        made.map_err(|error| problem::failed("frontman", "no directory for it")(&error))?;
+    }
+    let gateway = agent.network.gateway();
+    let config = &agent.config;
+    let launch = Launch {
+        service: name.to_string(),
+        owner: id.to_string(),
+        socket,
+        state,
+        log: Some(config.state_dir.join("frontman.log")),
+        ports: ports.iter().map(|port| (port.system_port, (gateway, 0).into())).collect(),
+        limits: Limits {
+            hold_connections: config.hold_connections as usize,
+            hold_seconds: config.hold_seconds,
+            retire_after_seconds: config.retire_seconds,
+            ..Limits::default()
+        },
+    };
+    let failed = problem::failed("frontman", "the Frontman can't take the endpoint");
+    let (client, status) =
+        frontman::spawn(&frontman_program(agent), &launch).await.map_err(|e| failed(&e))?;
+    client.hold().await.map_err(|error| failed(&error))?;
+    let listeners: BTreeMap<u16, SocketAddrV4> = status
+        .ports
+        .iter()
+        .filter_map(|port| match port.listen {
+            std::net::SocketAddr::V4(listen) => Some((port.system_port, listen)),
+            std::net::SocketAddr::V6(_) => None,
+        })
+        .collect();
+    agent.network.take(&name, &listeners).await.map_err(|error| failed(&error))
+}
+
+fn frontman_program(agent: &Agent) -> PathBuf {
+    let beside = || std::env::current_exe().ok()?.parent().map(Path::to_owned);
+    let dir = agent.config.bin_dir.clone().or_else(beside).unwrap_or_default();
+    dir.join("ums-frontman")
+}
+
+/// Step 14: the Frontman leads clients to the new place.
+pub async fn frontman_lead(agent: &Arc<Agent>, request: LeadRequest) -> Result<(), Problem> {
+    let (socket, _) = frontman_paths(agent, &request.service);
+    let client = match FrontmanClient::connect(socket).await {
+        Ok(client) => client,
+        // Nothing was published, or it has retired since the first time this was asked.
+        Err(frontman::ClientError::NotThere(_)) => return Ok(()),
+        Err(error) => return Err(problem::failed("frontman", "the Frontman")(&error)),
+    };
+    let status = client.status().await;
+    let failed = problem::failed("frontman", "the Frontman can't lead clients");
+    let status = status.map_err(|error| failed(&error))?;
+    let by_port: BTreeMap<u16, std::net::SocketAddr> =
+        status.ports.iter().map(|port| port.system_port).zip(request.endpoints).collect();
+    client.lead(by_port).await.map(drop).map_err(|error| failed(&error))
+}
+
+/// Compensation of [`frontman_hold`]: the endpoint is the service's again, and what was held goes
+/// to it. The service must run.
+pub async fn frontman_yield(agent: &Arc<Agent>, name: ServiceName) -> Result<(), Problem> {
+    let failed = problem::failed("frontman", "the endpoint can't be given back");
+    agent.network.give_back(&name).await.map_err(|error| failed(&error))?;
+    let (socket, _) = frontman_paths(agent, &name);
+    let client = match FrontmanClient::connect(socket).await {
+        Ok(client) => client,
+        Err(frontman::ClientError::NotThere(_)) => return Ok(()),
+        Err(error) => return Err(failed(&error)),
+    };
+    if let Ok(service) = agent.service(&name) {
+        let specification = &service.record.specification;
+        let upstreams = specification.ports.iter().map(|port| {
+            (port.system_port, (specification.address, port.service_port).into())
+        });
+        client.lead(upstreams.collect()).await.map_err(|error| failed(&error))?;
+    }
+    client.retire(YIELD_DRAIN).await.map(drop).map_err(|error| failed(&error))
+}
+
+/// The Frontman of a service that has come back here has nothing left to do but drain.
+pub async fn frontman_retire(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
+    let (socket, _) = frontman_paths(agent, name);
+    let failed = problem::failed("frontman", "the Frontman can't retire");
+    match FrontmanClient::connect(socket).await {
+        Ok(client) => client.retire(YIELD_DRAIN).await.map(drop).map_err(|error| failed(&error)),
+        Err(frontman::ClientError::NotThere(_)) => Ok(()),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
