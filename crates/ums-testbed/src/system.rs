@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -160,6 +161,8 @@ impl System {
             if let Some(Ok(Some(status))) = self.coordinator.as_mut().map(Child::try_wait) {
                 return Some(Err(anyhow::anyhow!("`ums serve` ended ({status})")));
             }
+            // Asking is a program's start: not before there is somebody to ask.
+            UnixStream::connect(self.socket()).ok()?;
             self.ums(&["list", "--json"])
                 .is_ok_and(|out| out.status.success())
                 .then_some(Ok(()))
@@ -184,9 +187,19 @@ impl System {
         Ok(())
     }
 
-    /// The end of what the Coordinator said.
+    /// The end of what the Coordinator and its agent said.
     pub fn said(&self) -> String {
-        crate::tools::tail(&std::fs::read_to_string(self.log()).unwrap_or_default())
+        let logs = [self.log(), self.state_dir().join("agent.log")];
+        let said = logs.map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        said.map(|text| crate::tools::tail(&text)).join("\n")
+    }
+
+    /// The Coordinator's socket, as it is reached from outside the system.
+    fn socket(&self) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.namespace.init()));
+        let run = self.run_dir();
+        root.join(run.strip_prefix("/").unwrap_or(&run))
+            .join("ums.sock")
     }
 
     /// Where the Coordinator's log is.

@@ -94,7 +94,7 @@ fn migrate_live(
     narrator: &Narrator,
 ) -> Result<MigrationReport> {
     let mut command = from.ums_command(&["migrate", service, "--to", to.name()]);
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start `ums migrate`")?;
     let stderr = child
         .stderr
@@ -103,7 +103,12 @@ fn migrate_live(
     for line in BufReader::new(stderr).lines() {
         narrator.say(&line?);
     }
-    let status = child.wait()?;
+    let output = child.wait_with_output()?;
+    let status = output.status;
+    if !status.success() {
+        // Its own account says why; otherwise the timeline is ours.
+        narrator.say(String::from_utf8_lossy(&output.stdout).trim());
+    }
     let history = from.ums_ok(&["history", service, "--limit", "1", "--json"])?;
     let reports: Vec<MigrationReport> =
         serde_json::from_str(&history).context("`ums history` gave something else than reports")?;
