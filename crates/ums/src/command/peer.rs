@@ -14,7 +14,7 @@ use crate::show;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make a peer known to this system; a running Coordinator learns it at once
+    /// Make a peer known to this system; a running Coordinator learns it within seconds
     Add {
         /// Its name, as in its certificate
         name: SystemName,

@@ -1,43 +1,97 @@
 //! `ums serve`: this system's Coordinator.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use ums_api::client::{HISTORY_MAX, HistoryQuery, MigrationView, paths};
 use ums_coordinator::{AgentCommand, PeerConfig};
+use ums_core::id::SystemName;
+use ums_core::report::Outcome as Migrated;
 use ums_sync::tls::Identity;
 
 use super::Outcome;
-use crate::config::{Config, LogFormat, Peers};
+use crate::config::{Config, LogFormat, Peer};
+use crate::connection::Connection;
 use crate::exit::{Exit, Failure};
 
 /// What is logged unless `UMS_LOG` says otherwise.
 const LOG_DEFAULT: &str = "info";
+
+/// Period of looking whether the peers table has changed.
+const PEERS_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+type KnownPeers = BTreeMap<SystemName, Peer>;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
 pub(crate) async fn execute(Args {}: Args, config: Config) -> Outcome {
     start_log(&config)?;
-    let settings = coordinator(&config)?;
-    let (system, listen) = (settings.system.clone(), settings.listen);
-    tracing::info!(%system, %listen, config = %config.file.display(), "starting");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    loop {
+        let known = config.peers().all().map_err(Failure::usage)?;
+        let settings = coordinator(&config, &known)?;
+        let (system, listen) = (settings.system.clone(), settings.listen);
+        let file = config.file.display();
+        tracing::info!(%system, %listen, config = %file, peers = known.len(), "starting");
+        let mut again = false;
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("asked to end"),
+                _ = interrupt.recv() => tracing::info!("asked to end"),
+                () = peers_changed(&config, &known) => {
+                    tracing::info!("the peers table has changed");
+                    again = true;
+                }
+            }
+        };
+        ums_coordinator::serve(settings, shutdown)
+            .await
+            .with_context(|| format!("the Coordinator of {system} failed"))?;
+        if !again {
+            return Ok(Exit::Done);
         }
-        tracing::info!("asked to end; migrations go on when this Coordinator is started again");
+    }
+}
+
+/// Returns when the peers table is another one and nothing is being sent from here.
+///
+/// The Coordinator takes its peers when it starts, and may be ended and started at any time; that
+/// takes milliseconds, but nobody shall wait them inside the freeze of a service.
+async fn peers_changed(config: &Config, known: &KnownPeers) {
+    let own = Connection::new(config.socket());
+    let mut complaint = None;
+    loop {
+        tokio::time::sleep(PEERS_LOOK_EVERY).await;
+        match config.peers().all() {
+            Ok(now) if now != *known && is_idle(&own).await => return,
+            Ok(_) => complaint = None,
+            Err(error) => {
+                let text = error.to_string();
+                if complaint.as_ref() != Some(&text) {
+                    tracing::error!(%error, "the peers table can't be read; the last one stands");
+                    complaint = Some(text);
+                }
+            }
+        }
+    }
+}
+
+async fn is_idle(own: &Connection) -> bool {
+    let query = HistoryQuery {
+        service: None,
+        limit: Some(HISTORY_MAX),
     };
-    ums_coordinator::serve(settings, shutdown)
-        .await
-        .with_context(|| format!("the Coordinator of {system} failed"))?;
-    Ok(Exit::Done)
+    let views: Result<Vec<MigrationView>, _> = own.get(&paths::history(&query)).await;
+    let running = |view: &MigrationView| view.report.outcome == Migrated::Running;
+    views.is_ok_and(|views| !views.iter().any(running))
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
@@ -64,7 +118,7 @@ fn start_log(config: &Config) -> Result<(), Failure> {
 }
 
 /// What the Coordinator is told.
-fn coordinator(config: &Config) -> Result<ums_coordinator::Config, Failure> {
+fn coordinator(config: &Config, known: &KnownPeers) -> Result<ums_coordinator::Config, Failure> {
     let system = config.system().map_err(Failure::usage)?;
     let identity = Identity::load(&config.ca, &config.cert, &config.key).map_err(Failure::usage)?;
     let named = identity.name().map_err(Failure::usage)?;
@@ -79,7 +133,7 @@ fn coordinator(config: &Config) -> Result<ums_coordinator::Config, Failure> {
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         listen: config.listen,
-        peers: peers(&config.peers())?,
+        peers: known.iter().map(peer).collect(),
         agent_socket: config.agent_socket(),
         agent_command: Some(AgentCommand {
             program: config.bin_dir.join("ums-agent"),
@@ -97,20 +151,15 @@ fn coordinator(config: &Config) -> Result<ums_coordinator::Config, Failure> {
     })
 }
 
-fn peers(
-    peers: &Peers,
-) -> Result<std::collections::BTreeMap<ums_core::id::SystemName, PeerConfig>, Failure> {
-    let known = peers.all().map_err(Failure::usage)?;
-    let convert = |(name, peer): (_, crate::config::Peer)| {
-        (
-            name,
-            PeerConfig {
-                address: peer.address,
-                allow: peer.allow.into_iter().collect(),
-            },
-        )
-    };
-    Ok(known.into_iter().map(convert).collect())
+fn peer((name, peer): (&SystemName, &Peer)) -> (SystemName, PeerConfig) {
+    let allow = peer.allow.iter().copied().collect();
+    (
+        name.clone(),
+        PeerConfig {
+            address: peer.address,
+            allow,
+        },
+    )
 }
 
 /// The command line of the agent. It outlives the Coordinator, so it gets absolute paths.

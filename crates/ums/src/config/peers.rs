@@ -1,7 +1,6 @@
 //! The peers table: what the configuration file says, and the files that `ums peer add` writes.
 //!
-//! The files are read again at each look-up, so a running `ums serve` knows a new peer at once,
-//! and forgets a removed one.
+//! The files are read anew at each look, and a running `ums serve` looks every second.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -216,6 +216,89 @@ fn serve_refuses_a_certificate_of_another_system() {
     );
 }
 
+/// A process that ends with the test, whatever becomes of it.
+struct Serving(std::process::Child);
+
+impl Serving {
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.0.id()).expect("a pid"));
+        kill(pid, signal).expect("signalled");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended already, as it should.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn serve_answers_learns_a_peer_and_ends_when_asked() {
+    let top = TempDir::new().expect("a directory");
+    let at = |name: &str| top.path().join(name).display().to_string();
+    assert_eq!(run(&mut ums(&["ca", "init", "--dir", &at("ca")])).0, 0);
+    let issue = [
+        "ca",
+        "issue",
+        "a",
+        "--dir",
+        &at("ca"),
+        "--out",
+        &at("state/pki"),
+    ];
+    assert_eq!(run(&mut ums(&issue)).0, 0);
+    // There is no agent to start in an empty directory: what needs none is tested here.
+    std::fs::create_dir(top.path().join("bin")).expect("made");
+    let config = format!(
+        "system = \"a\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nbin_dir = \"{}\"\n\
+         listen = \"127.0.0.1:0\"\n",
+        at("state"),
+        at("run"),
+        at("bin")
+    );
+    std::fs::write(top.path().join("ums.toml"), config).expect("written");
+    let with = |arguments: &[&str]| {
+        let mut command = ums(arguments);
+        command.env("UMS_CONFIG", top.path().join("ums.toml"));
+        command
+    };
+    let log = std::fs::File::create(top.path().join("log")).expect("made");
+    let mut serving = Serving(with(&["serve"]).stderr(log).spawn().expect("starts"));
+    wait_for("the first answer", || run(&mut with(&["history"])).0 == 0);
+    assert_eq!(run(&mut with(&["peer", "list", "--json"])).1, "[]\n");
+
+    // Nobody is there: it is known, and can't be used.
+    let add = ["peer", "add", "b", "--address", "127.0.0.1:1"];
+    assert_eq!(run(&mut with(&add)).0, 0);
+    wait_for("the peer", || {
+        let (code, out, _) = run(&mut with(&["peer", "list", "--json"]));
+        code == 0 && out.contains("\"b\"") && !out.contains("does not run")
+    });
+    assert_eq!(run(&mut with(&["history"])).1, "no migrations yet\n");
+
+    serving.signal(Signal::SIGTERM);
+    wait_for("its end", || {
+        serving.0.try_wait().expect("a child").is_some()
+    });
+    let said = std::fs::read_to_string(top.path().join("log")).expect("a log");
+    assert!(serving.0.wait().expect("ended").success(), "{said}");
+    assert!(
+        said.lines()
+            .all(|line| serde_json::from_str::<Value>(line).is_ok()),
+        "{said}"
+    );
+}
+
 #[test]
 fn peers_are_kept_without_a_coordinator() {
     let top = TempDir::new().expect("a directory");
