@@ -28,7 +28,9 @@
 //!     |<------------------------------------------|
 //! ```
 //!
-//! The digest is BLAKE3 over every frame after `Hello` and before `End`, headers included.
+//! The digest is BLAKE3 over the BLAKE3 digests of every frame after `Hello` and before `End`, in
+//! order, headers included: so the threads that make the frames hash them, side by side, and the
+//! one that writes them only has to put the digests in order.
 
 mod entry;
 mod fields;

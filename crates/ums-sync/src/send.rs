@@ -1,8 +1,8 @@
 //! The source's end of a data path.
 //!
 //! ```text
-//!  PageWriter ─┐ blocking threads: read, drop zero pages, compress
-//!  FileWriter ─┼─► bounded queue ─► one task: hash, limit the rate, encrypt, write
+//!  PageWriter ─┐ blocking threads: read, drop zero pages, compress, hash
+//!  FileWriter ─┼─► bounded queue ─► one task: limit the rate, encrypt, write
 //!  ImageWriter ┘                    └─ and reads what the destination answers
 //! ```
 

@@ -256,6 +256,7 @@ fn populate(upper: &Path) {
     fs::hard_link(at("etc/plain"), at("another")).unwrap();
     symlink("/etc/passwd", at("etc/absolute")).unwrap();
     symlink("../nowhere", at("etc/dangling")).unwrap();
+    fs::hard_link(at("etc/dangling"), at("etc/dangling too")).unwrap();
     rustix::fs::mkfifoat(CWD, at("etc/fifo"), Mode::RWXU).unwrap();
     drop(std::os::unix::net::UnixListener::bind(at("socket")).unwrap());
     let sparse = File::create(at("sparse")).unwrap();
@@ -633,7 +634,7 @@ fn change(base: &Path, (action, from, to): (u8, u8, u8)) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
     #[test]
     fn any_tree_arrives_after_any_changes(
         before in prop::collection::vec(any::<(u8, u8, u8)>(), 0..40),

@@ -107,7 +107,7 @@ enum Memory<'a> {
     Compare(&'a Manifest),
 }
 
-/// A file with several names that this pass has sent.
+/// An entry with several names that this pass has sent.
 struct Sent {
     path: Box<[u8]>,
     stamp: Stamp,
@@ -168,8 +168,8 @@ impl<'a> Pass<'a> {
         self.stats.seen += 1;
         let kind = found.file_type();
         let stamp = match self.links.get(&found.stat.st_ino) {
-            // All names of a file share a stamp, so that the second pass judges them alike.
-            Some(sent) if kind == FileType::RegularFile => sent.stamp,
+            // All names of an entry share a stamp, so that the second pass judges them alike.
+            Some(sent) if kind != FileType::Directory => sent.stamp,
             _ => Stamp::before_reading(&found.stat),
         };
         if self.must_send(&found.stat, node) {
@@ -287,11 +287,23 @@ impl<'a> Pass<'a> {
     }
 
     fn send(&mut self, found: &Found, kind: FileType, stamp: Stamp) -> Result<Outcome, FileError> {
-        let sent = match kind {
-            FileType::Socket => return Ok(Outcome::NotCarried),
-            FileType::RegularFile => self.file(found, stamp),
-            _ => self.plain(found, kind),
+        let several = kind != FileType::Directory && found.stat.st_nlink > 1;
+        let before = self.links.get(&found.stat.st_ino).filter(|_| several);
+        let sent = match (kind, before) {
+            (FileType::Socket, _) => return Ok(Outcome::NotCarried),
+            (_, Some(before)) => {
+                let target = before.path.clone();
+                self.link(found, &target)
+            }
+            (FileType::RegularFile, None) => self.file(found),
+            (_, None) => self.plain(found, kind),
         };
+        if several && sent.is_ok() {
+            let path = self.path.clone().into_boxed_slice();
+            self.links
+                .entry(found.stat.st_ino)
+                .or_insert(Sent { path, stamp });
+        }
         match sent {
             Ok(()) => Ok(Outcome::Sent),
             Err(FileError::Read { source, .. }) if is_gone(&source) => Ok(Outcome::Gone),
@@ -322,13 +334,12 @@ impl<'a> Pass<'a> {
         self.put_entry(&found.stat, kind, &attributes)
     }
 
-    fn file(&mut self, found: &Found, stamp: Stamp) -> Result<(), FileError> {
-        let several = found.stat.st_nlink > 1;
-        if let Some(sent) = self.links.get(&found.stat.st_ino).filter(|_| several) {
-            let target = sent.path.clone();
-            let target = RelativePath::new(&target).map_err(|reason| self.unsupported(&reason))?;
-            return self.put_entry(&found.stat, Kind::Link { target }, &Attributes::default());
-        }
+    fn link(&mut self, found: &Found, target: &[u8]) -> Result<(), FileError> {
+        let target = RelativePath::new(target).map_err(|reason| self.unsupported(&reason))?;
+        self.put_entry(&found.stat, Kind::Link { target }, &Attributes::default())
+    }
+
+    fn file(&mut self, found: &Found) -> Result<(), FileError> {
         let opened = reopen(&found.fd, OFlags::empty());
         let file = opened.map_err(|error| self.failed("opening", error))?;
         let attributes = self.attributes(found)?;
@@ -336,12 +347,7 @@ impl<'a> Pass<'a> {
         let size = u64::try_from(found.stat.st_size).unwrap_or_default();
         let read = self.writer.content(&file, size)?;
         self.stats.bytes += read.map_err(|error| self.failed("reading", error))?;
-        self.writer.put(&Frame::FileEnd { size })?;
-        if several {
-            let path = self.path.clone().into_boxed_slice();
-            self.links.insert(found.stat.st_ino, Sent { path, stamp });
-        }
-        Ok(())
+        Ok(self.writer.put(&Frame::FileEnd { size })?)
     }
 
     fn attributes(&self, found: &Found) -> Result<Attributes, FileError> {

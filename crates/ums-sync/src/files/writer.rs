@@ -41,8 +41,7 @@ impl FileWriter {
         if self.batch.bytes.is_empty() {
             self.batch.bytes = self.producer.shared().pool.take_empty();
         }
-        frame.encode(&mut self.batch.bytes)?;
-        self.batch.frames += 1;
+        self.batch.push(frame)?;
         if self.batch.bytes.len() >= BATCH_BYTES {
             self.flush()
         } else {
@@ -52,7 +51,7 @@ impl FileWriter {
 
     pub(super) fn flush(&mut self) -> Result<(), SendError> {
         let batch = std::mem::take(&mut self.batch);
-        if batch.frames == 0 {
+        if batch.digests.is_empty() {
             Ok(())
         } else {
             self.producer.send_blocking(batch)

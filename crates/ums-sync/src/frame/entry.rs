@@ -48,7 +48,7 @@ pub enum Kind<'a> {
         /// Minor number.
         minor: u32,
     },
-    /// Another name for a file that has come before.
+    /// Another name for an entry, no directory, that has come before.
     Link {
         /// The path it came under, in the same tree.
         target: RelativePath<'a>,

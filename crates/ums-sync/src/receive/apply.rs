@@ -90,8 +90,9 @@ impl<S: Sink> Apply<S> {
 
     fn count(&mut self, header: Header, payload: &[u8]) {
         let head = header.encode();
-        self.hasher.update(&head);
-        self.hasher.update(payload);
+        let mut frame = blake3::Hasher::new();
+        frame.update(&head).update(payload);
+        self.hasher.update(frame.finalize().as_bytes());
         let bytes = (head.len() + payload.len()) as u64;
         self.counts.frames += 1;
         self.counts.bytes += bytes;

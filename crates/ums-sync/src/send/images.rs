@@ -40,10 +40,6 @@ pub(super) fn batches(
             bytes: piece,
         };
         frame.encode(&mut batch)?;
-        Ok(Batch {
-            bytes: batch,
-            frames: 1,
-            pages: 0,
-        })
+        Ok(Batch::single(batch, 0))
     })
 }

@@ -92,11 +92,7 @@ impl PageWriter {
             content,
         })
         .encode(&mut bytes)?;
-        self.producer.send_blocking(Batch {
-            bytes,
-            frames: 1,
-            pages: 0,
-        })
+        self.producer.send_blocking(Batch::single(bytes, 0))
     }
 
     /// `frame` holds the pages of `range` behind the room for its head.
@@ -130,12 +126,8 @@ impl PageWriter {
             .shared()
             .meter
             .add_memory(u64::from(range.count) * PAGE_BYTES as u64);
-        let pages = range.count.into();
-        self.producer.send_blocking(Batch {
-            bytes: frame,
-            frames: 1,
-            pages,
-        })
+        self.producer
+            .send_blocking(Batch::single(frame, range.count.into()))
     }
 
     /// A frame with room for its head and the compressed pages, if that is worth it.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::SendError;
 use super::task::Message;
+use crate::frame::{Digest, Frame, FrameError};
 use crate::meter::Meter;
 use crate::pool::Pool;
 
@@ -14,8 +15,30 @@ use crate::pool::Pool;
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) frames: u64,
+    /// BLAKE3 of each frame, in order.
+    pub(crate) digests: Vec<Digest>,
     pub(crate) pages: u64,
+}
+
+impl Batch {
+    /// A batch of one frame.
+    pub(crate) fn single(bytes: Vec<u8>, pages: u64) -> Self {
+        let digests = vec![*blake3::hash(&bytes).as_bytes()];
+        Self {
+            bytes,
+            digests,
+            pages,
+        }
+    }
+
+    /// Appends a frame.
+    pub(crate) fn push(&mut self, frame: &Frame<'_>) -> Result<(), FrameError> {
+        let begin = self.bytes.len();
+        frame.encode(&mut self.bytes)?;
+        self.digests
+            .push(*blake3::hash(&self.bytes[begin..]).as_bytes());
+        Ok(())
+    }
 }
 
 /// What writers and the task share.

@@ -1,4 +1,4 @@
-//! The task that owns the connection: it hashes, limits the rate, writes, and listens.
+//! The task that owns the connection: it limits the rate, writes, and listens.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -185,13 +185,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
             match tokio::time::timeout(alive_every, messages.recv_many(&mut waiting, QUEUE_DEPTH))
                 .await
             {
-                Err(_) => {
-                    self.put(Batch {
-                        frames: 1,
-                        ..alive()?
-                    })
-                    .await?
-                }
+                Err(_) => self.put(alive()?).await?,
                 Ok(0) => return Err(SendError::Closed),
                 Ok(_) => {}
             }
@@ -213,8 +207,10 @@ impl<W: AsyncWrite + Unpin> Output<W> {
     }
 
     async fn put(&mut self, batch: Batch) -> Result<(), SendError> {
-        self.hasher.update(&batch.bytes);
-        self.counts.frames += batch.frames;
+        for digest in &batch.digests {
+            self.hasher.update(digest);
+        }
+        self.counts.frames += batch.digests.len() as u64;
         self.counts.pages += batch.pages;
         self.counts.bytes += batch.bytes.len() as u64;
         if self.coalesced.len() + batch.bytes.len() > COALESCE_BYTES {
@@ -289,10 +285,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
 }
 
 fn alive() -> Result<Batch, SendError> {
-    let mut bytes = Vec::new();
-    Frame::Alive.encode(&mut bytes)?;
-    Ok(Batch {
-        bytes,
-        ..Batch::default()
-    })
+    let mut batch = Batch::default();
+    batch.push(&Frame::Alive)?;
+    Ok(batch)
 }
