@@ -31,7 +31,11 @@ impl Shared {
         let journal = Arc::clone(&self.journal);
         match tokio::task::spawn_blocking(move || work(&journal)).await {
             Ok(done) => done,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Cancelled: the runtime is ending, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         }
     }
 }

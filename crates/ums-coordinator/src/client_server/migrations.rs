@@ -234,7 +234,14 @@ pub(super) async fn abort(
             detail,
         ))
     };
+    let is_over = |live: &crate::status::Live| {
+        matches!(
+            live.view().report.outcome,
+            Outcome::Completed | Outcome::Abandoned
+        )
+    };
     match shared.registry.get(id) {
+        Some(live) if is_over(&live) => Err(late("it is over".to_owned())),
         Some(live) if live.abort(reason) => Ok(json(StatusCode::ACCEPTED, &live.view())),
         Some(_) => Err(late(
             "it is committed: the service is the destination's now".to_owned(),

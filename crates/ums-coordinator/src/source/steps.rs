@@ -1,5 +1,6 @@
 //! The steps, one function each (UMS §III-B).
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -436,8 +437,8 @@ async fn attempt<T>(
             without_effect: without_effect(&error) && step < Step::Checkpoint,
             ..Failure::of(step, words(&error))
         }),
-        () = watch_progress(m, step) => std::future::pending().await,
-        () = renew_lease(m, step) => std::future::pending().await,
+        never = watch_progress(m, step) => match never {},
+        never = renew_lease(m, step) => match never {},
     }
 }
 
@@ -449,9 +450,9 @@ fn words(error: &ClientError) -> String {
 }
 
 /// Asks the agent how far it is, as long as the step lasts.
-async fn watch_progress(m: &Migration, step: Step) {
+async fn watch_progress(m: &Migration, step: Step) -> Infallible {
     if !(Step::OpenDataPath..=Step::Checkpoint).contains(&step) {
-        return;
+        return std::future::pending().await;
     }
     let (agent, id, every) = (m.agent(), m.id(), m.limits().progress_every);
     let mut last = m.live.view().progress.bytes;
@@ -478,9 +479,9 @@ async fn watch_progress(m: &Migration, step: Step) {
 
 /// Tells the destination that we live, as long as the step lasts. That it fails is no reason to
 /// give up: the steps themselves find out.
-async fn renew_lease(m: &Migration, step: Step) {
+async fn renew_lease(m: &Migration, step: Step) -> Infallible {
     let (true, Some(client)) = (step > Step::SendSpecification, m.peer()) else {
-        return;
+        return std::future::pending().await;
     };
     let every = (m.limits().lease / 3).max(Duration::from_millis(10));
     loop {
