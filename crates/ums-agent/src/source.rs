@@ -469,21 +469,14 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
         Ok(_) | Err(_) => return Ok(()),
     };
     let (this, of) = (Arc::clone(agent), service.clone());
-    let status = blocking(move || {
-        let status = this.keeper_status(&of).map_err(|error| problem::keeper(&error))?;
-        match status.phase {
-            keeper::Phase::Frozen | keeper::Phase::Running => {
-                let thawed = this.ask_keeper(&of, &Request::Thaw);
-                thawed.map_err(|error| problem::keeper(&error))
-            }
-            _ => Ok(status),
-        }
-    })
-    .await?;
-    if matches!(status.phase, keeper::Phase::Dead { .. }) {
+    let status = blocking(move || this.keeper_status(&of).map_err(|e| problem::keeper(&e))).await?;
+    if !matches!(status.phase, keeper::Phase::Frozen | keeper::Phase::Running) {
         return Ok(());
     }
+    // First, or the service would begin with packets lost; but it must run whatever comes of it.
     let released = agent.network.release_packets(&netns_path(&status)).await;
+    let (this, of) = (Arc::clone(agent), service);
+    blocking(move || this.ask_keeper(&of, &Request::Thaw).map_err(|e| problem::keeper(&e))).await?;
     released.map_err(|error| problem::failed("network", "packets can't be released")(&error))
 }
 
