@@ -69,7 +69,12 @@ impl Agent {
         let identity = Identity::load(&config.ca, &config.cert, &config.key)?;
         let images = ImageStore::open(&config.state_dir, Bounds::default())?;
         let network = network::Driver::new(Some(config.bundle_bin()), config.service_network);
-        let node = Node::new(&config.bundle, &config.state_dir, "/ums", userfaultfd_serves());
+        let node = Node::new(
+            &config.bundle,
+            &config.state_dir,
+            "/ums",
+            userfaultfd_serves(),
+        );
         let services = load_services(&config)?;
         let agent = Self {
             config,
@@ -100,11 +105,15 @@ impl Agent {
 
     fn services(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Service>> {
         // Each value is replaced as a whole, so that a panic elsewhere leaves the map usable.
-        self.services.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.services
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn migrations(&self) -> MutexGuard<'_, BTreeMap<MigrationId, Migration>> {
-        self.migrations.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.migrations
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Every service.
@@ -114,7 +123,10 @@ impl Agent {
 
     /// A service by its name.
     pub fn service(&self, name: &ServiceName) -> Result<Service, Problem> {
-        self.services().get(name).cloned().ok_or_else(|| problem::unknown_service(name))
+        self.services()
+            .get(name)
+            .cloned()
+            .ok_or_else(|| problem::unknown_service(name))
     }
 
     /// Adds a service whose name must be free, durably.
@@ -127,7 +139,11 @@ impl Agent {
         }
         if services.len() >= SERVICES_MAX {
             let detail = format!("this node has {SERVICES_MAX} services, which is its limit");
-            return Err(problem::conflict("too-many-services", "too many services", detail));
+            return Err(problem::conflict(
+                "too-many-services",
+                "too many services",
+                detail,
+            ));
         }
         services.insert(name, service);
         Ok(())
@@ -140,7 +156,9 @@ impl Agent {
         change: impl FnOnce(&mut Record) -> Result<(), Problem>,
     ) -> Result<Service, Problem> {
         let mut services = self.services();
-        let service = services.get_mut(name).ok_or_else(|| problem::unknown_service(name))?;
+        let service = services
+            .get_mut(name)
+            .ok_or_else(|| problem::unknown_service(name))?;
         let mut changed = service.record.clone();
         change(&mut changed)?;
         if changed != service.record {
@@ -180,7 +198,11 @@ impl Agent {
         }
         if migrations.len() >= MIGRATIONS_MAX {
             let detail = format!("{MIGRATIONS_MAX} migrations are remembered, which is the limit");
-            return Err(problem::conflict("too-many-migrations", "too many migrations", detail));
+            return Err(problem::conflict(
+                "too-many-migrations",
+                "too many migrations",
+                detail,
+            ));
         }
         let (value, migration) = make();
         migrations.insert(id, migration);
@@ -189,7 +211,10 @@ impl Agent {
 
     /// A migration by its id.
     pub fn migration(&self, id: MigrationId) -> Result<Migration, Problem> {
-        self.migrations().get(&id).cloned().ok_or_else(|| problem::unknown_migration(id))
+        self.migrations()
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| problem::unknown_migration(id))
     }
 
     /// Forgets a migration that is over.
@@ -199,8 +224,14 @@ impl Agent {
 
     /// What this agent knows of all migrations.
     pub fn migration_states(self: &Arc<Self>) -> Vec<MigrationState> {
-        let all: Vec<_> = self.migrations().iter().map(|(id, m)| (*id, m.clone())).collect();
-        all.into_iter().map(|(id, migration)| self.state_of(id, &migration)).collect()
+        let all: Vec<_> = self
+            .migrations()
+            .iter()
+            .map(|(id, m)| (*id, m.clone()))
+            .collect();
+        all.into_iter()
+            .map(|(id, migration)| self.state_of(id, &migration))
+            .collect()
     }
 
     /// What this agent knows of one migration. Blocks.
@@ -222,14 +253,22 @@ impl Agent {
     }
 
     /// One request to a service's keeper, without descriptors. Blocks.
-    pub fn ask_keeper(&self, service: &Service, request: &Request) -> Result<Status, client::Error> {
+    pub fn ask_keeper(
+        &self,
+        service: &Service,
+        request: &Request,
+    ) -> Result<Status, client::Error> {
         self.keeper(service)?.call(request, &[])
     }
 
     /// Where clients reach a service on this system.
     pub fn endpoints(&self, specification: &Specification) -> Vec<SocketAddr> {
         let address = self.config.data_address;
-        specification.ports.iter().map(|port| SocketAddr::new(address, port.system_port)).collect()
+        specification
+            .ports
+            .iter()
+            .map(|port| SocketAddr::new(address, port.system_port))
+            .collect()
     }
 
     /// A service as it is listed. Blocks.
@@ -237,7 +276,9 @@ impl Agent {
         let status = self.keeper_status(service).ok();
         let phase = status.as_ref().map(|status| status.phase.clone());
         let arriving = service.record.arriving.as_ref();
-        let resumed = status.as_ref().is_some_and(|status| status.resumed_at_ns.is_some());
+        let resumed = status
+            .as_ref()
+            .is_some_and(|status| status.resumed_at_ns.is_some());
         ServiceView {
             status: match phase {
                 Some(Phase::Frozen) => ServiceStatus::Frozen,
@@ -248,7 +289,10 @@ impl Agent {
                 _ => ServiceStatus::Arriving,
             },
             init_pid: status.and_then(|status| status.init_pid),
-            migration: service.record.gate.or(arriving.map(|arriving| arriving.migration)),
+            migration: service
+                .record
+                .gate
+                .or(arriving.map(|arriving| arriving.migration)),
             endpoints: self.endpoints(&service.record.specification),
             specification: service.record.specification.clone(),
         }
@@ -262,11 +306,19 @@ impl Agent {
         let known = Known {
             services: specifications().map(|s| s.name.clone()).collect(),
             addresses: specifications().map(|s| s.address).collect(),
-            ports: specifications().flat_map(|s| &s.ports).map(|p| p.system_port).collect(),
+            ports: specifications()
+                .flat_map(|s| &s.ports)
+                .map(|p| p.system_port)
+                .collect(),
             service_network: (self.network_base(), network.prefix_len),
-            images: self.images.list().map_err(|e| problem::failed("images", "image store")(&e))?,
+            images: self
+                .images
+                .list()
+                .map_err(|e| problem::failed("images", "image store")(&e))?,
         };
-        self.node.facts(known).map_err(|e| problem::failed("facts", "facts of the node")(&e))
+        self.node
+            .facts(known)
+            .map_err(|e| problem::failed("facts", "facts of the node")(&e))
     }
 
     fn network_base(&self) -> Ipv4Addr {
@@ -297,8 +349,9 @@ impl Agent {
         };
         let directories = [service.places.upper(), service.places.volumes()];
         let directories: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
-        let seen = crate::inspect::inspect(init, &directories)
-            .map_err(|error| problem::failed("inspect", "the service can't be inspected")(&error))?;
+        let seen = crate::inspect::inspect(init, &directories).map_err(|error| {
+            problem::failed("inspect", "the service can't be inspected")(&error)
+        })?;
         Ok(seen.facts(specification, gate))
     }
 }
@@ -309,7 +362,10 @@ fn load_services(config: &AgentConfig) -> anyhow::Result<BTreeMap<ServiceName, S
     let mut services = BTreeMap::new();
     for entry in std::fs::read_dir(&dir)? {
         let name = entry?.file_name();
-        let Some(name) = name.to_str().and_then(|name| name.parse::<ServiceName>().ok()) else {
+        let Some(name) = name
+            .to_str()
+            .and_then(|name| name.parse::<ServiceName>().ok())
+        else {
             continue;
         };
         let places = config.places(&name);

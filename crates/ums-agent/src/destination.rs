@@ -25,10 +25,10 @@ use ums_sync::tls;
 use crate::agent::{Agent, Migration, Service};
 use crate::container::keeper_path;
 use crate::images::ImageStore;
+use crate::problem;
 use crate::record::Arriving;
 use crate::services::{self, blocking, destroy};
 use crate::source::{ALPN, monotonic_ns};
-use crate::problem;
 
 /// How long a peer may say nothing on the data path.
 const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -90,7 +90,9 @@ impl Incoming {
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.view
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// What is known of it. Blocks.
@@ -161,21 +163,38 @@ async fn create_once(
     let specification = request.specification;
     crate::bundle::check(&specification).map_err(|error| {
         let detail = problem::chain(&error);
-        Problem::refused(400, "specification", "the Specification is not acceptable", detail)
+        Problem::refused(
+            400,
+            "specification",
+            "the Specification is not acceptable",
+            detail,
+        )
     })?;
     let others = agent.all_services();
-    let others: Vec<_> = others.iter().map(|service| &service.record.specification).collect();
-    if let Some(other) = others.iter().find(|other| other.address == specification.address) {
+    let others: Vec<_> = others
+        .iter()
+        .map(|service| &service.record.specification)
+        .collect();
+    if let Some(other) = others
+        .iter()
+        .find(|other| other.address == specification.address)
+    {
         let detail = format!("service `{}` has the address {}", other.name, other.address);
-        return Err(problem::conflict("address-taken", "the address is taken", detail));
+        return Err(problem::conflict(
+            "address-taken",
+            "the address is taken",
+            detail,
+        ));
     }
     services::free_ports(&specification, &others)?;
     let image_needed = !agent.images.present(&specification.image);
     let endpoints = agent.endpoints(&specification);
-    let arriving = Arriving { migration: id, source: request.source };
+    let arriving = Arriving {
+        migration: id,
+        source: request.source,
+    };
     let this = Arc::clone(agent);
-    let service =
-        blocking(move || services::prepare(&this, specification, Some(arriving))).await?;
+    let service = blocking(move || services::prepare(&this, specification, Some(arriving))).await?;
     if let Err(problem) = services::connect(agent, &service).await {
         if let Err(error) = destroy(agent, &service, false).await {
             tracing::warn!(migration = %id, %error, "a container that was not made left something");
@@ -258,14 +277,22 @@ async fn serve_path(
         file_bytes_max: u64::MAX,
         ..Limits::default()
     };
-    let received = pending.welcome(limits, incoming.meter.clone(), arrival).await;
+    let received = pending
+        .welcome(limits, incoming.meter.clone(), arrival)
+        .await;
     let mut view = incoming.view();
     match received {
         Ok(received) => {
-            let digest = blake3::Hash::from_bytes(received.digest).to_hex().to_string();
+            let digest = blake3::Hash::from_bytes(received.digest)
+                .to_hex()
+                .to_string();
             let Arrival { images, stored, .. } = received.sink;
             let stored = stored.ok_or("the stream was not finished")?;
-            view.delivery = Some(Delivery { images, stored, digest });
+            view.delivery = Some(Delivery {
+                images,
+                stored,
+                digest,
+            });
             view.phase = Some(Phase::Delivered);
         }
         Err(error) => {
@@ -314,7 +341,9 @@ impl Arrival {
     /// Blocks.
     fn new(agent: &Agent, incoming: &Incoming) -> Result<Self, Problem> {
         let service = agent.service(&incoming.service)?;
-        let status = agent.keeper_status(&service).map_err(|error| problem::keeper(&error))?;
+        let status = agent
+            .keeper_status(&service)
+            .map_err(|error| problem::keeper(&error))?;
         let (memory_bytes_max, image_needed) = {
             let view = incoming.view();
             (view.memory_bytes_max, view.image_needed)
@@ -322,7 +351,10 @@ impl Arrival {
         let memory = problem::failed("memory", "no memory for arriving pages");
         let mut roots = vec![
             (RootName::Upper, service.places.upper()),
-            (RootName::SharedMemory, keeper_path(&status, &service.places.shm())),
+            (
+                RootName::SharedMemory,
+                keeper_path(&status, &service.places.shm()),
+            ),
         ];
         for volume in &service.record.specification.volumes {
             let path = service.places.volumes().join(volume.name.as_str());
@@ -332,7 +364,8 @@ impl Arrival {
         let image = image_needed.then(|| (agent.images.clone(), id));
         if let Some((images, id)) = &image {
             let staging = images.staging_dir(id);
-            let staging = staging.map_err(|error| problem::failed("images", "image store")(&error))?;
+            let staging =
+                staging.map_err(|error| problem::failed("images", "image store")(&error))?;
             roots.push((RootName::Image, staging));
         }
         Ok(Self {
@@ -358,9 +391,17 @@ impl Sink for Arrival {
     fn pages(&mut self, block: &Block<'_>) -> Result<(), SinkError> {
         let store = self.store.as_mut().ok_or("pages after the end")?;
         let owner = PageOwner(block.process);
-        let Some(content) = block.content else { return Ok(()) };
+        let Some(content) = block.content else {
+            return Ok(());
+        };
         if content.present.count_ones() == block.count {
-            return Ok(store.push(owner, block.address, block.flags, content.bytes, &self.images)?);
+            return Ok(store.push(
+                owner,
+                block.address,
+                block.flags,
+                content.bytes,
+                &self.images,
+            )?);
         }
         for (address, page) in block.pages() {
             match page {
@@ -382,12 +423,16 @@ impl Sink for Arrival {
     fn finish(&mut self) -> Result<(), SinkError> {
         self.applier.finish()?;
         let mut store = self.store.take().ok_or("finished twice")?;
-        let info = self.info.take().ok_or("the checkpoint's own description is missing")?;
+        let info = self
+            .info
+            .take()
+            .ok_or("the checkpoint's own description is missing")?;
         for owner in &info.owners {
             store.open(*owner, &self.images)?;
         }
         let stored = store.finish(&self.images)?;
-        self.images.write(INDEX_NAME, &serde_json::to_vec(&stored.index)?)?;
+        self.images
+            .write(INDEX_NAME, &serde_json::to_vec(&stored.index)?)?;
         self.stored = Some(stored);
         if let Some((images, id)) = self.image.take() {
             images.commit(&id)?;
@@ -409,11 +454,17 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
     let digest = delivery.digest.clone();
     let restored = blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
-        let request = RestoreRequest { lazy_bytes: delivery.stored.lazy_bytes, lazy: true };
+        let request = RestoreRequest {
+            lazy_bytes: delivery.stored.lazy_bytes,
+            lazy: true,
+        };
         let fds = [delivery.images.as_fd(), delivery.stored.lazy.as_fd()];
         let status = keeper.call(&Request::Restore(request), &fds);
         let status = status.map_err(|error| problem::keeper(&error))?;
-        Ok(Restored { restore_us: status.restore_us.unwrap_or(0), digest })
+        Ok(Restored {
+            restore_us: status.restore_us.unwrap_or(0),
+            digest,
+        })
     })
     .await;
     let mut view = incoming.view();
@@ -441,7 +492,11 @@ async fn wait_for_delivery(incoming: &Incoming) -> Result<Delivery, Problem> {
                     return Ok(delivery);
                 }
                 if let Some(error) = &view.error {
-                    return Err(Problem::failed("delivery", "the checkpoint did not arrive", error));
+                    return Err(Problem::failed(
+                        "delivery",
+                        "the checkpoint did not arrive",
+                        error,
+                    ));
                 }
             }
             notified.await;
@@ -462,10 +517,14 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     let service = agent.service(&incoming.service)?;
     let (this, of) = (Arc::clone(agent), service.clone());
     let status = blocking(move || {
-        this.ask_keeper(&of, &Request::Resume).map_err(|error| problem::keeper(&error))
+        this.ask_keeper(&of, &Request::Resume)
+            .map_err(|error| problem::keeper(&error))
     })
     .await?;
-    let resume_ns = status.resumed_at_ns.unwrap_or(asked_at).saturating_sub(asked_at);
+    let resume_ns = status
+        .resumed_at_ns
+        .unwrap_or(asked_at)
+        .saturating_sub(asked_at);
     services::publish(agent, &service).await?;
     let (this, name) = (Arc::clone(agent), incoming.service.clone());
     blocking(move || {
@@ -479,36 +538,54 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     if let Err(error) = crate::source::frontman_retire(agent, &incoming.service).await {
         tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
     }
-    Ok(Running { resume_us: resume_ns / 1000 })
+    Ok(Running {
+        resume_us: resume_ns / 1000,
+    })
 }
 
 /// Before the commit: nothing is left of it.
 pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> {
-    let Ok(incoming) = incoming(agent, id) else { return Ok(()) };
+    let Ok(incoming) = incoming(agent, id) else {
+        return Ok(());
+    };
     let service = agent.service(&incoming.service).ok();
     if let Some(service) = service.filter(|service| is_arriving(service, id)) {
         let (this, of) = (Arc::clone(agent), service.clone());
         let status = blocking(move || Ok(this.keeper_status(&of).ok())).await?;
         if status.is_some_and(|status| status.resumed_at_ns.is_some()) {
             let detail = format!("migration {id} was committed: the service runs here");
-            return Err(problem::conflict("committed", "too late to discard", detail));
+            return Err(problem::conflict(
+                "committed",
+                "too late to discard",
+                detail,
+            ));
         }
         destroy(agent, &service, false).await?;
     } else if agent.service(&incoming.service).is_ok() {
         let detail = format!("migration {id} was committed: the service runs here");
-        return Err(problem::conflict("committed", "too late to discard", detail));
+        return Err(problem::conflict(
+            "committed",
+            "too late to discard",
+            detail,
+        ));
     }
     agent.forget_migration(id);
     Ok(())
 }
 
 fn is_arriving(service: &Service, id: MigrationId) -> bool {
-    service.record.arriving.as_ref().is_some_and(|arriving| arriving.migration == id)
+    service
+        .record
+        .arriving
+        .as_ref()
+        .is_some_and(|arriving| arriving.migration == id)
 }
 
 /// After the last page is in: the working state goes, the service stays.
 pub async fn settle(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> {
-    let Ok(incoming) = incoming(agent, id) else { return Ok(()) };
+    let Ok(incoming) = incoming(agent, id) else {
+        return Ok(());
+    };
     let this = Arc::clone(agent);
     let state = blocking(move || Ok(incoming.state(id, &this))).await?;
     if state.phase == Phase::Installing {

@@ -43,10 +43,13 @@ pub fn serve(config: AgentConfig) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("UMS_LOG").unwrap_or_else(|_| "info".into()),
+            tracing_subscriber::EnvFilter::try_from_env("UMS_LOG")
+                .unwrap_or_else(|_| "info".into()),
         )
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(serve_async(config))
 }
 
@@ -55,7 +58,10 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     private_dir(&config.state_dir)?;
     let data = TcpListener::bind((config.data_address, config.data_port)).await;
     let data = data.with_context(|| {
-        format!("the data path can't listen on {}:{}", config.data_address, config.data_port)
+        format!(
+            "the data path can't listen on {}:{}",
+            config.data_address, config.data_port
+        )
     })?;
     let data_port = data.local_addr()?.port();
     let socket = config.socket();

@@ -15,7 +15,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the Coordinator of this system.
-    Serve(ums_agent::config::AgentConfig),
+    Serve(Box<ums_agent::config::AgentConfig>),
     /// Hold one container (started by `serve`).
     #[command(hide = true)]
     Keeper {
@@ -32,7 +32,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Serve(config) => ums_agent::serve(config),
+        Command::Serve(config) => ums_agent::serve(*config),
         Command::Keeper { config } => run_keeper(&config),
         Command::Guard { cgroup } => keeper::guard::run(&cgroup).map_err(Into::into),
     };

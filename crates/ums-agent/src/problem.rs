@@ -60,10 +60,15 @@ impl From<crate::container::Error> for Box<Problem> {
 pub fn keeper(error: &client::Error) -> Problem {
     let problem = failed("keeper", "the container's keeper could not do it")(error);
     match error {
-        client::Error::Failed { .. } => Problem { effect: Effect::None, ..problem },
-        client::Error::Unreachable { .. } => {
-            Problem { effect: Effect::None, retry: false, ..problem }
-        }
+        client::Error::Failed { .. } => Problem {
+            effect: Effect::None,
+            ..problem
+        },
+        client::Error::Unreachable { .. } => Problem {
+            effect: Effect::None,
+            retry: false,
+            ..problem
+        },
         _ => problem,
     }
 }

@@ -31,7 +31,9 @@ async fn once(agent: &Agent) -> Result<(), crate::network::NetworkError> {
         .collect();
     let table = agent.network.table().await?;
     let taken = table.endpoints.values().filter(|endpoint| endpoint.taken);
-    let of_services = taken.map(|endpoint| &endpoint.service).chain(table.moved.values());
+    let of_services = taken
+        .map(|endpoint| &endpoint.service)
+        .chain(table.moved.values());
     let mut orphans: Vec<ServiceName> = of_services
         .filter(|name| !alive.contains(&name.to_string()) && agent.service(name).is_err())
         .cloned()

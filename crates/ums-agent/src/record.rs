@@ -52,7 +52,10 @@ pub fn write(path: &Path, record: &Record) -> io::Result<()> {
 pub fn read(path: &Path) -> io::Result<Record> {
     let record: Record = serde_json::from_slice(&fs::read(path)?)?;
     if record.version != VERSION {
-        let text = format!("record of version {}, this agent knows {VERSION}", record.version);
+        let text = format!(
+            "record of version {}, this agent knows {VERSION}",
+            record.version
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(record)

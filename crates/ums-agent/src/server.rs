@@ -86,7 +86,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 
 fn malformed(rejection: &JsonRejection) -> Problem {
     let status = rejection.status().as_u16();
-    Problem::refused(status, "malformed", "malformed request", rejection.body_text())
+    Problem::refused(
+        status,
+        "malformed",
+        "malformed request",
+        rejection.body_text(),
+    )
 }
 
 fn answer<T: Serialize>(result: Result<T, Problem>) -> Answer<T> {
@@ -105,7 +110,13 @@ async fn facts(State(agent): Shared) -> impl IntoResponse {
 }
 
 async fn list(State(agent): Shared) -> impl IntoResponse {
-    let views = move || Ok(agent.all_services().iter().map(|s| agent.view(s)).collect::<Vec<_>>());
+    let views = move || {
+        Ok(agent
+            .all_services()
+            .iter()
+            .map(|s| agent.view(s))
+            .collect::<Vec<_>>())
+    };
     answer(blocking(views).await)
 }
 
@@ -237,6 +248,10 @@ async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::spawn(work).await.unwrap_or_else(|error| {
-        Err(Problem::failed("panic", "the agent failed", error.to_string()))
+        Err(Problem::failed(
+            "panic",
+            "the agent failed",
+            error.to_string(),
+        ))
     })
 }

@@ -32,9 +32,15 @@ fn kill_cgroup(agent: &Agent, service: &Service) -> Result<(), Problem> {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(Problem::failed("panic", "the agent failed", error.to_string()))
-    })
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(Problem::failed(
+                "panic",
+                "the agent failed",
+                error.to_string(),
+            ))
+        })
 }
 
 /// Creates and starts a service.
@@ -63,20 +69,34 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
     let rootfs = std::path::Path::new(&request.rootfs);
     let image = agent.images.import(rootfs).map_err(|error| {
         let detail = problem::chain(&error);
-        Problem::refused(400, "rootfs", "the root filesystem can't be imported", detail)
+        Problem::refused(
+            400,
+            "rootfs",
+            "the root filesystem can't be imported",
+            detail,
+        )
     })?;
     let network = agent.config.service_network;
     let used = agent.all_services();
-    let used: Vec<_> = used.iter().map(|service| &service.record.specification).collect();
+    let used: Vec<_> = used
+        .iter()
+        .map(|service| &service.record.specification)
+        .collect();
     let in_use = network::addresses_in_use(used.iter().copied());
-    let address = request.address.or_else(|| network::free_address(network, &in_use));
+    let address = request
+        .address
+        .or_else(|| network::free_address(network, &in_use));
     let Some(address) = address else {
         let detail = "every address of the service network is in use: remove a service";
         return Err(problem::conflict("addresses", "no address is free", detail));
     };
     if in_use.contains(&address) {
         let detail = format!("another service has {address}: choose another address");
-        return Err(problem::conflict("address-taken", "the address is taken", detail));
+        return Err(problem::conflict(
+            "address-taken",
+            "the address is taken",
+            detail,
+        ));
     }
     let specification = Specification {
         hostname: request.name.to_string(),
@@ -84,7 +104,11 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
         image,
         command: request.command,
         env: request.env,
-        cwd: if request.cwd.is_empty() { "/".to_owned() } else { request.cwd },
+        cwd: if request.cwd.is_empty() {
+            "/".to_owned()
+        } else {
+            request.cwd
+        },
         uid: request.uid,
         gid: request.gid,
         memory_limit_bytes: request.memory_limit_bytes,
@@ -96,7 +120,12 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
     };
     bundle::check(&specification).map_err(|error| {
         let detail = problem::chain(&error);
-        Problem::refused(400, "specification", "the service can't be specified so", detail)
+        Problem::refused(
+            400,
+            "specification",
+            "the service can't be specified so",
+            detail,
+        )
     })?;
     free_ports(&specification, &used)?;
     Ok(specification)
@@ -105,7 +134,11 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
 /// Refuses ports that another service or program has.
 pub fn free_ports(wanted: &Specification, others: &[&Specification]) -> Result<(), Problem> {
     let taken = network::ports_in_use(others.iter().copied(), &network::listening_ports());
-    match wanted.ports.iter().find(|port| taken.contains(&port.system_port)) {
+    match wanted
+        .ports
+        .iter()
+        .find(|port| taken.contains(&port.system_port))
+    {
         Some(port) => {
             let detail = format!(
                 "port {} of this system is in use: publish another, or end what has it",
@@ -125,7 +158,12 @@ pub fn prepare(
 ) -> Result<Service, Problem> {
     let places = agent.config.places(&specification.name);
     let version = record::VERSION;
-    let record = Record { version, specification, gate: None, arriving };
+    let record = Record {
+        version,
+        specification,
+        gate: None,
+        arriving,
+    };
     let service = Service { record, places };
     agent.add_service(service.clone())?;
     let made = make(agent, &service);
@@ -138,10 +176,17 @@ pub fn prepare(
 
 fn make(agent: &Agent, service: &Service) -> Result<(), Problem> {
     let specification = &service.record.specification;
-    let volumes = specification.volumes.iter().map(|volume| volume.name.to_string());
+    let volumes = specification
+        .volumes
+        .iter()
+        .map(|volume| volume.name.to_string());
     let failed = |error: std::io::Error| {
         let detail = format!("{}: {error}", service.places.state().display());
-        Problem::failed("directories", "the service's directories can't be made", detail)
+        Problem::failed(
+            "directories",
+            "the service's directories can't be made",
+            detail,
+        )
     };
     // Directories without a record belong to a service that was never promised to anybody.
     service.places.remove().map_err(failed)?;
@@ -155,13 +200,22 @@ fn make(agent: &Agent, service: &Service) -> Result<(), Problem> {
 /// Connects a service's network namespace.
 pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     let (this, of) = (Arc::clone(agent), service.clone());
-    let status =
-        blocking(move || this.keeper_status(&of).map_err(|error| problem::keeper(&error))).await?;
+    let status = blocking(move || {
+        this.keeper_status(&of)
+            .map_err(|error| problem::keeper(&error))
+    })
+    .await?;
     let failed = problem::failed("network", "the service's network can't be made");
     let specification = &service.record.specification;
-    agent.network.ensure_bridge().await.map_err(|error| failed(&error))?;
+    agent
+        .network
+        .ensure_bridge()
+        .await
+        .map_err(|error| failed(&error))?;
     let netns = container::netns_path(&status);
-    let attached = agent.network.attach(&specification.name, &netns, specification.address);
+    let attached = agent
+        .network
+        .attach(&specification.name, &netns, specification.address);
     attached.await.map_err(|error| failed(&error))
 }
 
@@ -169,7 +223,10 @@ pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
 pub async fn publish(agent: &Agent, service: &Service) -> Result<(), Problem> {
     let specification = &service.record.specification;
     let (name, address) = (&specification.name, specification.address);
-    let published = agent.network.publish(name, address, &specification.ports).await;
+    let published = agent
+        .network
+        .publish(name, address, &specification.ports)
+        .await;
     published.map_err(|error| problem::failed("network", "the ports can't be published")(&error))
 }
 
@@ -190,21 +247,37 @@ async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
 /// Removes a service that is not migrating.
 pub async fn remove(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
     let service = agent.service(name)?;
-    let arriving = service.record.arriving.as_ref().map(|arriving| arriving.migration);
+    let arriving = service
+        .record
+        .arriving
+        .as_ref()
+        .map(|arriving| arriving.migration);
     if let Some(id) = service.record.gate.or(arriving) {
         let detail = format!("`{name}` is being moved by migration {id}: abort that first");
-        return Err(problem::conflict("migrating", "the service is migrating", detail));
+        return Err(problem::conflict(
+            "migrating",
+            "the service is migrating",
+            detail,
+        ));
     }
     destroy(agent, &service, true).await
 }
 
 /// Kills what there is of a service and removes all that belongs to it, its endpoints too unless a
 /// Frontman keeps them. Repeating it is harmless.
-pub async fn destroy(agent: &Arc<Agent>, service: &Service, endpoints: bool) -> Result<(), Problem> {
+pub async fn destroy(
+    agent: &Arc<Agent>,
+    service: &Service,
+    endpoints: bool,
+) -> Result<(), Problem> {
     let name = &service.record.specification.name;
     let failed = problem::failed("network", "the service's network can't be removed");
     if endpoints {
-        agent.network.unpublish(name).await.map_err(|error| failed(&error))?;
+        agent
+            .network
+            .unpublish(name)
+            .await
+            .map_err(|error| failed(&error))?;
     }
     let (this, of) = (Arc::clone(agent), service.clone());
     blocking(move || match this.ask_keeper(&of, &Request::Quit) {
@@ -214,11 +287,19 @@ pub async fn destroy(agent: &Arc<Agent>, service: &Service, endpoints: bool) -> 
         Err(error) => Err(problem::keeper(&error)),
     })
     .await?;
-    agent.network.detach(name).await.map_err(|error| failed(&error))?;
+    agent
+        .network
+        .detach(name)
+        .await
+        .map_err(|error| failed(&error))?;
     let (this, of) = (Arc::clone(agent), service.clone());
     blocking(move || {
         of.places.remove().map_err(|error| {
-            Problem::failed("directories", "the service's files can't be removed", error.to_string())
+            Problem::failed(
+                "directories",
+                "the service's files can't be removed",
+                error.to_string(),
+            )
         })?;
         this.forget_service(&of.record.specification.name);
         Ok(())

@@ -79,7 +79,9 @@ impl Outgoing {
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.view
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn enter_phase(&self, phase: Phase) {
@@ -95,7 +97,10 @@ impl Outgoing {
 
     /// What is known of it. Blocks.
     pub fn state(&self, id: MigrationId, agent: &Agent) -> MigrationState {
-        let status = agent.service(&self.service).ok().and_then(|s| agent.keeper_status(&s).ok());
+        let status = agent
+            .service(&self.service)
+            .ok()
+            .and_then(|s| agent.keeper_status(&s).ok());
         let view = self.view();
         MigrationState {
             id,
@@ -124,7 +129,11 @@ fn gated(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Service, 
         return Ok(service);
     }
     let detail = format!("the gate of `{name}` is not shut by migration {id}");
-    Err(problem::conflict("not-blocked", "the service is not blocked", detail))
+    Err(problem::conflict(
+        "not-blocked",
+        "the service is not blocked",
+        detail,
+    ))
 }
 
 /// Step 8: control messages are refused from now on.
@@ -133,8 +142,13 @@ pub async fn block(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Re
     blocking(move || {
         this.update_record(&name, |record| match record.gate {
             Some(other) if other != id => {
-                let detail = format!("migration {other} is moving it: wait for its end or abort it");
-                Err(problem::conflict("migrating", "the service is migrating", detail))
+                let detail =
+                    format!("migration {other} is moving it: wait for its end or abort it");
+                Err(problem::conflict(
+                    "migrating",
+                    "the service is migrating",
+                    detail,
+                ))
             }
             _ => {
                 record.gate = Some(id);
@@ -185,7 +199,11 @@ pub async fn unblock(
 }
 
 /// Step 7: opens the data path and copies files for the first time, while the service runs.
-pub async fn open(agent: &Arc<Agent>, id: MigrationId, request: OpenRequest) -> Result<(), Problem> {
+pub async fn open(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    request: OpenRequest,
+) -> Result<(), Problem> {
     let outgoing = remember(agent, id, &request.service)?;
     let _operation = outgoing.operation.lock().await;
     if outgoing.view().path.is_some() || outgoing.view().checkpointed.is_some() {
@@ -219,15 +237,22 @@ async fn open_path(
         .await
         .map_err(|error| at_peer(&error))?;
     let settings = Settings {
-        bandwidth: agent.config.bandwidth_bytes.and_then(std::num::NonZeroU64::new),
+        bandwidth: agent
+            .config
+            .bandwidth_bytes
+            .and_then(std::num::NonZeroU64::new),
         meter: outgoing.meter.clone(),
         ..Settings::default()
     };
-    let sender = Sender::open(stream, id, permit, settings).await.map_err(|e| at_peer(&e))?;
+    let sender = Sender::open(stream, id, permit, settings)
+        .await
+        .map_err(|e| at_peer(&e))?;
     let (this, of, mut writer) = (Arc::clone(agent), service, sender.files());
     let send_image = request.send_image;
     let manifest = blocking(move || {
-        let status = this.keeper_status(&of).map_err(|error| problem::keeper(&error))?;
+        let status = this
+            .keeper_status(&of)
+            .map_err(|error| problem::keeper(&error))?;
         let tree = tree(&this, &of, &status, send_image);
         files::first_pass(&tree, &mut writer).map_err(|error| at_files(&error))
     })
@@ -253,10 +278,12 @@ fn tree(agent: &Agent, service: &Service, status: &Status, with_image: bool) -> 
 }
 
 fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
-    blake3::Hash::from_hex(text).map(|hash| *hash.as_bytes()).map_err(|_| {
-        let detail = "a permit is 64 hexadecimal digits";
-        Problem::refused(400, "permit", "malformed permit", detail)
-    })
+    blake3::Hash::from_hex(text)
+        .map(|hash| *hash.as_bytes())
+        .map_err(|_| {
+            let detail = "a permit is 64 hexadecimal digits";
+            Problem::refused(400, "permit", "malformed permit", detail)
+        })
 }
 
 fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
@@ -265,7 +292,11 @@ fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
         fault: Fault::Peer,
         effect: Effect::None,
         status: 502,
-        ..Problem::failed("data-path", "the data path to the destination failed", detail)
+        ..Problem::failed(
+            "data-path",
+            "the data path to the destination failed",
+            detail,
+        )
     }
 }
 
@@ -285,7 +316,12 @@ pub async fn checkpoint(
 ) -> Result<Checkpointed, Problem> {
     if request.technique != Technique::StopAndCopy {
         let detail = "this agent moves memory by stop-and-copy alone";
-        return Err(Problem::refused(400, "technique", "technique not available", detail));
+        return Err(Problem::refused(
+            400,
+            "technique",
+            "technique not available",
+            detail,
+        ));
     }
     let outgoing = outgoing(agent, id)?;
     let _operation = outgoing.operation.lock().await;
@@ -356,7 +392,9 @@ fn hex(digest: &[u8; 32]) -> String {
 /// Nanoseconds of CLOCK_MONOTONIC, as the keeper counts them.
 pub fn monotonic_ns() -> u64 {
     use nix::time::{ClockId, clock_gettime};
-    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
+        return 0;
+    };
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
@@ -374,10 +412,14 @@ async fn dump(
     let dumped = blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
         let fds = [at.as_fd(), theirs.as_fd()];
-        keeper.call(&Request::Dump, &fds).map_err(|error| problem::keeper(&error))
+        keeper
+            .call(&Request::Dump, &fds)
+            .map_err(|error| problem::keeper(&error))
     })
     .await;
-    let sent = sending.await.map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
+    let sent = sending
+        .await
+        .map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
     // Where the data path broke, CRIU only knows that its page socket did: the cause comes first.
     let owners = match (sent, &dumped) {
         (Ok(owners), _) => owners,
@@ -393,7 +435,9 @@ async fn dump(
     let info: CheckpointInfo =
         info.map_err(|error| Problem::failed("images", "the checkpoint is not whole", error))?;
     let info = serde_json::to_vec(&CheckpointInfo { owners, ..info }).unwrap_or_default();
-    images.write(INFO_NAME, &info).map_err(|e| problem::failed("images", "no memory")(&e))?;
+    images
+        .write(INFO_NAME, &info)
+        .map_err(|e| problem::failed("images", "no memory")(&e))?;
     Ok(status)
 }
 
@@ -410,11 +454,13 @@ fn send_pages(
     let mut broken = None;
     let served = page_server::serve(&mut stream, |run, stream| {
         let (owner, address, flags) = (run.owner.0, run.address, run.flags);
-        writer.write_from(owner, address, flags, run.pages, stream).map_err(|error| {
-            let text = error.to_string();
-            broken = Some(error);
-            page_server::Error::Sink(text)
-        })
+        writer
+            .write_from(owner, address, flags, run.pages, stream)
+            .map_err(|error| {
+                let text = error.to_string();
+                broken = Some(error);
+                page_server::Error::Sink(text)
+            })
     });
     served.map_err(|error| match broken {
         // Reading from CRIU failed, not writing to the destination.
@@ -423,24 +469,25 @@ fn send_pages(
     })
 }
 
-fn send_images(
-    images: &MemoryDir,
-    writer: &ums_sync::send::ImageWriter,
-) -> Result<(), Problem> {
+fn send_images(images: &MemoryDir, writer: &ums_sync::send::ImageWriter) -> Result<(), Problem> {
     let failed = problem::failed("images", "the checkpoint can't be read");
     for (name, _) in images.files().map_err(|error| failed(&error))? {
         if IMAGE_NAMES_LEFT.contains(&name.as_str()) {
             continue;
         }
         let bytes = std::fs::read(images.path().join(&name)).map_err(|error| failed(&error))?;
-        writer.image(&name, &bytes).map_err(|error| at_peer(&error))?;
+        writer
+            .image(&name, &bytes)
+            .map_err(|error| at_peer(&error))?;
     }
     Ok(())
 }
 
 /// Files that may have changed without a trace in their times, by tree and path in it.
 fn changing_files(service: &Service, status: &Status) -> Result<Always, Problem> {
-    let Some(init) = status.init_pid else { return Ok(Always::new()) };
+    let Some(init) = status.init_pid else {
+        return Ok(Always::new());
+    };
     let failed = problem::failed("inspect", "the service can't be inspected");
     let pids = inspect::processes(init).map_err(|error| failed(&error))?;
     let files = inspect::shared_writable_files(&pids).map_err(|error| failed(&error))?;
@@ -452,13 +499,20 @@ fn locate(service: &Service, path: &Path) -> (RootName, PathBuf) {
     let volumes = &service.record.specification.volumes;
     let inside = volumes.iter().filter_map(|volume| {
         let rest = path.strip_prefix(&volume.path).ok()?;
-        Some((volume.path.len(), RootName::Volume(volume.name.clone()), rest))
+        Some((
+            volume.path.len(),
+            RootName::Volume(volume.name.clone()),
+            rest,
+        ))
     });
     let shm = path.strip_prefix("/dev/shm").ok();
     let shm = shm.map(|rest| ("/dev/shm".len(), RootName::SharedMemory, rest));
     match inside.chain(shm).max_by_key(|(len, _, _)| *len) {
         Some((_, root, rest)) => (root, rest.to_owned()),
-        None => (RootName::Upper, path.strip_prefix("/").unwrap_or(path).to_owned()),
+        None => (
+            RootName::Upper,
+            path.strip_prefix("/").unwrap_or(path).to_owned(),
+        ),
     }
 }
 
@@ -476,7 +530,11 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
     // First, or the service would begin with packets lost; but it must run whatever comes of it.
     let released = agent.network.release_packets(&netns_path(&status)).await;
     let (this, of) = (Arc::clone(agent), service);
-    blocking(move || this.ask_keeper(&of, &Request::Thaw).map_err(|e| problem::keeper(&e))).await?;
+    blocking(move || {
+        this.ask_keeper(&of, &Request::Thaw)
+            .map_err(|e| problem::keeper(&e))
+    })
+    .await?;
     released.map_err(|error| problem::failed("network", "packets can't be released")(&error))
 }
 
@@ -499,7 +557,10 @@ pub async fn delete_source(
     let netns = status.as_ref().map(netns_path);
     let address = service.record.specification.address;
     // Clients with a connection from before learn that it is over; else they would wait.
-    let dropped = agent.network.drop_connections(&name, address, netns.as_deref()).await;
+    let dropped = agent
+        .network
+        .drop_connections(&name, address, netns.as_deref())
+        .await;
     dropped.map_err(|error| problem::failed("network", "connections can't be reset")(&error))?;
     destroy(agent, &service, false).await?;
     agent.forget_migration(id);
@@ -508,7 +569,10 @@ pub async fn delete_source(
 
 fn frontman_paths(agent: &Agent, name: &ServiceName) -> (PathBuf, PathBuf) {
     let dir = agent.config.run_dir.join("frontman");
-    (dir.join(format!("{name}.sock")), dir.join(format!("{name}.json")))
+    (
+        dir.join(format!("{name}.sock")),
+        dir.join(format!("{name}.json")),
+    )
 }
 
 /// Step 8: the Frontman takes the endpoint and holds what arrives.
@@ -535,7 +599,10 @@ pub async fn frontman_hold(
         socket,
         state,
         log: Some(config.state_dir.join("frontman.log")),
-        ports: ports.iter().map(|port| (port.system_port, (gateway, 0).into())).collect(),
+        ports: ports
+            .iter()
+            .map(|port| (port.system_port, (gateway, 0).into()))
+            .collect(),
         limits: Limits {
             hold_connections: config.hold_connections as usize,
             hold_seconds: config.hold_seconds,
@@ -544,8 +611,9 @@ pub async fn frontman_hold(
         },
     };
     let failed = problem::failed("frontman", "the Frontman can't take the endpoint");
-    let (client, status) =
-        frontman::spawn(&frontman_program(agent), &launch).await.map_err(|e| failed(&e))?;
+    let (client, status) = frontman::spawn(&frontman_program(agent), &launch)
+        .await
+        .map_err(|e| failed(&e))?;
     client.hold().await.map_err(|error| failed(&error))?;
     let listeners: BTreeMap<u16, SocketAddrV4> = status
         .ports
@@ -555,12 +623,21 @@ pub async fn frontman_hold(
             std::net::SocketAddr::V6(_) => None,
         })
         .collect();
-    agent.network.take(&name, &listeners).await.map_err(|error| failed(&error))
+    agent
+        .network
+        .take(&name, &listeners)
+        .await
+        .map_err(|error| failed(&error))
 }
 
 fn frontman_program(agent: &Agent) -> PathBuf {
     let beside = || std::env::current_exe().ok()?.parent().map(Path::to_owned);
-    let dir = agent.config.bin_dir.clone().or_else(beside).unwrap_or_default();
+    let dir = agent
+        .config
+        .bin_dir
+        .clone()
+        .or_else(beside)
+        .unwrap_or_default();
     dir.join("ums-frontman")
 }
 
@@ -576,16 +653,28 @@ pub async fn frontman_lead(agent: &Arc<Agent>, request: LeadRequest) -> Result<(
     let status = client.status().await;
     let failed = problem::failed("frontman", "the Frontman can't lead clients");
     let status = status.map_err(|error| failed(&error))?;
-    let by_port: BTreeMap<u16, std::net::SocketAddr> =
-        status.ports.iter().map(|port| port.system_port).zip(request.endpoints).collect();
-    client.lead(by_port).await.map(drop).map_err(|error| failed(&error))
+    let by_port: BTreeMap<u16, std::net::SocketAddr> = status
+        .ports
+        .iter()
+        .map(|port| port.system_port)
+        .zip(request.endpoints)
+        .collect();
+    client
+        .lead(by_port)
+        .await
+        .map(drop)
+        .map_err(|error| failed(&error))
 }
 
 /// Compensation of [`frontman_hold`]: the endpoint is the service's again, and what was held goes
 /// to it. The service must run.
 pub async fn frontman_yield(agent: &Arc<Agent>, name: ServiceName) -> Result<(), Problem> {
     let failed = problem::failed("frontman", "the endpoint can't be given back");
-    agent.network.give_back(&name).await.map_err(|error| failed(&error))?;
+    agent
+        .network
+        .give_back(&name)
+        .await
+        .map_err(|error| failed(&error))?;
     let (socket, _) = frontman_paths(agent, &name);
     let client = match FrontmanClient::connect(socket).await {
         Ok(client) => client,
@@ -595,11 +684,21 @@ pub async fn frontman_yield(agent: &Arc<Agent>, name: ServiceName) -> Result<(),
     if let Ok(service) = agent.service(&name) {
         let specification = &service.record.specification;
         let upstreams = specification.ports.iter().map(|port| {
-            (port.system_port, (specification.address, port.service_port).into())
+            (
+                port.system_port,
+                (specification.address, port.service_port).into(),
+            )
         });
-        client.lead(upstreams.collect()).await.map_err(|error| failed(&error))?;
+        client
+            .lead(upstreams.collect())
+            .await
+            .map_err(|error| failed(&error))?;
     }
-    client.retire(YIELD_DRAIN).await.map(drop).map_err(|error| failed(&error))
+    client
+        .retire(YIELD_DRAIN)
+        .await
+        .map(drop)
+        .map_err(|error| failed(&error))
 }
 
 /// The Frontman of a service that has come back here has nothing left to do but drain.
@@ -607,9 +706,12 @@ pub async fn frontman_retire(agent: &Arc<Agent>, name: &ServiceName) -> Result<(
     let (socket, _) = frontman_paths(agent, name);
     let failed = problem::failed("frontman", "the Frontman can't retire");
     match FrontmanClient::connect(socket).await {
-        Ok(client) => client.retire(YIELD_DRAIN).await.map(drop).map_err(|error| failed(&error)),
+        Ok(client) => client
+            .retire(YIELD_DRAIN)
+            .await
+            .map(drop)
+            .map_err(|error| failed(&error)),
         Err(frontman::ClientError::NotThere(_)) => Ok(()),
         Err(error) => Err(failed(&error)),
     }
 }
-
