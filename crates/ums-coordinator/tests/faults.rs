@@ -193,7 +193,7 @@ async fn play_all(scenarios: Vec<Scenario>) {
         let permits = std::sync::Arc::clone(&permits);
         played.spawn(async move {
             let _permit = permits.acquire_owned().await.expect("open");
-            let t=std::time::Instant::now(); play(scenario).await; if t.elapsed().as_millis()>1500 {eprintln!("SLOW {:?} {scenario:?}", t.elapsed());}
+            play(scenario).await;
         });
     }
     while let Some(ended) = played.join_next().await {

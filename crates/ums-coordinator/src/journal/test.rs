@@ -40,7 +40,7 @@ fn what_is_written_is_read_after_reopening() {
             .append(id, 0, &[first], true, Write::Durable)
             .expect("written");
         journal
-            .append(id, 1, &[abandoned.clone()], true, Write::Lazy)
+            .append(id, 1, std::slice::from_ref(&abandoned), true, Write::Lazy)
             .expect("written");
         // A repeat after a failure takes the place of what it repeats.
         journal
