@@ -14,7 +14,7 @@
 mod incoming;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
@@ -99,10 +99,19 @@ pub(crate) enum Write {
     Lazy,
 }
 
+/// Opens the store that a journal lies in. Tests give one whose disk fails.
+pub type OpenStore =
+    Arc<dyn Fn(&Path) -> std::result::Result<Database, redb::DatabaseError> + Send + Sync>;
+
+/// Opens the store in a file.
+pub(crate) fn in_file() -> OpenStore {
+    Arc::new(|path| Database::create(path))
+}
+
 /// An open journal.
-#[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
+    store: OpenStore,
     /// `None` after a failure, until it has been opened again: what a failed write left behind is
     /// known only then.
     database: Mutex<Option<Database>>,
@@ -111,17 +120,29 @@ pub(crate) struct Journal {
 
 type Result<T> = std::result::Result<T, JournalError>;
 
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Journal").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Journal {
     /// Opens the journal in `directory`, or begins one.
-    pub(crate) fn open(directory: &Path, system: &SystemName, history_max: usize) -> Result<Self> {
+    pub(crate) fn open(
+        directory: &Path,
+        system: &SystemName,
+        history_max: usize,
+        store: OpenStore,
+    ) -> Result<Self> {
         let path = directory.join(FILE_NAME);
         std::fs::create_dir_all(directory).map_err(|error| JournalError::Unusable {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-        let database = Mutex::new(Some(open_database(&path)?));
+        let database = Mutex::new(Some(open_database(&store, &path)?));
         let journal = Self {
             path,
+            store,
             database,
             history_max,
         };
@@ -350,7 +371,7 @@ impl Journal {
             self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match slot.take() {
             Some(database) => database,
-            None => open_database(&self.path)?,
+            None => open_database(&self.store, &self.path)?,
         };
         match work(&database) {
             Ok(done) => {
@@ -379,13 +400,14 @@ impl Journal {
     }
 }
 
-fn open_database(path: &Path) -> Result<Database> {
+fn open_database(store: &OpenStore, path: &Path) -> Result<Database> {
     let unusable = |reason: String| JournalError::Unusable {
         path: path.to_owned(),
         reason,
     };
     // The file may hold anything: what the store makes of damage must not end the process.
-    let opened = std::panic::catch_unwind(|| Database::create(path))
+    let open = std::panic::AssertUnwindSafe(|| store(path));
+    let opened = std::panic::catch_unwind(open)
         .map_err(|_| unusable("its structure is damaged".to_owned()))?;
     opened.map_err(|error| match error {
         redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(path.to_owned()),

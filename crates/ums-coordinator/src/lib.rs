@@ -34,7 +34,7 @@ use ums_core::id::SystemName;
 use ums_sync::tls::{self, TlsError};
 
 pub use config::{AgentCommand, Config, Limits, PeerConfig};
-pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError};
+pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError, OpenStore};
 
 use journal::Journal;
 use shared::Shared;
@@ -100,6 +100,11 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
 impl Coordinator {
     /// Opens the journal, takes up what was interrupted, and serves.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
+        Self::start_with_store(config, journal::in_file()).await
+    }
+
+    /// The same, with a store for the journal that tests can let fail.
+    pub async fn start_with_store(config: Config, store: OpenStore) -> Result<Self, ServeError> {
         let certificate = config.identity.name()?;
         if certificate != config.system {
             return Err(ServeError::Name {
@@ -115,6 +120,7 @@ impl Coordinator {
             &config.state_dir,
             &config.system,
             limits.history_max,
+            store,
         )?);
         let listen_error = |source| ServeError::Listen {
             address: config.listen,

@@ -23,7 +23,7 @@ fn requested(number: u128) -> (MigrationId, Event) {
 }
 
 fn open(directory: &Path) -> Result<Journal> {
-    Journal::open(directory, &system("a"), 2)
+    Journal::open(directory, &system("a"), 2, in_file())
 }
 
 #[test]
@@ -82,7 +82,8 @@ fn old_ones_make_room() {
 fn foreign_and_damaged_files_are_named_with_a_remedy() {
     let directory = tempfile::tempdir().expect("a directory");
     drop(open(directory.path()).expect("opened"));
-    let other = Journal::open(directory.path(), &system("b"), 2).expect_err("another system's");
+    let other =
+        Journal::open(directory.path(), &system("b"), 2, in_file()).expect_err("another system's");
     assert!(
         other
             .to_string()

@@ -68,9 +68,10 @@ pub(crate) struct Migration {
     pub(super) stopwatch: Stopwatch,
     pub(super) live: Arc<Live>,
     saga: Saga,
-    /// Events in the journal.
+    /// Events that are durably in the journal.
     written: u32,
-    /// Events that are not, because it could not be written; they go with the next ones.
+    /// Events that are not, because they were written lazily or could not be written. They go
+    /// (again) with the next ones: a journal that had to be reopened has lost its lazy writes.
     unwritten: Vec<Event>,
     /// When the destination was first told of the commit.
     pub(super) told_at_us: Option<u64>,
@@ -151,13 +152,19 @@ impl Migration {
         let after = self.after(&events);
         let mut lines = self.unwritten.clone();
         lines.extend(events);
-        let count = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+        let lines = Arc::new(lines);
         let (id, first, open) = (self.id(), self.written, after.what_next() != Action::Rest);
+        let to_write = Arc::clone(&lines);
         self.shared
-            .journal(move |journal| journal.append(id, first, &lines, open, write))
+            .journal(move |journal| journal.append(id, first, &to_write, open, write))
             .await?;
-        self.unwritten.clear();
-        self.written += count;
+        match write {
+            Write::Durable => {
+                self.written += u32::try_from(lines.len()).unwrap_or(u32::MAX);
+                self.unwritten.clear();
+            }
+            Write::Lazy => self.unwritten = Arc::unwrap_or_clone(lines),
+        }
         self.saga = after;
         self.publish();
         Ok(())

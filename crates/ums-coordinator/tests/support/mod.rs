@@ -216,9 +216,16 @@ impl System {
 
     /// Starts the Coordinator, once whatever is left of a killed one has let go of the journal.
     pub async fn start(&mut self) {
+        self.start_on(std::sync::Arc::new(|path| redb::Database::create(path)))
+            .await;
+    }
+
+    /// The same, on a disk of the test's own.
+    pub async fn start_on(&mut self, store: ums_coordinator::OpenStore) {
         let until = Instant::now() + PATIENCE;
         let coordinator = loop {
-            match Coordinator::start(self.config.clone()).await {
+            let started = Coordinator::start_with_store(self.config.clone(), Arc::clone(&store));
+            match started.await {
                 Ok(coordinator) => break coordinator,
                 Err(ServeError::Journal(JournalError::InUse(_))) if Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -257,6 +264,13 @@ impl System {
         self.client()
             .post(paths::MIGRATIONS, &request, PATIENCE)
             .await
+    }
+
+    /// Whether the journal tells about a migration that is over: its view is final then.
+    pub async fn remembers(&self, id: MigrationId) -> bool {
+        let path = paths::migration(id, &WatchQuery::default());
+        let view = self.get::<MigrationView>(&path).await.expect("known");
+        view.progress.generation >= 1 << 52
     }
 
     /// Waits until a migration is over, watching it as a client does, over restarts.
