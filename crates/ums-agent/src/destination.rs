@@ -28,7 +28,7 @@ use crate::images::ImageStore;
 use crate::problem;
 use crate::record::Arriving;
 use crate::services::{self, blocking, destroy};
-use crate::source::{ALPN, monotonic_ns};
+use crate::source::{ALPN, YIELD_DRAIN, monotonic_ns};
 
 /// How long a peer may say nothing on the data path.
 const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -535,7 +535,7 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     })
     .await?;
     // It has its endpoint back; whoever stood in for it here has only old connections left.
-    if let Err(error) = crate::source::frontman_retire(agent, &incoming.service).await {
+    if let Err(error) = crate::source::frontman_retire(agent, &incoming.service, YIELD_DRAIN).await {
         tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
     }
     Ok(Running {

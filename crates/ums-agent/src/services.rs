@@ -1,6 +1,7 @@
 //! Services that are started and removed here, outside a migration.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ums_api::agent::{RunRequest, ServiceView};
 use ums_api::problem::Problem;
@@ -244,23 +245,32 @@ async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     publish(agent, service).await
 }
 
-/// Removes a service that is not migrating.
+/// Removes a service that is not migrating, or the Frontman of one that has moved away.
 pub async fn remove(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
-    let service = agent.service(name)?;
-    let arriving = service
-        .record
-        .arriving
-        .as_ref()
-        .map(|arriving| arriving.migration);
+    let service = match agent.service(name) {
+        Ok(service) => service,
+        Err(unknown) => return remove_frontman(agent, name, unknown).await,
+    };
+    let arriving = service.record.arriving.as_ref().map(|arriving| arriving.migration);
     if let Some(id) = service.record.gate.or(arriving) {
         let detail = format!("`{name}` is being moved by migration {id}: abort that first");
-        return Err(problem::conflict(
-            "migrating",
-            "the service is migrating",
-            detail,
-        ));
+        return Err(problem::conflict("migrating", "the service is migrating", detail));
     }
     destroy(agent, &service, true).await
+}
+
+/// The service runs elsewhere, and what is left here leads its clients there: it retires now.
+async fn remove_frontman(
+    agent: &Arc<Agent>,
+    name: &ServiceName,
+    unknown: Problem,
+) -> Result<(), Problem> {
+    if !crate::source::frontman_retire(agent, name, Duration::ZERO).await? {
+        return Err(unknown);
+    }
+    let failed = problem::failed("network", "the endpoint can't be removed");
+    agent.network.unpublish(name).await.map_err(|error| failed(&error))?;
+    agent.network.release().await.map(drop).map_err(|error| failed(&error))
 }
 
 /// Kills what there is of a service and removes all that belongs to it, its endpoints too unless a

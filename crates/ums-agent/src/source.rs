@@ -43,7 +43,7 @@ const IMAGES_BYTES_MAX: u64 = 1 << 30;
 /// largest of them and are bounded by CRIU's `ghost_limit`.
 const IMAGE_NAMES_LEFT: [&str; 2] = ["dump.log", "stats-dump"];
 /// How long connections that a Frontman holds may go on when it hands them back.
-const YIELD_DRAIN: Duration = Duration::from_secs(3600);
+pub const YIELD_DRAIN: Duration = Duration::from_secs(3600);
 
 /// What we hold of a migration that we send.
 pub struct Outgoing {
@@ -701,17 +701,19 @@ pub async fn frontman_yield(agent: &Arc<Agent>, name: ServiceName) -> Result<(),
         .map_err(|error| failed(&error))
 }
 
-/// The Frontman of a service that has come back here has nothing left to do but drain.
-pub async fn frontman_retire(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
+/// Ends the Frontman of a service once its connections are drained; whether there was one.
+pub async fn frontman_retire(
+    agent: &Arc<Agent>,
+    name: &ServiceName,
+    drain: Duration,
+) -> Result<bool, Problem> {
     let (socket, _) = frontman_paths(agent, name);
     let failed = problem::failed("frontman", "the Frontman can't retire");
-    match FrontmanClient::connect(socket).await {
-        Ok(client) => client
-            .retire(YIELD_DRAIN)
-            .await
-            .map(drop)
-            .map_err(|error| failed(&error)),
-        Err(frontman::ClientError::NotThere(_)) => Ok(()),
-        Err(error) => Err(failed(&error)),
-    }
+    let client = match FrontmanClient::connect(socket).await {
+        Ok(client) => client,
+        Err(frontman::ClientError::NotThere(_)) => return Ok(false),
+        Err(error) => return Err(failed(&error)),
+    };
+    let retired = client.retire(drain).await.map_err(|error| failed(&error))?;
+    Ok(retired.is_some())
 }
