@@ -122,7 +122,9 @@ type Result<T> = std::result::Result<T, JournalError>;
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Journal").field("path", &self.path).finish_non_exhaustive()
+        out.debug_struct("Journal")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 

@@ -177,6 +177,11 @@ async fn refused(two: &Two, kind: RefusalKind) {
     let kinds: Vec<RefusalKind> = view.refusals.iter().map(|refusal| refusal.kind).collect();
     assert_eq!(kinds, [kind], "{view:#?}");
     assert!(view.report.error.is_some());
+    let history: Vec<MigrationView> = two.a.get(paths::MIGRATIONS).await.expect("a history");
+    assert_eq!(
+        history[0].refusals, view.refusals,
+        "the history says why, too"
+    );
     two.settled(&view, "refused").await;
     let log = two.world.look().log.clone();
     assert!(

@@ -45,6 +45,8 @@ pub struct Saga {
     request: Request,
     phase: Phase,
     records: BTreeMap<Step, Record>,
+    /// Kept beside the phase, which forgets it at the end.
+    refusals: Vec<Refusal>,
 }
 
 /// Which way it goes.
@@ -65,8 +67,6 @@ pub enum Phase {
 pub struct Cause {
     /// In words.
     pub error: String,
-    /// What was refused, if that is the reason.
-    pub refusals: Vec<Refusal>,
 }
 
 /// A step that was begun.
@@ -167,6 +167,7 @@ impl Saga {
             request,
             phase: Phase::Forward,
             records: BTreeMap::new(),
+            refusals: Vec::new(),
         }
     }
 
@@ -224,7 +225,7 @@ impl Saga {
 
     /// What was refused, if that is why it was given up.
     pub fn refusals(&self) -> &[Refusal] {
-        self.cause().map_or(&[], |cause| &cause.refusals)
+        &self.refusals
     }
 
     fn cause(&self) -> Option<&Cause> {
@@ -376,17 +377,12 @@ impl Saga {
                 };
                 self.end(*step, *at_us, status);
                 let error = error.clone();
-                self.phase = Phase::Abandoning(Cause {
-                    error,
-                    refusals: refusals.clone(),
-                });
+                self.phase = Phase::Abandoning(Cause { error });
+                self.refusals.clone_from(refusals);
             }
             Event::Abandoned { reason, .. } => {
                 let error = reason.clone();
-                self.phase = Phase::Abandoning(Cause {
-                    error,
-                    refusals: Vec::new(),
-                });
+                self.phase = Phase::Abandoning(Cause { error });
             }
             Event::Committed { at_us } => {
                 self.begin(PIVOT, *at_us);

@@ -267,10 +267,18 @@ impl Migration {
         let error = report.error.clone();
         tracing::info!(migration = %self.id(), outcome = ending_in_words(outcome), error, downtime_ms = report.downtime_ms, "finished");
         self.shared.registry.release(self.id());
-        self.insist(vec![Event::Finished {
-            report: Box::new(report),
-        }])
-        .await;
+        let finished = Event::Finished {
+            report: Box::new(report.clone()),
+        };
+        if self
+            .record(vec![finished.clone()], Write::Durable)
+            .await
+            .is_err()
+        {
+            // How it ended is known, whether or not it can be written now.
+            self.live.update(|view| view.report = report);
+            self.insist(vec![finished]).await;
+        }
     }
 
     /// From now on the journal tells about it.
@@ -285,7 +293,11 @@ impl Migration {
 
     /// Tells those who watch.
     fn publish(&self) {
-        let report = self.saga.report(self.now_us(), self.moved());
+        let mut report = self.saga.report(self.now_us(), self.moved());
+        if matches!(self.saga.what_next(), Action::Finish(_)) {
+            // It is over when the report is written, so that all who ask are told the same.
+            report.outcome = Outcome::Running;
+        }
         let refusals = self.saga.refusals().to_vec();
         let aborting = matches!(self.saga.phase(), Phase::Abandoning(_));
         self.live.update(|view| {

@@ -8,11 +8,13 @@
 //! and a link that can be cut.
 
 pub mod agent;
+pub mod disk;
 pub mod link;
 pub mod world;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -50,6 +52,7 @@ pub struct System {
     pub link: Link,
     pub config: Config,
     coordinator: Option<Coordinator>,
+    disk: Arc<AtomicU8>,
     _directory: tempfile::TempDir,
 }
 
@@ -201,6 +204,7 @@ impl System {
             link,
             config,
             coordinator: None,
+            disk: Arc::default(),
             _directory: directory,
         }
     }
@@ -216,12 +220,8 @@ impl System {
 
     /// Starts the Coordinator, once whatever is left of a killed one has let go of the journal.
     pub async fn start(&mut self) {
-        self.start_on(std::sync::Arc::new(|path| redb::Database::create(path)))
-            .await;
-    }
-
-    /// The same, on a disk of the test's own.
-    pub async fn start_on(&mut self, store: ums_coordinator::OpenStore) {
+        self.disk = Arc::new(AtomicU8::new(disk::GOOD));
+        let store = disk::on(&self.disk);
         let until = Instant::now() + PATIENCE;
         let coordinator = loop {
             let started = Coordinator::start_with_store(self.config.clone(), Arc::clone(&store));
@@ -239,9 +239,15 @@ impl System {
 
     /// Ends the Coordinator where it stands.
     pub async fn kill(&mut self) {
+        self.disk.store(disk::DEAD, Ordering::SeqCst);
         if let Some(coordinator) = self.coordinator.take() {
             coordinator.stop().await;
         }
+    }
+
+    /// How the disk under the journal fares.
+    pub fn disk(&self) -> Arc<AtomicU8> {
+        Arc::clone(&self.disk)
     }
 
     pub fn client(&self) -> Client {
