@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, watch};
 use ums_api::agent::{CreateRequest, Created, MigrationState, Phase, Restored, Role, Running};
 use ums_api::problem::Problem;
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
@@ -15,7 +15,6 @@ use ums_checkpoint::keeper::protocol::{
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::store::{PageStore, Stored};
 use ums_core::id::{MigrationId, ServiceName, SystemName};
-use ums_core::specification::ImageId;
 use ums_sync::Meter;
 use ums_sync::files::Applier;
 use ums_sync::frame::RootName;
@@ -24,7 +23,7 @@ use ums_sync::tls;
 
 use crate::agent::{Agent, Migration, Service};
 use crate::container::keeper_path;
-use crate::images::ImageStore;
+use crate::images::Staging;
 use crate::problem;
 use crate::record::Arriving;
 use crate::services::{self, blocking, destroy};
@@ -41,14 +40,24 @@ const CONNECTIONS_MAX: usize = 64;
 const IMAGES_BYTES_MAX: u64 = 1 << 30;
 /// How long a `restore` waits for the end of a delivery that the source believes complete.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long what has arrived may take to be written, or thrown away, when the rest is given up.
+const RECEIVING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What we hold of a migration that we receive.
 pub struct Incoming {
     service: ServiceName,
     source: SystemName,
     operation: AsyncMutex<()>,
+    /// Held by the data path as long as it writes.
+    receiving: Arc<AsyncMutex<()>>,
+    /// Set when it is given up: the data path ends.
+    discarded: watch::Sender<bool>,
     view: Mutex<View>,
     delivered: tokio::sync::Notify,
+    /// Set once it is abandoned: what arrives is turned away.
+    abandoned: watch::Sender<bool>,
+    /// Held by whatever writes what arrives into the service's directories.
+    arrival: Arc<AsyncMutex<()>>,
     meter: Meter,
 }
 
@@ -78,8 +87,12 @@ impl Incoming {
             service,
             source,
             operation: AsyncMutex::new(()),
+            receiving: Arc::default(),
+            discarded: watch::Sender::new(false),
             view: Mutex::new(View::default()),
             delivered: tokio::sync::Notify::new(),
+            abandoned: watch::Sender::new(false),
+            arrival: Arc::default(),
             meter: Meter::default(),
         }
     }
@@ -264,8 +277,9 @@ async fn serve_path(
             return Ok(pending.refuse(reason).await?);
         }
     };
+    let receiving = Arc::clone(&incoming.receiving).lock_owned().await;
     let (this, of) = (Arc::clone(agent), Arc::clone(&incoming));
-    let arrival = tokio::task::spawn_blocking(move || Arrival::new(&this, &of)).await?;
+    let arrival = tokio::task::spawn_blocking(move || Arrival::new(&this, &of, receiving)).await?;
     let arrival = match arrival {
         Ok(arrival) => arrival,
         Err(problem) => return Ok(pending.refuse(&problem.to_string()).await?),
@@ -277,9 +291,11 @@ async fn serve_path(
         file_bytes_max: u64::MAX,
         ..Limits::default()
     };
-    let received = pending
-        .welcome(limits, incoming.meter.clone(), arrival)
-        .await;
+    let mut discarded = incoming.discarded.subscribe();
+    let received = tokio::select! {
+        received = pending.welcome(limits, incoming.meter.clone(), arrival) => received,
+        _ = discarded.wait_for(|discarded| *discarded) => return Ok(()),
+    };
     let mut view = incoming.view();
     match received {
         Ok(received) => {
@@ -334,12 +350,18 @@ struct Arrival {
     stored: Option<Stored>,
     info: Option<CheckpointInfo>,
     applier: Applier,
-    image: Option<(ImageStore, ImageId)>,
+    image: Option<Staging>,
+    /// Last, so that it is let go when all else is gone.
+    _receiving: OwnedMutexGuard<()>,
 }
 
 impl Arrival {
     /// Blocks.
-    fn new(agent: &Agent, incoming: &Incoming) -> Result<Self, Problem> {
+    fn new(
+        agent: &Agent,
+        incoming: &Incoming,
+        receiving: OwnedMutexGuard<()>,
+    ) -> Result<Self, Problem> {
         let service = agent.service(&incoming.service)?;
         let status = agent
             .keeper_status(&service)
@@ -361,12 +383,12 @@ impl Arrival {
             roots.push((RootName::Volume(volume.name.clone()), path));
         }
         let id = service.record.specification.image;
-        let image = image_needed.then(|| (agent.images.clone(), id));
-        if let Some((images, id)) = &image {
-            let staging = images.staging_dir(id);
-            let staging =
-                staging.map_err(|error| problem::failed("images", "image store")(&error))?;
-            roots.push((RootName::Image, staging));
+        let image = image_needed
+            .then(|| agent.images.staging(&id))
+            .transpose()
+            .map_err(|error| problem::failed("images", "image store")(&error))?;
+        if let Some(staging) = &image {
+            roots.push((RootName::Image, staging.rootfs()));
         }
         Ok(Self {
             images: MemoryDir::new(IMAGES_BYTES_MAX + memory_bytes_max).map_err(|e| memory(&e))?,
@@ -376,6 +398,7 @@ impl Arrival {
             applier: Applier::new(roots)
                 .map_err(|error| problem::failed("files", "files can't be received")(&error))?,
             image,
+            _receiving: receiving,
         })
     }
 }
@@ -434,8 +457,8 @@ impl Sink for Arrival {
         self.images
             .write(INDEX_NAME, &serde_json::to_vec(&stored.index)?)?;
         self.stored = Some(stored);
-        if let Some((images, id)) = self.image.take() {
-            images.commit(&id)?;
+        if let Some(staging) = self.image.take() {
+            staging.commit()?;
         }
         Ok(())
     }
@@ -535,7 +558,8 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     })
     .await?;
     // It has its endpoint back; whoever stood in for it here has only old connections left.
-    if let Err(error) = crate::source::frontman_retire(agent, &incoming.service, YIELD_DRAIN).await {
+    if let Err(error) = crate::source::frontman_retire(agent, &incoming.service, YIELD_DRAIN).await
+    {
         tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
     }
     Ok(Running {
@@ -560,6 +584,7 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
                 detail,
             ));
         }
+        stop_receiving(&incoming).await?;
         destroy(agent, &service, false).await?;
     } else if agent.service(&incoming.service).is_ok() {
         let detail = format!("migration {id} was committed: the service runs here");
@@ -571,6 +596,20 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
     }
     agent.forget_migration(id);
     Ok(())
+}
+
+/// Ends the data path and waits until it writes nothing more.
+async fn stop_receiving(incoming: &Incoming) -> Result<(), Problem> {
+    incoming.discarded.send_replace(true);
+    let ended = tokio::time::timeout(RECEIVING_PATIENCE, incoming.receiving.lock()).await;
+    ended.map(drop).map_err(|_| Problem {
+        retry: true,
+        ..Problem::failed(
+            "receiving",
+            "what arrives is still being written",
+            "the disk does not take what it was given",
+        )
+    })
 }
 
 fn is_arriving(service: &Service, id: MigrationId) -> bool {

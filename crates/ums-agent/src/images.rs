@@ -157,22 +157,20 @@ impl ImageStore {
         Ok(id)
     }
 
-    /// An empty directory to receive the root filesystem of an image in.
-    ///
-    /// What an earlier attempt left there is removed.
-    pub fn staging_dir(&self, id: &ImageId) -> Result<PathBuf, ImageError> {
-        let rootfs = self.unfinished(&staging_name(id))?.join(ROOTFS);
+    /// A place to receive an image in; each has one of its own, so that two migrations that bring
+    /// the same image do not meet.
+    pub fn staging(&self, id: &ImageId) -> Result<Staging, ImageError> {
+        static STAGINGS: AtomicU64 = AtomicU64::new(0);
+        let number = STAGINGS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("receive-{}-{number}", std::process::id());
+        let staging = Staging {
+            store: self.clone(),
+            id: id.clone(),
+            temporary: self.unfinished(&name)?,
+        };
+        let rootfs = staging.rootfs();
         fs::create_dir(&rootfs).map_err(ImageError::io("create", &rootfs))?;
-        Ok(rootfs)
-    }
-
-    /// Makes what was received an image, if its content is what the id says; else removes it.
-    pub fn commit(&self, id: &ImageId) -> Result<(), ImageError> {
-        let temporary = self.dir.join(format!("{UNFINISHED}{}", staging_name(id)));
-        let found = manifest::id_of(&temporary.join(ROOTFS), self.bounds);
-        let matching = found.and_then(|found| same(id, &found));
-        matching.inspect_err(|_| discard(&temporary))?;
-        self.publish(&temporary, id)
+        Ok(staging)
     }
 
     /// Recomputes the id of an image that is there.
@@ -239,8 +237,33 @@ impl ImageStore {
     }
 }
 
-fn staging_name(id: &ImageId) -> String {
-    format!("receive-{}", id.as_str())
+/// An image that is being received. What was received goes with it, unless it became an image.
+#[derive(Debug)]
+pub struct Staging {
+    store: ImageStore,
+    id: ImageId,
+    temporary: PathBuf,
+}
+
+impl Staging {
+    /// Where the root filesystem is to be put.
+    pub fn rootfs(&self) -> PathBuf {
+        self.temporary.join(ROOTFS)
+    }
+
+    /// Makes what was received an image, if its content is what the id says.
+    pub fn commit(self) -> Result<(), ImageError> {
+        let found = manifest::id_of(&self.rootfs(), self.store.bounds)?;
+        same(&self.id, &found)?;
+        self.store.publish(&self.temporary, &self.id)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Of a published image nothing is left here.
+        discard(&self.temporary);
+    }
 }
 
 fn same(expected: &ImageId, found: &ImageId) -> Result<(), ImageError> {

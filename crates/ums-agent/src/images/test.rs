@@ -157,17 +157,21 @@ fn what_was_received_counts_only_if_it_is_what_the_id_says() {
     tree(&top);
     let id = manifest::id_of(&top, Bounds::default()).unwrap();
     let store = store(dir.path());
-    let staging = store.staging_dir(&id).unwrap();
-    tree_into(&staging);
-    fs::write(staging.join("bin/sh"), "evil").unwrap();
-    assert!(matches!(
-        store.commit(&id),
-        Err(ImageError::Mismatch { .. })
-    ));
-    assert!(!store.present(&id) && !staging.exists());
-    tree_into(&store.staging_dir(&id).unwrap());
+    let staging = store.staging(&id).unwrap();
+    let rootfs = staging.rootfs();
+    tree_into(&rootfs);
+    fs::write(rootfs.join("bin/sh"), "evil").unwrap();
+    assert!(matches!(staging.commit(), Err(ImageError::Mismatch { .. })));
+    assert!(!store.present(&id) && !rootfs.exists());
+    let (one, other) = (store.staging(&id).unwrap(), store.staging(&id).unwrap());
+    tree_into(&one.rootfs());
+    tree_into(&other.rootfs());
     assert!(!store.present(&id));
-    store.commit(&id).unwrap();
+    one.commit().unwrap();
+    // The same image came twice at once: the first one stays, and nothing of the second.
+    let rootfs = other.rootfs();
+    other.commit().unwrap();
+    assert!(!rootfs.exists());
     store.verify(&id).unwrap();
     fs::write(store.rootfs(&id).join("bin/empty"), "damage").unwrap();
     assert!(matches!(
@@ -194,9 +198,16 @@ fn unused_images_and_unfinished_ones_are_removed() {
         std::slice::from_ref(&a)
     );
     assert!(!images.present(&a) && images.present(&b));
-    let staging = images.staging_dir(&a).unwrap();
+    let given_up = images.staging(&a).unwrap();
+    let rootfs = given_up.rootfs();
+    drop(given_up);
+    assert!(!rootfs.exists());
+    let lost = images.staging(&a).unwrap();
+    let rootfs = lost.rootfs();
+    // As after a crash: nobody tidies up.
+    std::mem::forget(lost);
     let reopened = store(dir.path());
-    assert!(!staging.exists());
+    assert!(!rootfs.exists());
     assert_eq!(reopened.list().unwrap(), BTreeSet::from([b]));
 }
 
