@@ -1,6 +1,6 @@
 //! What an agent holds: its services and the migrations it takes part in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -61,6 +61,8 @@ pub struct Agent {
     node: Node,
     services: Mutex<BTreeMap<ServiceName, Service>>,
     migrations: Mutex<BTreeMap<MigrationId, Migration>>,
+    /// Migrations that are over here: a request of theirs that comes late changes nothing.
+    ended: Mutex<VecDeque<MigrationId>>,
 }
 
 impl Agent {
@@ -85,6 +87,7 @@ impl Agent {
             node,
             services: Mutex::new(services),
             migrations: Mutex::new(BTreeMap::new()),
+            ended: Mutex::new(VecDeque::new()),
         };
         agent.take_up_migrations();
         Ok(agent)
@@ -182,7 +185,13 @@ impl Agent {
         self.migrations().insert(id, migration);
     }
 
-    /// Adds a migration unless it is known; the known one wins.
+    fn ended(&self) -> MutexGuard<'_, VecDeque<MigrationId>> {
+        self.ended
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Adds a migration unless it is known; the known one wins. One that is over is refused.
     pub fn enter<T>(
         &self,
         id: MigrationId,
@@ -190,6 +199,9 @@ impl Agent {
         make: impl FnOnce() -> (Arc<T>, Migration),
     ) -> Result<Arc<T>, Problem> {
         let mut migrations = self.migrations();
+        if self.ended().contains(&id) {
+            return Err(problem::unknown_migration(id));
+        }
         if let Some(migration) = migrations.get(&id) {
             return known(migration).ok_or_else(|| {
                 let detail = format!("migration {id} is known here from its other side");
@@ -217,9 +229,15 @@ impl Agent {
             .ok_or_else(|| problem::unknown_migration(id))
     }
 
-    /// Forgets a migration that is over.
+    /// Forgets a migration that is over, but not that it is.
     pub fn forget_migration(&self, id: MigrationId) {
-        self.migrations().remove(&id);
+        let mut migrations = self.migrations();
+        let mut ended = self.ended();
+        if !ended.contains(&id) {
+            ended.truncate(MIGRATIONS_MAX - 1);
+            ended.push_front(id);
+        }
+        migrations.remove(&id);
     }
 
     /// What this agent knows of all migrations.

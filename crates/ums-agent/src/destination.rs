@@ -54,10 +54,6 @@ pub struct Incoming {
     discarded: watch::Sender<bool>,
     view: Mutex<View>,
     delivered: tokio::sync::Notify,
-    /// Set once it is abandoned: what arrives is turned away.
-    abandoned: watch::Sender<bool>,
-    /// Held by whatever writes what arrives into the service's directories.
-    arrival: Arc<AsyncMutex<()>>,
     meter: Meter,
 }
 
@@ -91,8 +87,6 @@ impl Incoming {
             discarded: watch::Sender::new(false),
             view: Mutex::new(View::default()),
             delivered: tokio::sync::Notify::new(),
-            abandoned: watch::Sender::new(false),
-            arrival: Arc::default(),
             meter: Meter::default(),
         }
     }
@@ -161,6 +155,13 @@ pub async fn create(
     }
     let created = create_once(agent, id, &incoming, request).await;
     match &created {
+        // Discarded while it was being made: nobody will ask for it any more.
+        Ok(_) if agent.migration(id).is_err() => {
+            if let Ok(service) = agent.service(&incoming.service) {
+                destroy(agent, &service, false).await?;
+            }
+            return Err(problem::unknown_migration(id));
+        }
         Ok(created) => incoming.view().created = Some(created.clone()),
         Err(_) => agent.forget_migration(id),
     }

@@ -251,10 +251,18 @@ pub async fn remove(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Proble
         Ok(service) => service,
         Err(unknown) => return remove_frontman(agent, name, unknown).await,
     };
-    let arriving = service.record.arriving.as_ref().map(|arriving| arriving.migration);
+    let arriving = service
+        .record
+        .arriving
+        .as_ref()
+        .map(|arriving| arriving.migration);
     if let Some(id) = service.record.gate.or(arriving) {
         let detail = format!("`{name}` is being moved by migration {id}: abort that first");
-        return Err(problem::conflict("migrating", "the service is migrating", detail));
+        return Err(problem::conflict(
+            "migrating",
+            "the service is migrating",
+            detail,
+        ));
     }
     destroy(agent, &service, true).await
 }
@@ -269,8 +277,17 @@ async fn remove_frontman(
         return Err(unknown);
     }
     let failed = problem::failed("network", "the endpoint can't be removed");
-    agent.network.unpublish(name).await.map_err(|error| failed(&error))?;
-    agent.network.release().await.map(drop).map_err(|error| failed(&error))
+    agent
+        .network
+        .unpublish(name)
+        .await
+        .map_err(|error| failed(&error))?;
+    agent
+        .network
+        .release()
+        .await
+        .map(drop)
+        .map_err(|error| failed(&error))
 }
 
 /// Kills what there is of a service and removes all that belongs to it, its endpoints too unless a

@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use ums_api::agent::{
     CheckpointRequest, Checkpointed, LeadRequest, MigrationState, OpenRequest, Phase, Role,
 };
@@ -42,6 +42,10 @@ const IMAGES_BYTES_MAX: u64 = 1 << 30;
 /// Largest piece of a metadata image in memory at once is the whole image; ghost files are the
 /// largest of them and are bounded by CRIU's `ghost_limit`.
 const IMAGE_NAMES_LEFT: [&str; 2] = ["dump.log", "stats-dump"];
+/// How long a dump may take to end after its page socket was closed.
+const DUMP_END_PATIENCE: Duration = Duration::from_secs(20);
+/// Pause between two looks whether it has.
+const DUMP_END_LOOK: Duration = Duration::from_millis(5);
 /// How long connections that a Frontman holds may go on when it hands them back.
 pub const YIELD_DRAIN: Duration = Duration::from_secs(3600);
 
@@ -50,6 +54,8 @@ pub struct Outgoing {
     service: ServiceName,
     /// One operation at a time; a repetition finds what the first one left.
     operation: AsyncMutex<()>,
+    /// Set once it is abandoned: what is under way ends, and nothing new begins.
+    abandoned: watch::Sender<bool>,
     view: Mutex<View>,
     meter: Meter,
 }
@@ -73,6 +79,7 @@ impl Outgoing {
         Self {
             service,
             operation: AsyncMutex::new(()),
+            abandoned: watch::Sender::new(false),
             view: Mutex::new(View::default()),
             meter: Meter::default(),
         }
@@ -93,6 +100,22 @@ impl Outgoing {
         view.phase = Some(Phase::Failed);
         view.error = Some(problem.to_string());
         view.path = None;
+    }
+
+    /// Does `work` unless the migration is abandoned, before or meanwhile.
+    async fn unless_abandoned<T>(
+        &self,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let mut abandoned = self.abandoned.subscribe();
+        tokio::select! {
+            biased;
+            _ = abandoned.wait_for(|abandoned| *abandoned) => {
+                let detail = "the migration was abandoned meanwhile";
+                Err(problem::conflict("abandoned", "abandoned", detail))
+            }
+            result = work => result,
+        }
     }
 
     /// What is known of it. Blocks.
@@ -140,6 +163,8 @@ fn gated(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Service, 
 pub async fn block(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
     let this = Arc::clone(agent);
     blocking(move || {
+        this.service(&name)?;
+        remember(&this, id, &name)?;
         this.update_record(&name, |record| match record.gate {
             Some(other) if other != id => {
                 let detail =
@@ -154,8 +179,8 @@ pub async fn block(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Re
                 record.gate = Some(id);
                 Ok(())
             }
-        })?;
-        remember(&this, id, &name).map(drop)
+        })
+        .map(drop)
     })
     .await
 }
@@ -210,7 +235,10 @@ pub async fn open(
         return Ok(());
     }
     outgoing.enter_phase(Phase::Copying);
-    match open_path(agent, &outgoing, id, request).await {
+    match outgoing
+        .unless_abandoned(open_path(agent, &outgoing, id, request))
+        .await
+    {
         Ok(path) => {
             outgoing.view().path = Some(path);
             Ok(())
@@ -334,7 +362,9 @@ pub async fn checkpoint(
         return Err(problem::conflict("not-open", "no data path", detail));
     };
     outgoing.enter_phase(Phase::Checkpointing);
-    let result = freeze_and_send(agent, &service, path).await;
+    let result = outgoing
+        .unless_abandoned(freeze_and_send(agent, &service, path))
+        .await;
     match &result {
         Ok(done) => {
             let mut view = outgoing.view();
@@ -516,14 +546,23 @@ fn locate(service: &Service, path: &Path) -> (RootName, PathBuf) {
     }
 }
 
-/// Compensation of [`checkpoint`]: the service runs on, as if nothing had been asked.
+/// Compensation of [`checkpoint`] and [`open`]: what is under way ends, and the service runs on as
+/// if nothing had been asked.
 pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    if let Ok(outgoing) = outgoing(agent, id) {
+        outgoing.abandoned.send_replace(true);
+        let _operation = outgoing.operation.lock().await;
+        let path = outgoing.view().path.take();
+        if let Some(path) = path {
+            path.sender.abandon("the migration was abandoned").await;
+        }
+    }
     let service = match agent.service(&name) {
         Ok(service) if service.record.gate.is_none_or(|gate| gate == id) => service,
         Ok(_) | Err(_) => return Ok(()),
     };
     let (this, of) = (Arc::clone(agent), service.clone());
-    let status = blocking(move || this.keeper_status(&of).map_err(|e| problem::keeper(&e))).await?;
+    let status = blocking(move || after_dump(&this, &of)).await?;
     if !matches!(status.phase, keeper::Phase::Frozen | keeper::Phase::Running) {
         return Ok(());
     }
@@ -531,11 +570,34 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
     let released = agent.network.release_packets(&netns_path(&status)).await;
     let (this, of) = (Arc::clone(agent), service);
     blocking(move || {
-        this.ask_keeper(&of, &Request::Thaw)
-            .map_err(|e| problem::keeper(&e))
+        let thawed = this.ask_keeper(&of, &Request::Thaw);
+        thawed.map_err(|error| problem::keeper(&error))
     })
     .await?;
     released.map_err(|error| problem::failed("network", "packets can't be released")(&error))
+}
+
+/// The keeper's status once no dump is under way: one whose pages nobody takes any more ends soon,
+/// frozen or not.
+fn after_dump(agent: &Agent, service: &Service) -> Result<Status, Problem> {
+    let end = Instant::now() + DUMP_END_PATIENCE;
+    loop {
+        let status = agent
+            .keeper_status(service)
+            .map_err(|error| problem::keeper(&error))?;
+        if status.phase != keeper::Phase::Dumping {
+            return Ok(status);
+        }
+        if Instant::now() > end {
+            let detail = "CRIU does not end although nobody takes its pages: try again";
+            return Err(Problem::failed(
+                "dump",
+                "the checkpoint does not end",
+                detail,
+            ));
+        }
+        std::thread::sleep(DUMP_END_LOOK);
+    }
 }
 
 /// Step 15: the frozen source is destroyed without executing another instruction.
