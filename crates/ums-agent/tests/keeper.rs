@@ -221,9 +221,13 @@ fn ready(name: &str) -> Option<(PathBuf, tempfile::TempDir)> {
 
 const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.02; done";
 
+/// Says its number, its time since boot and its own process id.
+const TELLING: &str = "i=0; while true; do i=$((i+1)); read up rest < /proc/uptime; \
+    echo tick $i $up $$; sleep 0.02; done";
+
 fn last_tick(log: &str) -> u32 {
     log.lines()
-        .filter_map(|line| line.strip_prefix("tick ")?.parse().ok())
+        .filter_map(|line| line.strip_prefix("tick ")?.split(' ').next()?.parse().ok())
         .next_back()
         .unwrap_or(0)
 }
@@ -279,6 +283,87 @@ fn a_container_is_checkpointed_held_and_goes_on_where_it_was() {
         keeper.call(&Request::Quit, &[]).unwrap();
         wait_until("the cgroup is gone", || !place.cgroup_dir().exists());
     }
+}
+
+/// Number, seconds since boot and process id of a line of [`TELLING`].
+fn told(line: &str) -> (u32, f64, u32) {
+    let words: Vec<&str> = line.split(' ').collect();
+    (
+        words[1].parse().unwrap(),
+        words[2].parse().unwrap(),
+        words[3].parse().unwrap(),
+    )
+}
+
+#[test]
+fn process_ids_and_clocks_go_on_where_the_clock_of_the_node_is_another() {
+    let name = "process_ids_and_clocks_go_on_where_the_clock_of_the_node_is_another";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a5");
+    let b = Place::new(&bundle, lower.path(), "b5");
+    let source = a.start();
+    run(&a, &source, TELLING);
+    wait_until("it counts", || last_tick(&a.log()) > 3);
+    let (images, stored) = checkpoint(&source);
+    let before = told(a.log().lines().last().unwrap());
+
+    // A node that was booted a day earlier.
+    let agent = env!("CARGO_BIN_EXE_ums-agent");
+    let earlier = [
+        "unshare",
+        "--time",
+        "--boottime",
+        "86400",
+        "--monotonic",
+        "86400",
+        agent,
+        "keeper",
+    ];
+    let earlier = earlier.map(str::to_owned);
+    let destination = Keeper::start(&earlier, &b.config).unwrap();
+    let time_of = |process: String| std::fs::read_link(format!("/proc/{process}/ns/time")).unwrap();
+    let keeper = destination.status().unwrap().keeper_pid;
+    assert_ne!(time_of(keeper.to_string()), time_of("self".to_owned()));
+    copy_upper(&a, &b);
+    restore(&destination, &images, &stored);
+    destination.call(&Request::Resume, &[]).unwrap();
+    wait_until("it counts on", || last_tick(&b.log()) > before.0 + 2);
+    let after = told(b.log().lines().next().unwrap());
+    assert_eq!(after.2, before.2, "the same process id");
+    let passed = after.1 - before.1;
+    assert!(
+        (0.0..PATIENCE.as_secs_f64()).contains(&passed),
+        "{before:?} then {after:?}"
+    );
+    source.call(&Request::Quit, &[]).unwrap();
+    destination.call(&Request::Quit, &[]).unwrap();
+}
+
+#[test]
+fn a_container_whose_keeper_is_lost_with_pages_missing_is_killed() {
+    let name = "a_container_whose_keeper_is_lost_with_pages_missing_is_killed";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a6");
+    let b = Place::new(&bundle, lower.path(), "b6");
+    let source = a.start();
+    run(&a, &source, COUNTING);
+    let (images, stored) = checkpoint(&source);
+    let destination = b.start();
+    copy_upper(&a, &b);
+    restore(&destination, &images, &stored);
+    let cgroup = ums_checkpoint::cgroup::Cgroup::at(&b.config.cgroup).unwrap();
+    assert!(!cgroup.processes().is_empty());
+    let keeper = nix::unistd::Pid::from_raw(destination.status().unwrap().keeper_pid);
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("nothing of it executes", || cgroup.processes().is_empty());
+    assert_eq!(b.log(), "");
+    cgroup.remove().unwrap();
+    source.call(&Request::Thaw, &[]).unwrap();
+    source.call(&Request::Quit, &[]).unwrap();
 }
 
 fn copy_upper(a: &Place, b: &Place) {
