@@ -245,6 +245,8 @@ pub async fn open(
         }
         Err(problem) => {
             outgoing.fail(&problem);
+            // It had no effect, so nobody comes to undo it.
+            agent.forget_migration(id);
             Err(problem)
         }
     }
