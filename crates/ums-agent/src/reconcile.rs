@@ -43,8 +43,17 @@ async fn once(agent: &Agent) -> Result<(), crate::network::NetworkError> {
     for name in orphans {
         agent.network.unpublish(&name).await?;
     }
-    if any {
+    // The bridge outlives its last service while an old connection still has its address.
+    if any || agent.all_services().is_empty() && has_bridge() {
         agent.network.release().await?;
     }
     Ok(())
+}
+
+fn has_bridge() -> bool {
+    let devices = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    let name = format!("{}:", crate::network::BRIDGE);
+    devices
+        .lines()
+        .any(|line| line.trim_start().starts_with(&name))
 }

@@ -7,10 +7,10 @@
 //!
 //! | method and path | request | response |
 //! | --- | --- | --- |
-//! | `GET /v1/facts` | | [`NodeFacts`](ums_core::facts::NodeFacts) |
+//! | `GET /v1/facts` | | `NodeFacts` |
 //! | `GET /v1/services` | | `Vec<`[`ServiceView`]`>` |
 //! | `POST /v1/services` | [`RunRequest`] | [`ServiceView`] |
-//! | `GET /v1/services/{name}` | | [`ServiceFacts`](ums_core::facts::ServiceFacts) |
+//! | `GET /v1/services/{name}` | | `ServiceFacts` |
 //! | `DELETE /v1/services/{name}` | | `{}`; refused while its gate is shut |
 //! | source side | | |
 //! | `POST /v1/migrations/{id}/block` | [`OfService`] | `{}` control messages are refused from now on |

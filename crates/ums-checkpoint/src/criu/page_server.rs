@@ -1,6 +1,6 @@
 //! CRIU's page-server protocol, the receiving side: how pages leave CRIU during a dump.
 //!
-//! CRIU sends a command, and for [`ADD`] the pages behind it (CRIU `criu/page-xfer.c`). The layout
+//! CRIU sends a command, and for `ADD` the pages behind it (CRIU `criu/page-xfer.c`). The layout
 //! of a command changed after 4.2 (the page count grew from 32 to 64 bits), without a version in
 //! the protocol; but CRIU opens with one command and waits for an answer, so that its length tells.
 
