@@ -14,6 +14,10 @@ use crate::config::{AgentConfig, ServicePlaces};
 /// Size of a service's `/dev/shm`, bytes: what container engines give.
 const SHM_BYTES: u64 = 64 << 20;
 
+/// The program that is running, also after its file was replaced by a newer one: a keeper speaks
+/// the same language as the agent that starts it.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// Why a container could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,7 +44,7 @@ pub fn start_keeper(
     specification: &Specification,
     places: &ServicePlaces,
 ) -> Result<Keeper, Error> {
-    let program = this_program()?;
+    let program = THIS_PROGRAM.to_owned();
     let bundle_places = bundle_places(config, specification, places);
     let mounts = bundle::external_mounts(specification, &bundle_places.borrowed());
     let mounts = mounts.into_iter().map(|mount| protocol::ExternalMount {
@@ -112,15 +116,6 @@ pub fn netns_path(status: &Status) -> PathBuf {
 pub fn keeper_path(status: &Status, path: &std::path::Path) -> PathBuf {
     let root = PathBuf::from(format!("/proc/{}/root", status.keeper_pid));
     root.join(path.strip_prefix("/").unwrap_or(path))
-}
-
-fn this_program() -> Result<String, Error> {
-    let program = std::env::current_exe();
-    let program = program.map_err(|source| Error::File {
-        path: "/proc/self/exe".into(),
-        source,
-    })?;
-    Ok(program.to_string_lossy().into_owned())
 }
 
 fn file_limit() -> bundle::FileLimit {

@@ -380,6 +380,7 @@ mod test {
             store.push(TASK, 4096, 0, &page, &images),
             Err(Error::TooMuch(_))
         ));
+        let images = MemoryDir::new(1 << 20).unwrap();
         let mut store = PageStore::new(1 << 20, true).unwrap();
         store.push(TASK, 0, PE_LAZY, &page, &images).unwrap();
         store.push(TASK, 0, PE_LAZY, &page, &images).unwrap();

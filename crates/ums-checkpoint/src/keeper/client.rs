@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use crate::message;
 
 /// How long a new keeper may take until it answers.
 const START_PATIENCE: Duration = Duration::from_secs(10);
+/// What a keeper and its guard are called in lists of processes.
+pub(super) const PROCESS_NAME: &str = "ums-agent";
 /// Pause between two attempts to reach a new keeper.
 const START_PAUSE: Duration = Duration::from_millis(1);
 
@@ -75,6 +78,7 @@ impl Keeper {
         let errors = std::fs::File::create(config.log.with_extension("keeper")).map_err(start)?;
         let json = serde_json::to_string(config).map_err(|error| start(error.into()))?;
         let mut child = Command::new(first)
+            .arg0(PROCESS_NAME)
             .args(rest)
             .arg(json)
             .current_dir("/")

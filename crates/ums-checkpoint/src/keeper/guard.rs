@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -45,6 +46,7 @@ impl Guard {
             SockFlag::SOCK_CLOEXEC,
         )?;
         let child = Command::new(first)
+            .arg0(super::client::PROCESS_NAME)
             .args(rest)
             .arg(cgroup)
             .env_clear()
