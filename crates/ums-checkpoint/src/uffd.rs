@@ -100,6 +100,19 @@ struct Process {
     uffd: OwnedFd,
     missing: Missing,
     hint: u64,
+    /// Pages whose fault the kernel would not let us answer yet, because an event comes first.
+    waiting: Vec<u64>,
+}
+
+impl Process {
+    fn new(uffd: OwnedFd, missing: Missing) -> Self {
+        Self {
+            uffd,
+            missing,
+            hint: 0,
+            waiting: Vec::new(),
+        }
+    }
 }
 
 /// Serves the processes of one restored service.
@@ -152,11 +165,7 @@ impl Server {
     /// Adds a process: its userfaultfd, and where its pages are.
     pub fn add(&mut self, uffd: OwnedFd, extents: &[StoredExtent]) {
         let missing = Missing::from_extents(extents);
-        self.processes.push(Process {
-            uffd,
-            missing,
-            hint: 0,
-        });
+        self.processes.push(Process::new(uffd, missing));
     }
 
     /// Pages still to be installed.
@@ -196,19 +205,13 @@ impl Server {
                 sys::Event::Fault(address) => {
                     let page = address & !(PAGE - 1);
                     process.hint = page;
-                    if !self.install_page(at, page)? {
-                        return Ok(false);
-                    }
+                    process.waiting.push(page);
                 }
                 sys::Event::Fork(uffd) => {
                     self.forked = true;
                     forks.push(uffd.try_clone().map_err(|_| Error::Index(0))?);
                     let missing = process.missing.clone();
-                    self.processes.push(Process {
-                        uffd,
-                        missing,
-                        hint: 0,
-                    });
+                    self.processes.push(Process::new(uffd, missing));
                 }
                 sys::Event::Remap { from, to, len } => process.missing.remap(from, to, len),
                 sys::Event::Remove { start, end } => {
@@ -224,37 +227,59 @@ impl Server {
                 }
             }
         }
+        self.answer_faults(at)
+    }
+
+    /// Answers the faults that wait. One that the kernel does not take yet goes on waiting: the
+    /// event that has to come first is read in the next round. False: process is gone.
+    fn answer_faults(&mut self, at: usize) -> Result<bool, Error> {
+        for page in std::mem::take(&mut self.processes[at].waiting) {
+            match self.install_page(at, page)? {
+                sys::Installed::Gone => return Ok(false),
+                sys::Installed::Bytes(0) => self.processes[at].waiting.push(page),
+                sys::Installed::Bytes(_) => {}
+            }
+        }
         Ok(true)
     }
 
-    fn install_page(&mut self, at: usize, page: u64) -> Result<bool, Error> {
+    /// Whether a fault waits for an event.
+    pub fn is_waiting(&self) -> bool {
+        self.processes
+            .iter()
+            .any(|process| !process.waiting.is_empty())
+    }
+
+    fn install_page(&mut self, at: usize, page: u64) -> Result<sys::Installed, Error> {
         let process = &mut self.processes[at];
         match process.missing.take(page, PAGE).first().copied() {
             Some((address, len, offset)) => self.install(at, address, len, offset),
-            None => Ok(sys::zero(process.uffd.as_fd(), page, PAGE)? != sys::Installed::Gone),
+            None => sys::zero(process.uffd.as_fd(), page, PAGE),
         }
     }
 
-    /// Copies pages in; what the kernel would not take yet is put back. False: process is gone.
-    fn install(&mut self, at: usize, address: u64, len: u64, offset: u64) -> Result<bool, Error> {
-        let source = self
-            .source
-            .address_of(offset, len)
-            .ok_or(Error::Index(address))?;
+    /// Copies pages in; what the kernel would not take yet is put back.
+    fn install(
+        &mut self,
+        at: usize,
+        address: u64,
+        len: u64,
+        offset: u64,
+    ) -> Result<sys::Installed, Error> {
+        let source = self.source.address_of(offset, len);
+        let source = source.ok_or(Error::Index(address))?;
         let process = &mut self.processes[at];
-        let done = match sys::copy(process.uffd.as_fd(), address, source, len)? {
-            sys::Installed::Gone => return Ok(false),
-            sys::Installed::Bytes(done) => done,
-        };
-        if done < len {
-            process
-                .missing
-                .put(address + done, len - done, offset + done);
+        let installed = sys::copy(process.uffd.as_fd(), address, source, len)?;
+        if let sys::Installed::Bytes(done) = installed {
+            if done < len {
+                let missing = &mut process.missing;
+                missing.put(address + done, len - done, offset + done);
+            }
+            if !self.forked && done > 0 {
+                self.source.release(offset, done);
+            }
         }
-        if !self.forked && done > 0 {
-            self.source.release(offset, done);
-        }
-        Ok(true)
+        Ok(installed)
     }
 
     /// Installs one chunk in the background.
@@ -269,7 +294,7 @@ impl Server {
         let process = &mut self.processes[at];
         process.missing.take(address, len);
         process.hint = address + len;
-        if !self.install(at, address, len, offset)? {
+        if self.install(at, address, len, offset)? == sys::Installed::Gone {
             self.processes.swap_remove(at);
         }
         Ok(Progress::Busy)
@@ -295,7 +320,8 @@ mod sys {
         Unmap { start: u64, end: u64 },
     }
 
-    #[derive(Debug, PartialEq, Eq)]
+    /// What became of an attempt: so many bytes are there now, or the process is gone.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(super) enum Installed {
         Bytes(u64),
         Gone,

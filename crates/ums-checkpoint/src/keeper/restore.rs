@@ -292,7 +292,8 @@ impl Pages {
                 self.guard.dismiss();
                 return Ok(());
             }
-            let wait = if complete && resumed { 0 } else { IDLE_MS };
+            let busy = self.server.is_waiting() || complete && resumed;
+            let wait = if busy { 0 } else { IDLE_MS };
             if self.wait(&criu, complete, wait)? {
                 match self.receive(&mut criu)? {
                     true => {}
