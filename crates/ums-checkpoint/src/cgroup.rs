@@ -105,10 +105,14 @@ impl Cgroup {
         self.hierarchies.iter().all(|h| h.unified)
     }
 
-    /// Moves a process into the groups.
+    /// Moves a process into the groups, into the one that freezes first: each takes milliseconds,
+    /// and should the caller be killed between two, whoever clears up looks there.
     pub fn enter(&self, pid: u32) -> io::Result<()> {
-        for hierarchy in self.wanted() {
-            fs::write(self.dir(hierarchy).join("cgroup.procs"), pid.to_string())?;
+        let freezer = self.freezer_dir();
+        let others = self.wanted().map(|hierarchy| self.dir(hierarchy));
+        let others = others.filter(|dir| Some(dir) != freezer.as_ref());
+        for dir in freezer.iter().cloned().chain(others) {
+            fs::write(dir.join("cgroup.procs"), pid.to_string())?;
         }
         Ok(())
     }
