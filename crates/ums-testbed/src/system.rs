@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -181,7 +182,11 @@ impl System {
         let mut nsenter = self.coordinator.take().context("no Coordinator runs")?;
         // `nsenter` only waits for the program that it started.
         for pid in children_of(i32::try_from(nsenter.id())?) {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill the Coordinator")?;
+            match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                // Dead already, and reaped since it was looked for.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => bail!("cannot kill the Coordinator: {errno}"),
+            }
         }
         nsenter.wait()?;
         Ok(())
