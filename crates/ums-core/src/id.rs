@@ -113,7 +113,17 @@ mod test {
         for good in ["a", "redis", "web-1", "0", &"x".repeat(63)] {
             assert!(good.parse::<ServiceName>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "..", "a b", &"x".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a/b",
+            "..",
+            "a b",
+            &"x".repeat(64),
+        ] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
         }
     }

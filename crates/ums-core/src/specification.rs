@@ -62,7 +62,11 @@ impl TryFrom<String> for ImageId {
     type Error = InvalidImageId;
     fn try_from(text: String) -> Result<Self, InvalidImageId> {
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() == 64 && text.bytes().all(hex) { Ok(Self(text)) } else { Err(InvalidImageId) }
+        if text.len() == 64 && text.bytes().all(hex) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidImageId)
+        }
     }
 }
 

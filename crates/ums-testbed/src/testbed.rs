@@ -159,11 +159,11 @@ impl Testbed {
     /// Ends and removes everything; returns what is left all the same.
     pub fn remove(mut self) -> Result<Vec<String>> {
         self.clean()?;
-        Ok(leftovers::leftovers(
-            &self.before,
-            &self.marks,
-            &self.tools.bundled("nft"),
-        ))
+        let nft = self.tools.bundled("nft");
+        let left = || leftovers::leftovers(&self.before, &self.marks, &nft);
+        // A process that is on its way out may show once more; what stays is told.
+        let gone = wait_for("nothing left", PATIENCE, || left().is_empty().then_some(()));
+        Ok(if gone.is_ok() { Vec::new() } else { left() })
     }
 
     fn clean(&mut self) -> Result<()> {

@@ -17,6 +17,12 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(600);
 /// The longest wait for the answer of a watch: what it was asked to wait, and a margin.
 const WATCH_TIME_MAX: Duration = Duration::from_millis(WATCH_MS_MAX + 10_000);
 
+/// How long a Coordinator may take from making its socket to answering at it.
+const START_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// Pause between two attempts to reach it.
+const START_PAUSE: Duration = Duration::from_millis(20);
+
 /// What helps when nobody answers.
 const ABSENCE_REMEDY: &str = "the Coordinator does not answer; start it with `ums serve`, or name \
                               its run directory with --run-dir or UMS_RUN_DIR";
@@ -44,6 +50,7 @@ impl From<ClientError> for Failure {
 #[derive(Clone)]
 pub(crate) struct Connection {
     client: Client,
+    socket: PathBuf,
 }
 
 impl Connection {
@@ -55,13 +62,34 @@ impl Connection {
     /// To the server of this name at this socket.
     pub(crate) fn named(name: &'static str, socket: PathBuf) -> Self {
         Self {
-            client: Client::new(Unix::new(name, socket), RESPONSE_BYTES_MAX),
+            client: Client::new(Unix::new(name, socket.clone()), RESPONSE_BYTES_MAX),
+            socket,
+        }
+    }
+
+    /// Asks again while nobody answers at a socket that is there: the Coordinator is starting, or
+    /// takes up a changed peers table. Nothing was sent by an attempt that found no connection.
+    async fn patiently<T, F: Future<Output = Result<T, ClientError>>>(
+        &self,
+        ask: impl Fn() -> F,
+    ) -> Result<T, ClientError> {
+        let end = tokio::time::Instant::now() + START_TIME_MAX;
+        loop {
+            match ask().await {
+                Err(ClientError::Connect { .. })
+                    if self.socket.exists() && tokio::time::Instant::now() < end =>
+                {
+                    tokio::time::sleep(START_PAUSE).await;
+                }
+                result => return result,
+            }
         }
     }
 
     /// `GET`.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.client.get(path, ANSWER_TIME_MAX).await
+        self.patiently(|| self.client.get(path, ANSWER_TIME_MAX))
+            .await
     }
 
     /// `GET` of something that waits for a change.
@@ -75,12 +103,14 @@ impl Connection {
         path: &str,
         body: &(impl Serialize + Sync),
     ) -> Result<T, ClientError> {
-        self.client.post(path, body, ANSWER_TIME_MAX).await
+        self.patiently(|| self.client.post(path, body, ANSWER_TIME_MAX))
+            .await
     }
 
     /// `DELETE`.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.client.delete(path, ANSWER_TIME_MAX).await
+        self.patiently(|| self.client.delete(path, ANSWER_TIME_MAX))
+            .await
     }
 }
 
