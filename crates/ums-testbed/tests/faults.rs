@@ -7,8 +7,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, is_long,
-    process, remains, remove, services, stop, strike, systems_with_hog,
+    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, process,
+    remains, remove, services, stop, strike, systems_with_hog,
 };
 use ums_core::report::Outcome;
 use ums_testbed::testbed::{PEER_LINK, Testbed};
@@ -76,9 +76,6 @@ fn the_keeper_of_the_destination_is_killed_in_the_transfer() {
 
 #[test]
 fn the_keeper_of_the_destination_is_killed_while_it_restores() {
-    if !is_long("the_keeper_of_the_destination_is_killed_while_it_restores") {
-        return;
-    }
     let test = "the_keeper_of_the_destination_is_killed_while_it_restores";
     let Some(testbed) = systems_with_hog(test, SLOW_MBIT, 8) else {
         return;

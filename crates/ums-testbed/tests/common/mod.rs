@@ -37,15 +37,6 @@ pub(crate) mod exit {
     pub(crate) const ABANDONED: i32 = 4;
 }
 
-/// Whether the long tests were asked for; else says that this one is left out.
-pub(crate) fn is_long(test: &str) -> bool {
-    let long = std::env::var_os("UMS_TEST_LONG").is_some();
-    if !long {
-        skipped(test, "a long test: `cargo xtask test --long` runs it");
-    }
-    long
-}
-
 /// Two systems with Coordinators, or `None` after saying that the test is left out.
 pub(crate) fn systems(test: &str, rate_mbit: u32) -> Option<Testbed> {
     let tools = Tools::find().expect("this program's own path is known");
