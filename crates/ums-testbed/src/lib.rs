@@ -8,11 +8,15 @@
 pub mod bench;
 pub mod client;
 pub mod demo;
+pub mod gate;
 pub mod hog;
+pub mod inventory;
+pub mod ledger;
 pub mod leftovers;
 pub mod namespace;
 pub mod rootfs;
 pub mod system;
 pub mod testbed;
 pub mod tools;
+pub mod witness;
 pub mod workload;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::client::{Load, Summary, counter, http};
+use crate::client::{Load, Summary, counter, http, ledger as records};
 use crate::hog::{self, Request};
+use crate::ledger;
 use crate::rootfs;
 use crate::system::System;
 use crate::testbed::Testbed;
@@ -21,6 +22,9 @@ pub const HTTP_PORT: u16 = 8080;
 
 /// Port of the memory hog, on the systems and inside.
 pub const HOG_PORT: u16 = 7000;
+
+/// Port of the ledger, on the systems and inside.
+pub const LEDGER_PORT: u16 = 7001;
 
 /// Longest wait for a service's first answer.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -115,6 +119,44 @@ pub fn ask_hog(testbed: &Testbed, system: &System, request: Request) -> Result<h
     let address = SocketAddr::from((system.ip(), HOG_PORT));
     wait_for("the hog's answer", START_PATIENCE, || {
         testbed.world.in_network(|| hog::ask(address, request)).ok()
+    })
+}
+
+/// Starts a ledger on `system`, with a ballast of memory.
+pub fn start_ledger(testbed: &Testbed, system: &System, mib: u64) -> Result<()> {
+    let root = root_of(testbed, "ledger", testbed.tools().own("ums-ledger")?)?;
+    let (volume, place) = ledger::VOLUME;
+    system.ums_ok(&[
+        "run",
+        "ledger",
+        "--rootfs",
+        &root,
+        "--volume",
+        &format!("{volume}:{place}"),
+        "--publish",
+        &format!("{LEDGER_PORT}:{LEDGER_PORT}"),
+        "--",
+        "/bin/ums-ledger",
+        "--mib",
+        &mib.to_string(),
+    ])?;
+    answers(testbed, system, LEDGER_PORT)
+}
+
+/// The ledger's file on `system`, as it is seen from outside.
+pub fn ledger_file(system: &System) -> PathBuf {
+    let service = system.state_dir().join("services").join("ledger");
+    service
+        .join("volumes")
+        .join(ledger::VOLUME.0)
+        .join(ledger::FILE)
+}
+
+/// Starts the client that has records written.
+pub fn record(testbed: &Testbed) -> Result<Load<records::Recorded>> {
+    let addresses = addresses(testbed, LEDGER_PORT);
+    Load::start(&testbed.world, move |stop| {
+        records::run(&addresses, COUNTER_PERIOD, stop)
     })
 }
 

@@ -109,22 +109,28 @@ impl Finder {
     pub(crate) fn connect(&mut self) -> Result<TcpStream> {
         let start = Instant::now();
         loop {
-            for _ in 0..self.addresses.len() {
-                let address = self.addresses[self.current];
-                if let Ok(stream) = TcpStream::connect_timeout(&address, ANSWER_PATIENCE) {
-                    stream.set_nodelay(true)?;
-                    stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
-                    stream.set_write_timeout(Some(ANSWER_PATIENCE))?;
-                    self.connections += 1;
-                    return Ok(stream);
-                }
-                self.current = (self.current + 1) % self.addresses.len();
+            match self.connect_once() {
+                Ok(stream) => return Ok(stream),
+                Err(error) if start.elapsed() > REQUEST_PATIENCE => return Err(error),
+                Err(_) => std::thread::sleep(RECONNECT_PAUSE),
             }
-            if start.elapsed() > REQUEST_PATIENCE {
-                return Err(anyhow!("nobody answers at any of {:?}", self.addresses));
-            }
-            std::thread::sleep(RECONNECT_PAUSE);
         }
+    }
+
+    /// Tries each address once.
+    pub(crate) fn connect_once(&mut self) -> Result<TcpStream> {
+        for _ in 0..self.addresses.len() {
+            let address = self.addresses[self.current];
+            if let Ok(stream) = TcpStream::connect_timeout(&address, ANSWER_PATIENCE) {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
+                stream.set_write_timeout(Some(ANSWER_PATIENCE))?;
+                self.connections += 1;
+                return Ok(stream);
+            }
+            self.current = (self.current + 1) % self.addresses.len();
+        }
+        Err(anyhow!("nobody answers at any of {:?}", self.addresses))
     }
 
     /// The connection was lost: the next address is as good as this one.

@@ -3,6 +3,7 @@
 pub mod counter;
 pub mod http;
 pub mod keys;
+pub mod ledger;
 mod load;
 pub mod resp;
 

@@ -1,0 +1,395 @@
+//! One cell: a fault at a point, and the four invariants afterwards.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use ums_core::report::{MigrationReport, Outcome};
+use ums_testbed::client::ledger::Recorded;
+use ums_testbed::inventory::Inventory;
+use ums_testbed::ledger;
+use ums_testbed::system::System;
+use ums_testbed::testbed::Testbed;
+use ums_testbed::tools::wait_for;
+use ums_testbed::witness::{Testimony, Witness};
+use ums_testbed::workload::{LEDGER_PORT, ledger_file, record, start_ledger};
+
+use crate::common::{self, exit, instances, services, systems};
+use crate::fault::{Fault, strike_at};
+use crate::point::{Point, Side, reach};
+
+/// Random memory of the ledger, MiB: takes a moment over the slow link, so that it can be met with.
+const MIB: u64 = 12;
+
+/// Program of the service.
+const PROGRAM: &str = "/bin/ums-ledger";
+
+/// Longest time until a migration is over once all is mended: leases and silences end in a minute.
+const END_PATIENCE: Duration = Duration::from_secs(100);
+
+/// Longest time until everything else has come to rest.
+const REST_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often the systems are looked over: it takes a dozen programs.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A cell of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cell {
+    pub(crate) point: Point,
+    pub(crate) fault: Fault,
+}
+
+impl Cell {
+    pub(crate) fn name(self) -> String {
+        let Point { step, name, .. } = self.point;
+        format!("step {step}, {name}: {}", self.fault.name())
+    }
+
+    /// How a migration may end here: after the commit there is one way only, and an abort that was
+    /// accepted happens.
+    fn may_end(self, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Completed => self.point.is_committed() || self.fault != Fault::Abort,
+            Outcome::Abandoned => !self.point.is_committed(),
+            Outcome::Running | Outcome::Stuck => false,
+        }
+    }
+
+    /// The side whose keeper is killed while it holds the only instance: the container is then on
+    /// its own, or dies if pages are missing.
+    fn unwatched(self, at: Side) -> bool {
+        self.fault == Fault::Keeper(at)
+    }
+}
+
+/// How a cell ended, for the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) outcome: Outcome,
+    /// What became of the instance, where it is not simply running.
+    pub(crate) remark: Option<&'static str>,
+    pub(crate) error: String,
+}
+
+/// Two systems in which one cell after the other is tried, and how they look when all is well.
+pub(crate) struct Arena {
+    pub(crate) testbed: Testbed,
+    bare: [Inventory; 2],
+    at_source: [Inventory; 2],
+    moved: [Inventory; 2],
+}
+
+impl Arena {
+    /// Two systems, looked over before, during and after a migration to which nothing happens.
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        let testbed = systems(test, common::SLOW_MBIT)?;
+        let mut arena = Self {
+            testbed,
+            bare: Default::default(),
+            at_source: Default::default(),
+            moved: Default::default(),
+        };
+        arena.calibrate().expect("a migration without a fault");
+        Some(arena)
+    }
+
+    fn calibrate(&mut self) -> Result<()> {
+        // The first migration brings the image, which stays, and opens connections.
+        for _ in 0..2 {
+            start_ledger(&self.testbed, &self.testbed.a, MIB)?;
+            self.at_source = self.steady()?;
+            let report = self
+                .testbed
+                .migrate(&self.testbed.a, &self.testbed.b, "ledger", &[])?;
+            ensure!(report.outcome == Outcome::Completed, "{report:?}");
+            self.moved = self.steady()?;
+            self.frontman_is_listed(&report.migration_id.to_string())?;
+            self.remove()?;
+            self.bare = self.steady()?;
+        }
+        self.only_a_frontman_outlives()
+    }
+
+    /// What outlives a migration on purpose is the Frontman with its file, and the network that
+    /// leads to it.
+    fn only_a_frontman_outlives(&self) -> Result<()> {
+        let left = self.moved[0].since(&self.bare[0]).0;
+        let is_frontmans = |line: &&String| {
+            let words: Vec<_> = line.splitn(4, ' ').collect();
+            match words[..] {
+                ["+", "process" | "file", name, ..] => name.contains("frontman"),
+                ["+", "link" | "route" | "rule", "system:", ..] => true,
+                _ => false,
+            }
+        };
+        let unknown: Vec<_> = left.iter().filter(|line| !is_frontmans(line)).collect();
+        ensure!(
+            unknown.is_empty(),
+            "more than a Frontman outlives a migration: {unknown:#?}"
+        );
+        Ok(())
+    }
+
+    fn look(&self) -> [Inventory; 2] {
+        [&self.testbed.a, &self.testbed.b]
+            .map(|system| Inventory::take(system, self.testbed.tools()))
+    }
+
+    /// Both systems, once two looks in a row are the same and nothing is under way.
+    fn steady(&self) -> Result<[Inventory; 2]> {
+        let mut before = self.look();
+        wait_for("two systems at rest", REST_PATIENCE, || {
+            std::thread::sleep(LOOK_EVERY);
+            let now = self.look();
+            let same = now == before;
+            before = now;
+            (same && self.nothing_is_under_way()).then(|| before.clone())
+        })
+    }
+
+    fn nothing_is_under_way(&self) -> bool {
+        [&self.testbed.a, &self.testbed.b].iter().all(|system| {
+            let migrations = common::get(system, "agent.sock", "/v1/migrations");
+            migrations
+                .as_ref()
+                .and_then(Value::as_array)
+                .is_some_and(Vec::is_empty)
+        })
+    }
+
+    /// Waits until both systems have what they should have, and nothing more.
+    fn rests(&self, wanted: &[Inventory; 2]) -> Result<()> {
+        let mut seen = Vec::new();
+        let rests = wait_for("rest", REST_PATIENCE, || {
+            std::thread::sleep(LOOK_EVERY);
+            let now = self.look();
+            let names = ["a", "b"].into_iter().zip(now.iter().zip(wanted));
+            seen = names
+                .flat_map(|(name, (now, wanted))| {
+                    now.since(wanted)
+                        .0
+                        .into_iter()
+                        .map(move |line| format!("{name}: {line}"))
+                })
+                .collect();
+            if !self.nothing_is_under_way() {
+                seen.push("a migration at an agent".to_owned());
+            }
+            seen.is_empty().then_some(())
+        });
+        rests.with_context(|| format!("left behind, or missing: {seen:#?}"))
+    }
+
+    /// Removes the ledger and its Frontman, wherever they are.
+    fn remove(&self) -> Result<()> {
+        for system in [&self.testbed.a, &self.testbed.b] {
+            let removed = system.ums(&["rm", "ledger"])?;
+            let code = removed.status.code();
+            let said = String::from_utf8_lossy(&removed.stderr).into_owned();
+            ensure!(
+                removed.status.success()
+                    || said.contains("no service")
+                    || code == Some(exit::REFUSED),
+                "`ums rm` on {}: {said}",
+                system.name()
+            );
+        }
+        Ok(())
+    }
+
+    /// Tries one cell, from a ledger under load on the source to two bare systems.
+    pub(crate) fn run(&mut self, cell: Cell) -> Result<Ending> {
+        start_ledger(&self.testbed, &self.testbed.a, MIB)?;
+        let places = [&self.testbed.a, &self.testbed.b].map(ledger_file).to_vec();
+        let witness = Witness::begin(places);
+        let client = record(&self.testbed)?;
+        let reached = reach(&self.testbed, cell.point)?;
+        strike_at(&mut self.testbed, &reached, cell.fault)?;
+
+        let id = reached.moving.id().to_owned();
+        let over = wait_for("the migration's end", END_PATIENCE, || {
+            let view = reached.moving.view(&self.testbed.a)?;
+            (view["report"]["outcome"] != "running").then_some(())
+        });
+        over.with_context(|| format!("{:?}", reached.moving.view(&self.testbed.a)))?;
+        let ended = reached.moving.end();
+        drop(reached.gate);
+
+        let report = ended.report;
+        ensure!(cell.may_end(report.outcome), "it ended as {report:?}");
+        self.report_is_true(&id, &report, ended.code)?;
+        let side = match report.outcome {
+            Outcome::Completed => Side::Destination,
+            _ => Side::Source,
+        };
+        let remark = if cell.unwatched(side) {
+            Some(self.unwatched(side)?)
+        } else {
+            let wanted = match side {
+                Side::Source => &self.at_source,
+                Side::Destination => &self.moved,
+            };
+            self.rests(wanted)?;
+            self.runs_only_at(side)?;
+            if side == Side::Destination {
+                self.frontman_is_listed(&id)?;
+            }
+            None
+        };
+        let recorded = client.stop()?;
+        let testimony = witness.end()?;
+        self.told_the_truth(&report, side, &testimony, &recorded)?;
+        self.remove()?;
+        self.rests(&self.bare)?;
+        Ok(Ending {
+            outcome: report.outcome,
+            remark,
+            error: report.error.unwrap_or_default(),
+        })
+    }
+
+    /// The ledger answers at this side, its memory and its file agree, and it has no twin.
+    fn runs_only_at(&self, side: Side) -> Result<()> {
+        let system = side.of(&self.testbed);
+        let address = (system.ip(), LEDGER_PORT).into();
+        let ask = || {
+            self.testbed
+                .world
+                .in_network(|| ledger::verify(address))
+                .ok()
+        };
+        let first = wait_for("the ledger's answer", REST_PATIENCE, ask)?;
+        let then = wait_for("the ledger's answer", REST_PATIENCE, ask)?;
+        ensure!(then.wrong.is_none(), "{then:?}");
+        ensure!(then.ticks > first.ticks, "it does not execute: {then:?}");
+        let instances = instances(&self.testbed, PROGRAM);
+        ensure!(instances == 1, "{instances} instances");
+        let all = services(system).context("the agent does not answer")?;
+        ensure!(all.len() == 1 && all[0]["status"] == "running", "{all:?}");
+        Ok(())
+    }
+
+    /// The keeper of the only instance was killed: at most one goes on, and it is shown as exited.
+    fn unwatched(&self, side: Side) -> Result<&'static str> {
+        let system = side.of(&self.testbed);
+        let shown = wait_for("the loss to be shown", REST_PATIENCE, || {
+            let all = services(system)?;
+            (all.len() == 1 && all[0]["status"] == "exited").then_some(())
+        });
+        shown.with_context(|| format!("{:?}", services(system)))?;
+        match instances(&self.testbed, PROGRAM) {
+            0 => Ok("died with its keeper"),
+            1 => Ok("goes on unwatched"),
+            more => bail!("{more} instances"),
+        }
+    }
+
+    /// The report says what happened, and so does `ums status`, on either side.
+    fn report_is_true(&self, id: &str, report: &MigrationReport, code: Option<i32>) -> Result<()> {
+        let (wanted, at) = match report.outcome {
+            Outcome::Completed => (exit::DONE, &self.testbed.b),
+            _ => (exit::ABANDONED, &self.testbed.a),
+        };
+        ensure!(code == Some(wanted), "`ums migrate` exits with {code:?}");
+        let said = report.error.as_deref().unwrap_or_default();
+        ensure!(
+            said.is_empty() == (report.outcome == Outcome::Completed),
+            "{report:?}"
+        );
+        let endpoint = format!("{}:{LEDGER_PORT}", at.ip());
+        let shown = report.endpoint.as_deref();
+        // Given up before anybody knew the endpoint.
+        let unknown = shown.is_none() && report.steps.len() <= 1;
+        ensure!(shown == Some(&endpoint) || unknown, "{report:?}");
+        let status = self.status(&self.testbed.a, id)?;
+        ensure!(
+            status["report"]["outcome"] == serde_json::to_value(report.outcome)?,
+            "`ums status` says {status}"
+        );
+        Ok(())
+    }
+
+    fn status(&self, system: &System, id: &str) -> Result<Value> {
+        let text = system.ums_ok(&["status", id, "--json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The Frontman that stays at the source is listed with its owner and its end.
+    fn frontman_is_listed(&self, owner: &str) -> Result<()> {
+        let source = &self.testbed.a;
+        let file = source.run_dir().join("frontman/ledger.json");
+        let text = std::fs::read(common::outside(source, &file)).context("no Frontman's file")?;
+        let status = &serde_json::from_slice::<Value>(&text)?["status"];
+        ensure!(status["owner"] == owner, "it is another's: {status}");
+        ensure!(
+            status["ends_at"].as_u64() > status["started_at"].as_u64(),
+            "{status}"
+        );
+        Ok(())
+    }
+
+    /// What the witness and the client saw fits together.
+    fn told_the_truth(
+        &self,
+        report: &MigrationReport,
+        side: Side,
+        testimony: &Testimony,
+        recorded: &Recorded,
+    ) -> Result<()> {
+        let at = usize::from(side == Side::Destination);
+        ensure!(testimony.at == at, "it executed last at {}", testimony.at);
+        let records: BTreeSet<u64> = testimony.trail.records.iter().copied().collect();
+        let doubled = testimony.trail.records.len() - records.len();
+        ensure!(doubled == 0, "{doubled} records are there twice");
+        let lost = (1..=recorded.acknowledged).filter(|id| !records.contains(id));
+        let lost: Vec<_> = lost.collect();
+        ensure!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        let foreign = records.len() as u64 - recorded.acknowledged;
+        ensure!(
+            foreign <= 1,
+            "{foreign} records that nobody had acknowledged"
+        );
+        ensure!(
+            recorded.acknowledged > 0,
+            "the client did nothing: {recorded:?}"
+        );
+        if side == Side::Destination {
+            self.nothing_ran_before_the_commit(report, testimony)?;
+        }
+        Ok(())
+    }
+
+    /// The commit is written when step 13 begins.
+    fn nothing_ran_before_the_commit(
+        &self,
+        report: &MigrationReport,
+        testimony: &Testimony,
+    ) -> Result<()> {
+        let id = report.migration_id.to_string();
+        let view = self.status(&self.testbed.a, &id)?;
+        let asked_at_ms = view["asked_at_ms"]
+            .as_u64()
+            .context("when it was asked for")?;
+        let commit = report.steps.iter().find(|step| step.step == 13);
+        let commit_ms = asked_at_ms + commit.context("a commit")?.started_ms;
+        let Some(ran_ns) = testimony.since_ns else {
+            return Ok(());
+        };
+        // Both are rounded down to milliseconds.
+        ensure!(
+            ran_ns / 1_000_000 + 1 >= commit_ms,
+            "it ran {} ms before the commit",
+            commit_ms - ran_ns / 1_000_000
+        );
+        Ok(())
+    }
+}
+
+/// How long something took, whole seconds.
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let begin = Instant::now();
+    let done = work();
+    (done, begin.elapsed().as_secs_f64())
+}
