@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Also run the tests that take minutes (they look at UMS_TEST_LONG)
     #[arg(long)]
     long: bool,
+    /// Directory that the table of a complete fault matrix is written to
+    #[arg(long, requires = "long")]
+    out: Option<PathBuf>,
     /// Arguments for the test runner, such as a filter
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
@@ -36,6 +39,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     variables.push(("UMS_SKIP_LOG", skip_log.clone().into()));
     if args.long {
         variables.push(("UMS_TEST_LONG", "1".into()));
+    }
+    if let Some(directory) = &args.out {
+        let path = std::path::absolute(directory)?.join("fault-matrix.md");
+        variables.push(("UMS_FAULT_MATRIX", path.into()));
     }
     let runner = Runner::find();
     let mut command = runner.command(&args.args);

@@ -22,6 +22,9 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 /// File name of the agent's socket while it is behind a gate.
 const BEHIND: &str = "agent-behind-gate.sock";
 
+/// How often it is looked for somebody at the gate.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// The largest head of a message; heads have a few short lines.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -72,8 +75,10 @@ struct Shared {
     path: PathBuf,
     behind: PathBuf,
     stop: Stop,
-    /// Whether the socket's own name leads to the gate.
-    stands: AtomicBool,
+    /// Whether the socket's name leads to the agent again.
+    aside: AtomicBool,
+    /// Whether nobody passes any more.
+    gone: AtomicBool,
     seen: Mutex<usize>,
     tell: Mutex<Option<Sender<()>>>,
     decision: Mutex<Option<Receiver<Passage>>>,
@@ -89,6 +94,7 @@ impl Gate {
         let new = path.with_file_name("gate.sock");
         let listener = UnixListener::bind(&new)
             .with_context(|| format!("cannot make a gate at {}", new.display()))?;
+        listener.set_nonblocking(true)?;
         std::fs::hard_link(path, &behind)
             .with_context(|| format!("no agent's socket at {}", path.display()))?;
         std::fs::rename(&new, path)?;
@@ -98,7 +104,8 @@ impl Gate {
             path: path.to_owned(),
             behind,
             stop,
-            stands: AtomicBool::new(true),
+            aside: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             seen: Mutex::new(0),
             tell: Mutex::new(Some(tell)),
             decision: Mutex::new(Some(decision)),
@@ -136,6 +143,7 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.shared.step_aside();
+        self.shared.gone.store(true, Ordering::SeqCst);
         for stream in lock(&self.shared.connections).drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -144,11 +152,12 @@ impl Drop for Gate {
 
 impl Shared {
     fn accept(self: Arc<Self>, listener: &UnixListener) {
-        // The listener ends with the process or when it is woken after the gate was taken away.
-        for stream in listener.incoming().flatten() {
-            if !self.stands.load(Ordering::SeqCst) {
-                return;
-            }
+        // Who came while the gate stood is let through after it has stepped aside, too.
+        while !self.gone.load(Ordering::SeqCst) {
+            let Ok((stream, _)) = listener.accept() else {
+                std::thread::sleep(LOOK_EVERY);
+                continue;
+            };
             let guard = Arc::clone(&self);
             // A connection that breaks is for its two ends to notice.
             std::thread::spawn(move || drop(guard.serve(stream)));
@@ -157,18 +166,15 @@ impl Shared {
 
     /// The socket is the agent's own again.
     fn step_aside(&self) {
-        if !self.stands.swap(false, Ordering::SeqCst) {
-            return;
+        if !self.aside.swap(true, Ordering::SeqCst) {
+            // One that was started meanwhile has its own socket there, and no name behind.
+            let _ = std::fs::rename(&self.behind, &self.path);
         }
-        // Wakes the thread that accepts.
-        let woken = UnixStream::connect(&self.path);
-        // One that was started meanwhile has its own socket there, and no name behind.
-        let _ = std::fs::rename(&self.behind, &self.path);
-        drop(woken);
     }
 
     fn serve(&self, near: UnixStream) -> Result<()> {
-        let far = UnixStream::connect(&self.behind)?;
+        near.set_nonblocking(false)?;
+        let far = UnixStream::connect(&self.behind).or_else(|_| UnixStream::connect(&self.path))?;
         {
             let mut connections = lock(&self.connections);
             connections.push(near.try_clone()?);

@@ -53,10 +53,9 @@ impl Inventory {
         inventory
     }
 
-    /// What there is of it that begins with this kind.
-    pub fn of(&self, kind: &str) -> Vec<&str> {
-        let names = self.0.keys().map(String::as_str);
-        names.filter(|name| name.starts_with(kind)).collect()
+    /// How many things there are.
+    pub fn count(&self) -> usize {
+        self.0.values().sum()
     }
 
     /// What this one has more (`+`) or less (`-`) than `before`.
@@ -145,7 +144,9 @@ impl Inventory {
                 } else {
                     line.trim()
                 };
-                if !["", "}"].contains(&line) {
+                // The kernel's own routes follow from links and their addresses.
+                let follows = line.contains("proto kernel") || line.contains("table local");
+                if !["", "}"].contains(&line) && !follows {
                     self.add(kind, &format!("{whose}: {}", steady(line)));
                 }
             }

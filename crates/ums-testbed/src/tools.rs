@@ -110,6 +110,15 @@ pub fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()
 }
 
+/// Whether tests that take minutes are wanted; says so when this one is left out.
+pub fn is_long(test: &str) -> bool {
+    let wanted = std::env::var_os("UMS_TEST_LONG").is_some();
+    if !wanted {
+        skipped(test, "it takes minutes: `cargo xtask test --long` runs it");
+    }
+    wanted
+}
+
 /// Says that a test or part was left out, and why; on standard error and in the file that
 /// `UMS_SKIP_LOG` names, because the test harness has no such outcome.
 pub fn skipped(name: &str, reason: &str) {

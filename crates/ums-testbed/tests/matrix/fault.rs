@@ -248,8 +248,9 @@ fn wait_until_over(testbed: &Testbed, reached: &Reached, most: Duration) {
 fn cut(testbed: &Testbed, reached: &Reached, way: Way, most: Duration) -> Result<()> {
     let nft = testbed.tools().bundled("nft");
     let rules = format!(
-        "table inet cut {{ chain in {{ type filter hook prerouting priority -500; \
-         iifname \"{PEER_LINK}\" drop; }} }}"
+        "add table inet cut; \
+         add chain inet cut in {{ type filter hook prerouting priority -500; }}; \
+         add rule inet cut in iifname \"{PEER_LINK}\" drop"
     );
     for system in way.receivers(testbed) {
         run(system.exec(&nft).arg(&rules))?;

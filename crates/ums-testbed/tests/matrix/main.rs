@@ -1,18 +1,61 @@
 //! The fault matrix, with real systems: every step of a migration × everything that can break, and
-//! what must hold afterwards ([`cell`]). A sample by default, all with `cargo xtask test --long`.
+//! what must hold afterwards (`cell`). A sample by default, all with `cargo xtask test --long`, which
+//! writes `docs/fault-matrix.md` when it is told `--out docs`.
+//!
+//! `UMS_MATRIX` holds words that the names of the cells to be tried contain, separated by `|`; for
+//! who follows one of them up. No table is written then.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod cell;
+mod document;
 mod fault;
 mod point;
 
-use cell::{Arena, Cell, timed};
-use fault::FAULTS;
-use point::POINTS;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-fn cells() -> Vec<Cell> {
+use cell::{Arena, Cell, Ending};
+use fault::{FAULTS, Fault, Way};
+use point::{POINTS, Side};
+use ums_testbed::tools::is_long;
+
+/// Lines of each system's log that are shown with a cell that failed.
+const LOG_LINES: usize = 12;
+
+/// Cells that exercise each kind of fault once, in different steps.
+const SAMPLE: [(&str, Fault); 15] = [
+    ("facts asked for", Fault::Twice),
+    ("container asked for", Fault::Late),
+    ("container created", Fault::Coordinator(Side::Destination)),
+    ("files copied", Fault::Agent(Side::Source)),
+    ("before the freeze", Fault::Disk),
+    ("frozen, memory streams", Fault::Criu),
+    ("frozen, memory streams", Fault::Memory),
+    ("delivered", Fault::Coordinator(Side::Source)),
+    ("restore asked for", Fault::Cut(Way::ToSource)),
+    ("CRIU restores", Fault::Keeper(Side::Destination)),
+    ("held", Fault::Cut(Way::ToDestination)),
+    ("held", Fault::Abort),
+    ("committed, not run", Fault::Agent(Side::Destination)),
+    ("Frontman not told", Fault::Coordinators),
+    ("source not deleted", Fault::Keeper(Side::Source)),
+];
+
+/// What became of one cell.
+struct Tried {
+    cell: Cell,
+    ending: Result<Ending, String>,
+}
+
+/// What became of a run.
+struct Run {
+    tried: Vec<Tried>,
+    took: Duration,
+}
+
+fn all_cells() -> Vec<Cell> {
     let all = POINTS
         .into_iter()
         .flat_map(|point| FAULTS.map(|fault| Cell { point, fault }));
@@ -20,36 +63,90 @@ fn cells() -> Vec<Cell> {
 }
 
 #[test]
-fn try_some() {
-    let filter = std::env::var("UMS_MATRIX").unwrap_or_default();
-    let chosen: Vec<_> = cells()
-        .into_iter()
-        .filter(|cell| filter.split('|').any(|part| cell.name().contains(part)))
-        .collect();
-    eprintln!("{} of {} cells", chosen.len(), cells().len());
-    let (arena, seconds) = timed(|| Arena::new("matrix"));
-    eprintln!("arena {seconds:.1} s");
-    let Some(mut arena) = arena else { return };
-    let mut failed = 0;
-    for cell in chosen {
-        let (ended, seconds) = timed(|| arena.run(cell));
-        match ended {
-            Ok(ending) => eprintln!("{seconds:5.1} s  {}: {ending:?}", cell.name()),
-            Err(error) => {
-                eprintln!("{seconds:5.1} s  {}: FAILED {error:#}", cell.name());
-                eprintln!(
-                    "a: {}\nb: {}",
-                    arena.testbed.a.said(),
-                    arena.testbed.b.said()
-                );
-                failed += 1;
-                let Some(new) = Arena::new("matrix") else {
-                    return;
-                };
-                arena = new;
-            }
+fn a_sample_of_the_matrix() {
+    let chosen = SAMPLE.map(|(name, fault)| {
+        let point = POINTS.into_iter().find(|point| point.name == name);
+        let point = point.expect("a point of this name");
+        assert!(fault.fits(point), "{name}: {}", fault.name());
+        Cell { point, fault }
+    });
+    if let Some(run) = tried("a_sample_of_the_matrix", &chosen) {
+        run.must_have_survived();
+    }
+}
+
+#[test]
+fn the_whole_matrix() {
+    if !is_long("the_whole_matrix") {
+        return;
+    }
+    let filter = std::env::var("UMS_MATRIX").ok();
+    let chosen = |cell: &Cell| match &filter {
+        Some(words) => words.split('|').any(|words| cell.name().contains(words)),
+        None => true,
+    };
+    let cells: Vec<_> = all_cells().into_iter().filter(chosen).collect();
+    let Some(run) = tried("the_whole_matrix", &cells) else {
+        return;
+    };
+    let out = std::env::var_os("UMS_FAULT_MATRIX").map(PathBuf::from);
+    if let Some(path) = out.filter(|_| filter.is_none()) {
+        std::fs::write(&path, document::of(&run)).expect("the table is written");
+    }
+    run.must_have_survived();
+}
+
+/// Tries cells one after the other; each that fails is told, and the next begins with new systems.
+fn tried(test: &str, cells: &[Cell]) -> Option<Run> {
+    let begin = Instant::now();
+    let mut arena = Arena::new(test)?;
+    let mut tried = Vec::new();
+    for (number, cell) in cells.iter().enumerate() {
+        let began = Instant::now();
+        let ending = arena.run(*cell).map_err(|error| format!("{error:#}"));
+        let took = began.elapsed().as_secs_f64();
+        let of = cells.len();
+        eprintln!(
+            "{}/{of} {took:5.1} s  {}: {ending:?}",
+            number + 1,
+            cell.name()
+        );
+        let failed = ending.is_err();
+        tried.push(Tried {
+            cell: *cell,
+            ending,
+        });
+        if failed {
+            show_logs(&arena);
+            arena = Arena::new(test)?;
         }
     }
     common::remove(arena.testbed);
-    assert_eq!(failed, 0);
+    let took = begin.elapsed();
+    Some(Run { tried, took })
+}
+
+fn show_logs(arena: &Arena) {
+    for system in [&arena.testbed.a, &arena.testbed.b] {
+        let said = system.said();
+        let lines: Vec<&str> = said.lines().collect();
+        for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
+            eprintln!("    {}: {line}", system.name());
+        }
+    }
+}
+
+impl Run {
+    fn must_have_survived(&self) {
+        let failed = self.tried.iter().filter(|tried| tried.ending.is_err());
+        let failed: Vec<_> = failed
+            .map(|tried| format!("{}: {:?}", tried.cell.name(), tried.ending))
+            .collect();
+        let of = self.tried.len();
+        assert!(
+            failed.is_empty(),
+            "{} of {of} cells: {failed:#?}",
+            failed.len()
+        );
+    }
 }
