@@ -392,7 +392,7 @@ impl Arrival {
             roots.push((RootName::Image, staging.rootfs()));
         }
         Ok(Self {
-            images: MemoryDir::new(IMAGES_BYTES_MAX + memory_bytes_max).map_err(|e| memory(&e))?,
+            images: MemoryDir::new(IMAGES_BYTES_MAX.saturating_add(memory_bytes_max)).map_err(|e| memory(&e))?,
             store: Some(PageStore::new(memory_bytes_max, true).map_err(|e| memory(&e))?),
             stored: None,
             info: None,
@@ -414,30 +414,7 @@ impl Sink for Arrival {
 
     fn pages(&mut self, block: &Block<'_>) -> Result<(), SinkError> {
         let store = self.store.as_mut().ok_or("pages after the end")?;
-        let owner = PageOwner(block.process);
-        let Some(content) = block.content else {
-            return Ok(());
-        };
-        if content.present.count_ones() == block.count {
-            return Ok(store.push(
-                owner,
-                block.address,
-                block.flags,
-                content.bytes,
-                &self.images,
-            )?);
-        }
-        for (address, page) in block.pages() {
-            match page {
-                Some(bytes) => store.push(owner, address, block.flags, bytes, &self.images)?,
-                // A zero page that may be late is simply missing: a fault there reads as zero.
-                None if block.flags & PE_LAZY != 0 && owner.process().is_some() => {}
-                None => {
-                    store.push(owner, address, block.flags, &[0; PAGE_LEN], &self.images)?;
-                }
-            }
-        }
-        Ok(())
+        Ok(keep_pages(store, &self.images, block)?)
     }
 
     fn file(&mut self, operation: &FileOperation<'_>) -> Result<(), SinkError> {
@@ -463,6 +440,31 @@ impl Sink for Arrival {
         }
         Ok(())
     }
+}
+
+/// Puts arrived pages into the store.
+#[doc(hidden)]
+pub fn keep_pages(
+    store: &mut PageStore,
+    images: &MemoryDir,
+    block: &Block<'_>,
+) -> Result<(), ums_checkpoint::store::Error> {
+    let owner = PageOwner(block.process);
+    let Some(content) = block.content else {
+        return Ok(());
+    };
+    if content.present.count_ones() == block.count {
+        return store.push(owner, block.address, block.flags, content.bytes, images);
+    }
+    for (address, page) in block.pages() {
+        match page {
+            Some(bytes) => store.push(owner, address, block.flags, bytes, images)?,
+            // A zero page that may be late is simply missing: a fault there reads as zero.
+            None if block.flags & PE_LAZY != 0 && owner.process().is_some() => {}
+            None => store.push(owner, address, block.flags, &[0; PAGE_LEN], images)?,
+        }
+    }
+    Ok(())
 }
 
 /// Steps 11 and 12: restores the service and holds it before its first instruction.

@@ -30,6 +30,20 @@ const PROCESSES_MAX: usize = 32_768;
 /// Most obstacles that are named; the first is reason enough to refuse.
 const OBSTACLES_MAX: usize = 64;
 
+/// Takes a text apart as each of the kernel's files that a service can put words into.
+#[doc(hidden)]
+pub fn understand(text: &str) {
+    let _ = parse::status(text);
+    let _ = parse::mount_ids(text);
+    let _ = parse::descriptor_info(text);
+    parse::mappings(text).for_each(drop);
+    let _ = parse::rollup(text, "Anonymous");
+    let _ = parse::established(text);
+    let _ = parse::inode_of(text, "socket");
+    let _ = descriptor::kernel_object(text);
+    let _ = descriptor::character_device(text, (1, 3));
+}
+
 /// Why a service could not be inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {

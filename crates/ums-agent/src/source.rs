@@ -307,7 +307,9 @@ fn tree(agent: &Agent, service: &Service, status: &Status, with_image: bool) -> 
     Tree { roots }
 }
 
-fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
+/// A permit from its text.
+#[doc(hidden)]
+pub fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
     blake3::Hash::from_hex(text)
         .map(|hash| *hash.as_bytes())
         .map_err(|_| {

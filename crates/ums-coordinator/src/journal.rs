@@ -235,6 +235,28 @@ impl Journal {
         Ok(saga.map(|saga| (saga, count)))
     }
 
+    /// Puts lines in place of a migration's events, unseen.
+    pub(crate) fn put_lines(&self, id: MigrationId, lines: &[&[u8]]) -> Result<()> {
+        let key = id.0.as_u128();
+        self.write(Write::Lazy, |transaction| {
+            let mut table = transaction.open_table(EVENTS)?;
+            table.retain_in((key, 0)..=(key, u32::MAX), |_, _| false)?;
+            for (number, line) in (0..).zip(lines) {
+                table.insert((key, number), line)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts a line in place of an arriving migration's, unseen.
+    pub(crate) fn put_line(&self, id: MigrationId, line: &[u8]) -> Result<()> {
+        self.write(Write::Lazy, |transaction| {
+            let mut table = transaction.open_table(INCOMING)?;
+            table.insert(id.0.as_u128(), (0, true, line))?;
+            Ok(())
+        })
+    }
+
     /// Outgoing migrations with when they were asked for and whether something is left to do,
     /// oldest first.
     pub(crate) fn outgoing(&self) -> Result<Vec<(MigrationId, u64, bool)>> {

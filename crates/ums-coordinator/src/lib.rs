@@ -10,6 +10,8 @@ mod client_server;
 mod clock;
 mod config;
 mod destination;
+#[doc(hidden)]
+pub mod fuzzing;
 mod journal;
 mod listen;
 mod peer;

@@ -16,7 +16,7 @@ use ums_core::id::SystemName;
 use crate::value::Network;
 
 pub(crate) use layer::{Layer, LogFormat, Sources};
-pub(crate) use peers::{PEERS_MAX, Peer, Peers, PeersError, permission};
+pub(crate) use peers::{PEERS_MAX, Peer, Peers, PeersError, is_peer, permission};
 
 /// Where the file is looked for unless said otherwise. It need not exist.
 pub(crate) const FILE_DEFAULT: &str = "/etc/ums/ums.toml";

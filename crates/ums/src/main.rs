@@ -1,33 +1,7 @@
 //! `ums`: runs a system's Coordinator, and asks it.
 
-mod cli;
-mod command;
-mod config;
-mod connection;
-mod doctor;
-mod exit;
-mod progress;
-mod show;
-mod value;
-
-use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::Cli;
-use crate::exit::Exit;
-
 fn main() -> ExitCode {
-    let exit = match command::execute(Cli::parse()) {
-        Ok(exit) => exit,
-        Err(failure) => {
-            if failure.error.is_some() {
-                // Nobody is left to tell when this fails; the exit code tells.
-                let _ = writeln!(std::io::stderr(), "ums: {failure}");
-            }
-            failure.exit
-        }
-    };
-    ExitCode::from(Exit::code(exit))
+    ums::main()
 }

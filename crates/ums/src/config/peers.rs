@@ -141,6 +141,11 @@ impl Peers {
     }
 }
 
+/// Whether a file says what a peer is.
+pub(crate) fn is_peer(path: &Path) -> bool {
+    read_file::<Peer>(path).is_ok()
+}
+
 /// The peer that a file speaks of; `None` for files that are not ours.
 fn name_of(path: &Path) -> Option<SystemName> {
     if path.extension()? != "toml" {

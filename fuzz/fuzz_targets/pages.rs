@@ -1,0 +1,4 @@
+//! libFuzzer's way to the target `pages` of `ums_fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ums_fuzz::under_libfuzzer("pages", data));
