@@ -35,6 +35,9 @@ const FORMAT: &str = "ums-journal/1";
 /// File name of the journal in the state directory.
 pub const FILE_NAME: &str = "journal.redb";
 
+/// File name of a journal that is being begun.
+const BEGUN_NAME: &str = "journal.redb.new";
+
 /// The journal can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -55,8 +58,9 @@ pub enum JournalError {
     },
     /// It is another system's, or of another version.
     #[error(
-        "the journal {path} is not this system's: it says `{found}` where `{wanted}` is needed; \
-         give each system a state directory of its own, and move this file aside if it is a copy"
+        "the journal {path} is not this system's, or of another version: it says `{found}` where \
+         `{wanted}` is needed; give each system a state directory of its own, run the release that \
+         wrote it, and move it aside only if it is a copy"
     )]
     Foreign {
         /// Where.
@@ -141,6 +145,9 @@ impl Journal {
             path: path.clone(),
             reason: error.to_string(),
         })?;
+        if !path.exists() {
+            Self::begin(directory, system, &store)?;
+        }
         let database = Mutex::new(Some(open_database(&store, &path)?));
         let journal = Self {
             path,
@@ -148,31 +155,61 @@ impl Journal {
             database,
             history_max,
         };
-        journal.identify("format", FORMAT)?;
-        journal.identify("system", system.as_str())?;
+        journal.must_say("format", FORMAT)?;
+        journal.must_say("system", system.as_str())?;
         Ok(journal)
     }
 
-    fn identify(&self, key: &str, wanted: &str) -> Result<()> {
-        let found = self.write(Write::Durable, |transaction| {
+    /// Makes an empty journal, under another name until it is whole: so a file that is there and
+    /// isn't a whole journal is never one that we had just begun.
+    fn begin(directory: &Path, system: &SystemName, store: &OpenStore) -> Result<()> {
+        let path = directory.join(BEGUN_NAME);
+        let unusable = |error: std::io::Error| JournalError::Unusable {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(unusable(error));
+            }
+            _ => {}
+        }
+        let begun = Self {
+            path: path.clone(),
+            store: Arc::clone(store),
+            database: Mutex::new(Some(open_store(store, &path)?)),
+            history_max: 0,
+        };
+        begun.write(Write::Durable, |transaction| {
             transaction.open_table(EVENTS)?;
             transaction.open_table(OUTGOING)?;
             transaction.open_table(INCOMING)?;
             let mut meta = transaction.open_table(META)?;
-            let found = meta.get(key)?.map(|found| found.value().to_owned());
-            if found.is_none() {
-                meta.insert(key, wanted)?;
-            }
-            Ok(found)
+            meta.insert("format", FORMAT)?;
+            meta.insert("system", system.as_str())?;
+            Ok(())
         })?;
-        match found {
-            Some(found) if found != wanted => Err(JournalError::Foreign {
-                path: self.path.clone(),
-                found,
-                wanted: wanted.to_owned(),
-            }),
-            _ => Ok(()),
+        drop(begun);
+        std::fs::rename(&path, directory.join(FILE_NAME))
+            .and_then(|()| std::fs::File::open(directory)?.sync_all())
+            .map_err(unusable)
+    }
+
+    /// Only reads: a file that is not ours stays as it is.
+    fn must_say(&self, key: &str, wanted: &str) -> Result<()> {
+        let found = self.read(|transaction| match transaction.open_table(META) {
+            Ok(meta) => Ok(meta.get(key)?.map(|found| found.value().to_owned())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        })?;
+        if found.as_deref() == Some(wanted) {
+            return Ok(());
         }
+        Err(JournalError::Foreign {
+            path: self.path.clone(),
+            found: found.unwrap_or_else(|| format!("no {key}")),
+            wanted: wanted.to_owned(),
+        })
     }
 
     /// Appends events of an outgoing migration, all or none. `first` is the number of the first:
@@ -424,7 +461,21 @@ impl Journal {
     }
 }
 
+/// Opens a journal that is there. An empty file, or none, is one whose content was lost: to begin
+/// anew there would be to forget what was committed.
 fn open_database(store: &OpenStore, path: &Path) -> Result<Database> {
+    let reason = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() > 0 => return open_store(store, path),
+        Ok(_) => "it is empty".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(JournalError::Unusable {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+fn open_store(store: &OpenStore, path: &Path) -> Result<Database> {
     let unusable = |reason: String| JournalError::Unusable {
         path: path.to_owned(),
         reason,

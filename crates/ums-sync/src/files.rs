@@ -5,6 +5,10 @@
 //! since and what is gone. So a file that changes or vanishes while the first pass reads it does
 //! no harm.
 //!
+//! Of a large file that has changed, the second pass sends only the blocks that are others than
+//! those that the first pass sent, by their hashes: what a database or a log changed or added, not
+//! all of it.
+//!
 //! Carried: regular files with their holes, hard links within a tree, directories, symbolic links,
 //! named pipes, devices (overlay whiteouts too), permission bits, owners, modification times to
 //! the nanosecond, extended attributes and capabilities. Sockets are not: who restores the
@@ -15,6 +19,7 @@
 
 mod apply;
 mod attributes;
+mod blocks;
 mod entry;
 mod manifest;
 mod pass;

@@ -401,6 +401,176 @@ fn only_what_changed_is_sent_again() {
     place.assert_same();
 }
 
+/// Writes at an offset, leaving the rest of the file.
+fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+}
+
+fn resize(path: &Path, size: u64) {
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_len(size).unwrap();
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn of_large_files_only_what_changed_is_sent_again() {
+    let place = Place::with(&["upper"]);
+    let at = |name: &str| place.upper().join(name);
+    let large = common::random(1, 4 * MIB as usize);
+    for name in ["appended", "overwritten", "cut", "emptied", "punched", "same", "linked"] {
+        fs::write(at(name), &large).unwrap();
+    }
+    fs::hard_link(at("linked"), at("linked too")).unwrap();
+    mode(&at("overwritten"), 0o4755);
+    File::create(at("sparse")).unwrap().set_len(64 * MIB).unwrap();
+    overwrite(&at("sparse"), 10 * MIB, &large[..MIB as usize]);
+    settle();
+    let always = BTreeSet::from([(RootName::Upper, PathBuf::from("same"))]);
+    let stats = place
+        .migrate(&always, || {
+            let mut log = File::options().append(true).open(at("appended")).unwrap();
+            std::io::Write::write_all(&mut log, b"one more line").unwrap();
+            overwrite(&at("overwritten"), 2 * MIB - 1, b"ab");
+            overwrite(&at("overwritten"), 0, b"c");
+            resize(&at("cut"), MIB + 5);
+            resize(&at("emptied"), 0);
+            resize(&at("emptied"), 3 * MIB);
+            let punched = File::options().write(true).open(at("punched")).unwrap();
+            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE
+                | rustix::fs::FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&punched, flags, MIB, MIB).unwrap();
+            overwrite(&at("sparse"), 40 * MIB, b"new");
+            resize(&at("sparse"), 80 * MIB);
+            overwrite(&at("linked"), 7, b"x");
+        })
+        .unwrap();
+    place.assert_same();
+    // Blocks are 64 KiB: one appended, three overwritten, one cut, one in the sparse file (of which
+    // the file system tells one of its own), one under two names.
+    assert!(stats.bytes <= 8 * 64 * 1024, "{stats:?}");
+    assert!(stats.sent >= 8, "{stats:?}");
+    let sparse = fs::metadata(place.destination(&RootName::Upper).join("sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < 2 * MIB, "{} blocks", sparse.blocks());
+}
+
+#[test]
+fn a_file_that_took_the_place_of_another_is_sent_whole() {
+    let place = Place::with(&["upper"]);
+    let at = |name: &str| place.upper().join(name);
+    let [one, two] = [1, 2].map(|seed| common::random(seed, MIB as usize));
+    fs::write(at("a"), &one).unwrap();
+    fs::hard_link(at("a"), at("keeps the first")).unwrap();
+    fs::write(at("b"), &two).unwrap();
+    fs::create_dir(at("d")).unwrap();
+    fs::write(at("d/c"), &one).unwrap();
+    settle();
+    let stats = place
+        .migrate(&Always::new(), || {
+            // Swapped, with a name that stays with the first.
+            fs::rename(at("a"), at("x")).unwrap();
+            fs::rename(at("b"), at("a")).unwrap();
+            fs::rename(at("x"), at("b")).unwrap();
+            overwrite(&at("a"), 100, b"changed");
+            // Replaced as editors and databases do.
+            fs::write(at("d/new"), &two).unwrap();
+            fs::rename(at("d/new"), at("d/c")).unwrap();
+        })
+        .unwrap();
+    place.assert_same();
+    assert!(stats.bytes >= 2 * MIB, "{stats:?}");
+}
+
+/// Changes to one large file, made of numbers so that they meet each other.
+fn scribble(path: &Path, (action, from, length): (u8, u32, u32)) {
+    let (from, length) = (u64::from(from) % MIB, u64::from(length) % (MIB / 2));
+    match action % 5 {
+        0 => overwrite(path, from, &common::random(from, length as usize)),
+        1 => resize(path, from),
+        2 => overwrite(path, from, &vec![0; length as usize]),
+        3 if length > 0 => {
+            let file = File::options().write(true).open(path).unwrap();
+            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE
+                | rustix::fs::FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&file, flags, from, length).unwrap();
+        }
+        _ => {
+            let mut file = File::options().append(true).open(path).unwrap();
+            std::io::Write::write_all(&mut file, &common::random(length, 5000)).unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
+    #[test]
+    fn a_large_file_arrives_after_any_changes(
+        before in prop::collection::vec(any::<(u8, u32, u32)>(), 0..6),
+        after in prop::collection::vec(any::<(u8, u32, u32)>(), 0..6),
+    ) {
+        let place = Place::with(&["upper"]);
+        let file = place.upper().join("file");
+        fs::write(&file, common::random(9, 300_000)).unwrap();
+        before.iter().for_each(|step| scribble(&file, *step));
+        place.migrate(&Always::new(), || {
+            after.iter().for_each(|step| scribble(&file, *step));
+        }).unwrap();
+        let arrived = place.destination(&RootName::Upper).join("file");
+        // Not with `assert_eq`: nobody reads a megabyte of numbers.
+        prop_assert!(fs::read(&arrived).unwrap() == fs::read(&file).unwrap());
+        let [here, there] = [&file, &arrived].map(|path| fs::metadata(path).unwrap());
+        prop_assert_eq!(here.mtime_nsec(), there.mtime_nsec());
+    }
+}
+
+#[test]
+fn only_a_regular_file_that_is_there_can_be_patched() {
+    let place = Place::with(&["upper"]);
+    let mut applier = place.applier();
+    let upper = RootName::Upper;
+    let outside = place.base.path().join("victim");
+    fs::write(&outside, b"untouched").unwrap();
+    let destination = place.destination(&upper);
+    symlink(&outside, destination.join("link")).unwrap();
+    fs::create_dir(destination.join("directory")).unwrap();
+    node(&destination.join("pipe"), FileType::Fifo, 0, 0);
+    for name in ["link", "directory", "pipe", "absent", "../victim"] {
+        let Ok(_) = RelativePath::new(name.as_bytes()) else {
+            continue;
+        };
+        let patch = entry(&upper, name.as_bytes(), Kind::Patch);
+        let error = applier.apply(&patch).unwrap_err();
+        assert!(chain(&error).contains(name), "{}", chain(&error));
+    }
+    assert_eq!(fs::read(&outside).unwrap(), b"untouched");
+}
+
+/// What a migration of a large file with small changes sends in the freeze, for the record.
+#[test]
+fn a_database_of_256_mib_with_small_changes() {
+    if std::env::var_os("UMS_TEST_LONG").is_none() {
+        return;
+    }
+    let place = Place::with(&["upper"]);
+    let file = place.upper().join("database");
+    fs::write(&file, common::random(1, 256 << 20)).unwrap();
+    settle();
+    let always = BTreeSet::from([(RootName::Upper, PathBuf::from("database"))]);
+    let stats = place
+        .migrate(&always, || {
+            for index in 0..50_u64 {
+                overwrite(&file, index * 5_000_000, b"one record");
+            }
+            let mut log = File::options().append(true).open(&file).unwrap();
+            std::io::Write::write_all(&mut log, &common::random(2, 100_000)).unwrap();
+        })
+        .unwrap();
+    eprintln!("{} of {} bytes", stats.bytes, fs::metadata(&file).unwrap().len());
+    place.assert_same();
+    assert!(stats.bytes < 4 << 20, "{stats:?}");
+}
+
 #[test]
 fn an_image_is_sent_once() {
     let place = Place::with(&["image", "upper"]);

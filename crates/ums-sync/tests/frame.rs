@@ -88,7 +88,7 @@ proptest! {
     #[test]
     fn entries_round_trip(
         root in root(), at in path(), other in path(), mode in 0..=0o7777_u32, uid: u32, gid: u32,
-        mtime_s: i64, mtime_ns in 0..1_000_000_000_u32, major: u32, minor: u32, kind in 0..7,
+        mtime_s: i64, mtime_ns in 0..1_000_000_000_u32, major: u32, minor: u32, kind in 0..8,
         xattrs in prop::collection::vec(("[a-z]{1,9}", any::<Vec<u8>>()), 0..4),
     ) {
         let kind = match kind {
@@ -98,6 +98,7 @@ proptest! {
             3 => Kind::Fifo,
             4 => Kind::CharacterDevice { major, minor },
             5 => Kind::BlockDevice { major, minor },
+            6 => Kind::Patch,
             _ => Kind::Link { target: RelativePath::new(&other).unwrap() },
         };
         let path = RelativePath::new(&at).unwrap();

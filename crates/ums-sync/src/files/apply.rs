@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
 };
 use rustix::io::Errno;
 
@@ -53,7 +53,7 @@ pub enum ApplyError {
 /// Nothing outside the given directories is touched, whatever arrives: every path is resolved
 /// below its directory, through no symbolic link and into no other file system. An entry replaces
 /// what had its name, of whatever kind; a file is always a new file, so that other names of the
-/// one it replaces keep theirs.
+/// one it replaces keep theirs, unless it is said to be a patch of a regular file that is there.
 ///
 /// # Memory
 ///
@@ -76,6 +76,8 @@ struct Root {
 /// takes away its capabilities and changes its time.
 struct OpenFile {
     file: File,
+    /// Whether it held something before.
+    patched: bool,
     root: RootName,
     path: Box<[u8]>,
     attributes: Attributes,
@@ -179,6 +181,7 @@ impl Applier {
                 let path = path.as_bytes().into();
                 self.open = Some(OpenFile {
                     file,
+                    patched: entry.kind == Kind::Patch,
                     root: name.clone(),
                     path,
                     attributes,
@@ -199,7 +202,11 @@ impl Applier {
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ApplyError> {
         let open = self.open.as_ref().ok_or(ApplyError::NoFile)?;
-        match open.file.write_all_at(bytes, offset) {
+        let placed = match open.patched && bytes.iter().all(|byte| *byte == 0) {
+            true => clear_range(&open.file, offset, bytes),
+            false => open.file.write_all_at(bytes, offset),
+        };
+        match placed {
             Ok(()) => Ok(()),
             Err(error) => Err(self.file_failed("writing", error)),
         }
@@ -248,6 +255,9 @@ impl Root {
         if entry.kind == Kind::Directory && self.has_directory(parent_path, name)? {
             return Ok(Made::Other(self.entry_fd(parent_path, name)?));
         }
+        if entry.kind == Kind::Patch {
+            return Ok(Made::File(self.present(parent_path, name)?));
+        }
         self.clear(parent_path, name)?;
         if let Kind::Link { target } = entry.kind {
             let (from_path, from_name) = target.split().ok_or(Errno::INVAL)?;
@@ -274,7 +284,7 @@ impl Root {
             Kind::BlockDevice { major, minor } => {
                 node(FileType::BlockDevice, rustix::fs::makedev(major, minor))?;
             }
-            Kind::Link { .. } => {}
+            Kind::Link { .. } | Kind::Patch => {}
         }
         Ok(Made::Other(self.entry_fd(parent_path, name)?))
     }
@@ -304,6 +314,17 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
             done => done,
         }
+    }
+
+    /// Opens a regular file that is there. Looked at before it is opened for writing: to open a
+    /// device or a pipe would be to use it.
+    fn present(&mut self, parent: RelativePath<'_>, name: &[u8]) -> Result<File, Errno> {
+        let fd = self.entry_fd(parent, name)?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+            return Err(Errno::INVAL);
+        }
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(through(&fd), flags, Mode::empty())?.into())
     }
 
     fn entry_fd(&mut self, parent: RelativePath<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
@@ -422,6 +443,15 @@ impl Attributes {
         attributes::write(&path, &wanted)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         set_mtime(&path, self.mtime)
+    }
+}
+
+/// Makes a hole where a file system can, and writes the zeros where it can't.
+fn clear_range(file: &File, offset: u64, zeros: &[u8]) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, flags, offset, zeros.len() as u64) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.write_all_at(zeros, offset),
+        done => Ok(done?),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Stat;
 
+use super::blocks::{Blocks, HASHES_MAX};
 use crate::frame::RootName;
 
 /// Entries that are remembered at most, of all trees of a service.
@@ -83,13 +84,15 @@ pub(super) struct NodeId(u32);
 ///
 /// # Memory
 ///
-/// 36 bytes and its name for each entry, with at most [`ENTRIES_MAX`] of them. The image is not
-/// remembered: it never changes.
+/// 36 bytes and its name for each entry, with at most [`ENTRIES_MAX`] of them, and at most 8 MiB of
+/// hashes of large files' blocks. The image is not remembered: it never changes.
 #[derive(Debug, Clone, Default)]
 pub struct Manifest {
     nodes: Vec<Node>,
     names: Vec<u8>,
     roots: BTreeMap<RootName, NodeId>,
+    blocks: BTreeMap<u32, Blocks>,
+    hashes: usize,
 }
 
 impl Manifest {
@@ -130,6 +133,20 @@ impl Manifest {
 
     pub(super) fn stamp(&self, id: NodeId) -> Stamp {
         self.nodes[id.0 as usize].stamp
+    }
+
+    /// How many hashes of blocks may still be remembered.
+    pub(super) fn hashes_left(&self) -> usize {
+        HASHES_MAX.saturating_sub(self.hashes)
+    }
+
+    pub(super) fn set_blocks(&mut self, id: NodeId, blocks: Blocks) {
+        self.hashes += blocks.count();
+        self.blocks.insert(id.0, blocks);
+    }
+
+    pub(super) fn blocks(&self, id: NodeId) -> Option<&Blocks> {
+        self.blocks.get(&id.0)
     }
 
     /// The children of a directory that were sent.

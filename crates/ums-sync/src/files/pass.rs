@@ -8,6 +8,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, reopen};
+use super::blocks::{self, Blocks, Hasher};
 use super::entry::Found;
 use super::manifest::{Manifest, NodeId, Stamp};
 use super::{FileError, FileWriter, Tree};
@@ -173,7 +174,7 @@ impl<'a> Pass<'a> {
             _ => Stamp::before_reading(&found.stat),
         };
         if self.must_send(&found.stat, node) {
-            match self.send(found, kind, stamp)? {
+            match self.send(found, kind, node, stamp)? {
                 Outcome::Sent => self.stats.sent += 1,
                 // For the destination what is not carried isn't there.
                 Outcome::Gone | Outcome::NotCarried => return Ok(false),
@@ -286,7 +287,13 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn send(&mut self, found: &Found, kind: FileType, stamp: Stamp) -> Result<Outcome, FileError> {
+    fn send(
+        &mut self,
+        found: &Found,
+        kind: FileType,
+        node: Option<NodeId>,
+        stamp: Stamp,
+    ) -> Result<Outcome, FileError> {
         let several = kind != FileType::Directory && found.stat.st_nlink > 1;
         let before = self.links.get(&found.stat.st_ino).filter(|_| several);
         let sent = match (kind, before) {
@@ -295,7 +302,7 @@ impl<'a> Pass<'a> {
                 let target = before.path.clone();
                 self.link(found, &target)
             }
-            (FileType::RegularFile, None) => self.file(found),
+            (FileType::RegularFile, None) => self.file(found, node),
             (_, None) => self.plain(found, kind),
         };
         if several && sent.is_ok() {
@@ -339,15 +346,60 @@ impl<'a> Pass<'a> {
         self.put_entry(&found.stat, Kind::Link { target }, &Attributes::default())
     }
 
-    fn file(&mut self, found: &Found) -> Result<(), FileError> {
+    fn file(&mut self, found: &Found, node: Option<NodeId>) -> Result<(), FileError> {
         let opened = reopen(&found.fd, OFlags::empty());
         let file = opened.map_err(|error| self.failed("opening", error))?;
         let attributes = self.attributes(found)?;
-        self.put_entry(&found.stat, Kind::File, &attributes)?;
         let size = u64::try_from(found.stat.st_size).unwrap_or_default();
-        let read = self.writer.content(&file, size)?;
+        let read = match self.sent_before(found, node) {
+            Some(blocks) => {
+                self.put_entry(&found.stat, Kind::Patch, &attributes)?;
+                self.writer.changes(&file, size, blocks)?
+            }
+            None => {
+                self.put_entry(&found.stat, Kind::File, &attributes)?;
+                let mut hasher = self.hasher(size);
+                let read = self.writer.content(&file, size, hasher.as_mut())?;
+                self.remember_blocks(found, node, hasher, size);
+                read
+            }
+        };
         self.stats.bytes += read.map_err(|error| self.failed("reading", error))?;
         Ok(self.writer.put(&Frame::FileEnd { size })?)
+    }
+
+    /// What the destination has of a file from the first pass.
+    fn sent_before(&self, found: &Found, node: Option<NodeId>) -> Option<&'a Blocks> {
+        match (&self.memory, node) {
+            (Memory::Compare(manifest), Some(node)) => manifest
+                .blocks(node)
+                .filter(|blocks| blocks.are_of(found.stat.st_ino)),
+            _ => None,
+        }
+    }
+
+    fn hasher(&self, size: u64) -> Option<Hasher> {
+        match &self.memory {
+            Memory::Remember(manifest) => {
+                blocks::block_len(size, manifest.hashes_left()).map(Hasher::new)
+            }
+            Memory::None | Memory::Compare(_) => None,
+        }
+    }
+
+    fn remember_blocks(
+        &mut self,
+        found: &Found,
+        node: Option<NodeId>,
+        hasher: Option<Hasher>,
+        size: u64,
+    ) {
+        if let (Memory::Remember(manifest), Some(node), Some(mut hasher)) =
+            (&mut self.memory, node, hasher)
+        {
+            hasher.end(size);
+            manifest.set_blocks(node, hasher.into_blocks(found.stat.st_ino));
+        }
     }
 
     fn attributes(&self, found: &Found) -> Result<Attributes, FileError> {

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::blocks::{Blocks, Hasher};
 use crate::frame::{DATA_MAX, Frame};
 use crate::send::{Batch, Packer, Producer, SendError};
 
@@ -58,32 +59,98 @@ impl FileWriter {
         }
     }
 
-    /// Sends the content of a file up to `size`, without its holes. The outer error is the data
-    /// path's. Returns how many bytes were read.
-    pub(super) fn content(&mut self, file: &File, size: u64) -> Result<io::Result<u64>, SendError> {
-        let (mut at, mut sent) = (0, 0);
-        loop {
-            let (begin, end) = match next_data(file, at, size) {
-                Ok(Some(extent)) => extent,
-                Ok(None) => return Ok(Ok(sent)),
-                Err(error) => return Ok(Err(error)),
-            };
-            at = begin;
-            while at < end {
-                let length = (end - at).min(DATA_MAX as u64) as usize;
-                match file.read_at(&mut self.content[..length], at) {
-                    // Shorter than it was: the second pass will see it changed.
-                    Ok(0) => return Ok(Ok(sent)),
-                    Ok(read) => {
-                        self.data(at, read)?;
-                        at += read as u64;
-                        sent += read as u64;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Ok(Err(error)),
+    /// Sends the content of a file up to `size`, without its holes, and has it hashed. The outer
+    /// error is the data path's. Returns how many bytes were sent.
+    pub(super) fn content(
+        &mut self,
+        file: &File,
+        size: u64,
+        mut hasher: Option<&mut Hasher>,
+    ) -> Result<io::Result<u64>, SendError> {
+        let mut sent = 0;
+        let read = each_extent(file, 0, size, |at, end| {
+            self.read(file, at, end, |writer, at, length| {
+                if let Some(hasher) = hasher.as_deref_mut() {
+                    hasher.content(at, &writer.content[..length]);
                 }
+                sent += length as u64;
+                writer.data(at, length)
+            })
+        })?;
+        Ok(read.map(|()| sent))
+    }
+
+    /// Sends what of a file, `size` bytes long now, is other than the `blocks` that the destination
+    /// has. The file must not change meanwhile. As [`content`](Self::content) otherwise.
+    pub(super) fn changes(
+        &mut self,
+        file: &File,
+        size: u64,
+        blocks: &Blocks,
+    ) -> Result<io::Result<u64>, SendError> {
+        let (mut now, compared) = blocks.hasher(size);
+        let read = each_extent(file, 0, compared, |at, end| {
+            self.read(file, at, end, |writer, at, length| {
+                now.content(at, &writer.content[..length]);
+                Ok(())
+            })
+        })?;
+        if let Err(error) = read {
+            return Ok(Err(error));
+        }
+        now.end(compared);
+        let mut sent = 0;
+        for range in blocks.changed(&now, size) {
+            let mut at = range.start;
+            let read = each_extent(file, range.start, range.end, |begin, end| {
+                self.zeros(at, begin.min(blocks.size()))?;
+                at = end;
+                self.read(file, begin, end, |writer, at, length| {
+                    sent += length as u64;
+                    writer.data(at, length)
+                })
+            })?;
+            if let Err(error) = read {
+                return Ok(Err(error));
+            }
+            self.zeros(at, range.end.min(blocks.size()))?;
+        }
+        Ok(Ok(sent))
+    }
+
+    /// Hands the bytes of a file from `at` to `end`, or as far as there are any, over in pieces.
+    fn read(
+        &mut self,
+        file: &File,
+        mut at: u64,
+        end: u64,
+        mut piece: impl FnMut(&mut Self, u64, usize) -> Result<(), SendError>,
+    ) -> Result<io::Result<()>, SendError> {
+        while at < end {
+            let length = (end - at).min(DATA_MAX as u64) as usize;
+            match file.read_at(&mut self.content[..length], at) {
+                // Shorter than it was: the second pass will see it changed.
+                Ok(0) => return Ok(Ok(())),
+                Ok(read) => {
+                    piece(self, at, read)?;
+                    at += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Ok(Err(error)),
             }
         }
+        Ok(Ok(()))
+    }
+
+    /// A hole, told as zeros: the destination may have something there.
+    fn zeros(&mut self, mut at: u64, end: u64) -> Result<(), SendError> {
+        while at < end {
+            let length = (end - at).min(DATA_MAX as u64) as usize;
+            self.content[..length].fill(0);
+            self.data(at, length)?;
+            at += length as u64;
+        }
+        Ok(())
     }
 
     fn data(&mut self, offset: u64, length: usize) -> Result<(), SendError> {
@@ -105,6 +172,27 @@ impl FileWriter {
         });
         (self.content, self.packed) = (content, packed);
         put
+    }
+}
+
+/// Does something with each part of a file between `at` and `size` that is not a hole. The outer
+/// error is that of the work.
+fn each_extent(
+    file: &File,
+    mut at: u64,
+    size: u64,
+    mut work: impl FnMut(u64, u64) -> Result<io::Result<()>, SendError>,
+) -> Result<io::Result<()>, SendError> {
+    loop {
+        let (begin, end) = match next_data(file, at, size) {
+            Ok(Some(extent)) => extent,
+            Ok(None) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Err(error) = work(begin, end)? {
+            return Ok(Err(error));
+        }
+        at = end;
     }
 }
 

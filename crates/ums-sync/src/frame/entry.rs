@@ -27,6 +27,9 @@ pub enum Kind<'a> {
     Directory,
     /// A regular file. `FileData` and `FileEnd` follow.
     File,
+    /// A regular file that has come before, under this path: the `FileData` that follows takes the
+    /// place of what it holds there, the rest stays. Zeros may become a hole.
+    Patch,
     /// A symbolic link.
     Symlink {
         /// Where it leads, as text that is never followed here.
@@ -146,6 +149,7 @@ impl<'a> Kind<'a> {
                 put_long(out, target);
             }
             Kind::Fifo => out.push(3),
+            Kind::Patch => out.push(7),
             Kind::Link { target } => {
                 out.push(6);
                 put_long(out, target.as_bytes());
@@ -175,6 +179,7 @@ impl<'a> Kind<'a> {
                 }
                 target => Kind::Link { target },
             },
+            7 => Kind::Patch,
             other => return Err(fields.invalid(format!("unknown kind of entry {other}"))),
         })
     }

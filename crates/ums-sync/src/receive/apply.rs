@@ -212,7 +212,7 @@ impl<S: Sink> Apply<S> {
 
     fn entry(&mut self, entry: Entry<'_>) -> Result<(), ReceiveError> {
         self.next_entry(FrameType::Entry)?;
-        self.file_open = entry.kind == Kind::File;
+        self.file_open = matches!(entry.kind, Kind::File | Kind::Patch);
         let what = format!("{}/{}", entry.root, entry.path);
         placed(what, self.sink.file(&FileOperation::Entry(entry)))
     }
