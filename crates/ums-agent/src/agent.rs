@@ -12,7 +12,7 @@ use ums_checkpoint::keeper::protocol::{Phase, Request, Status};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Specification;
-use ums_sync::tls::Identity;
+use ums_tls::Identity;
 
 use crate::config::{AgentConfig, ServicePlaces};
 use crate::destination::Incoming;

@@ -19,7 +19,6 @@ use ums_sync::Meter;
 use ums_sync::files::Applier;
 use ums_sync::frame::RootName;
 use ums_sync::receive::{self, Block, FileOperation, Limits, Sink, SinkError};
-use ums_sync::tls;
 
 use crate::agent::{Agent, Migration, Service};
 use crate::container::keeper_path;
@@ -240,7 +239,7 @@ fn random_permit() -> Result<[u8; 32], Problem> {
 
 /// Accepts data paths for ever.
 pub async fn listen(agent: Arc<Agent>, listener: TcpListener) -> anyhow::Result<()> {
-    let config = tls::server_config(&agent.identity, &[ALPN])?;
+    let config = ums_tls::server_config(&agent.identity, &[ALPN])?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await?;
@@ -268,7 +267,7 @@ async fn serve_path(
     tcp: tokio::net::TcpStream,
     config: Arc<tokio_rustls::rustls::ServerConfig>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let (stream, peer) = tls::accept(tcp, config, HANDSHAKE_PATIENCE).await?;
+    let (stream, peer) = ums_tls::accept(tcp, config, HANDSHAKE_PATIENCE).await?;
     let pending = receive::accept(stream, IDLE_MAX).await?;
     let id = pending.migration();
     let incoming = match admit(agent, id, &pending.permit(), &peer.system) {

@@ -26,7 +26,6 @@ use ums_sync::Meter;
 use ums_sync::files::{self, Always, Manifest, Tree};
 use ums_sync::frame::RootName;
 use ums_sync::send::{PageWriter, SendError, Sender, Settings};
-use ums_sync::tls;
 
 use crate::agent::{Agent, Migration, Service};
 use crate::container::{keeper_path, netns_path};
@@ -260,10 +259,10 @@ async fn open_path(
 ) -> Result<DataPath, Problem> {
     let service = agent.service(&request.service)?;
     let permit = permit_bytes(&request.endpoint.permit)?;
-    let config = tls::client_config(&agent.identity, &[ALPN])
+    let config = ums_tls::client_config(&agent.identity, &[ALPN])
         .map_err(|error| problem::failed("tls", "certificates")(&error))?;
     let endpoint = &request.endpoint;
-    let stream = tls::connect(endpoint.address, &endpoint.system, config, CONNECT_PATIENCE)
+    let stream = ums_tls::connect(endpoint.address, &endpoint.system, config, CONNECT_PATIENCE)
         .await
         .map_err(|error| at_peer(&error))?;
     let settings = Settings {

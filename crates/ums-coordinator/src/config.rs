@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ums_api::client::Permission;
 use ums_core::id::SystemName;
-use ums_sync::tls::Identity;
+use ums_tls::Identity;
 
 /// All that a Coordinator needs to know.
 #[derive(Debug, Clone)]

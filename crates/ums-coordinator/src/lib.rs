@@ -33,7 +33,7 @@ use ums_api::client::SOCKET_NAME;
 use ums_api::http::AgentClient;
 use ums_api::peer::ALPN;
 use ums_core::id::SystemName;
-use ums_sync::tls::{self, TlsError};
+use ums_tls::TlsError;
 
 pub use config::{AgentCommand, Config, Limits, PeerConfig};
 pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError, OpenStore};
@@ -114,8 +114,8 @@ impl Coordinator {
                 system: config.system,
             });
         }
-        let server_tls = tls::server_config(&config.identity, &[ALPN])?;
-        let client_tls = tls::client_config(&config.identity, &[ALPN])?;
+        let server_tls = ums_tls::server_config(&config.identity, &[ALPN])?;
+        let client_tls = ums_tls::client_config(&config.identity, &[ALPN])?;
         let limits = &config.limits;
         // The journal's lock keeps a second Coordinator out, before it can take the socket.
         let journal = Arc::new(Journal::open(

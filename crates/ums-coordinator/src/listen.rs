@@ -12,7 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use ums_core::id::SystemName;
-use ums_sync::tls;
 
 use crate::tasks::Tasks;
 
@@ -69,7 +68,7 @@ pub(crate) async fn peers(
             Ok((stream, address)) => {
                 let (router, config) = (router.clone(), Arc::clone(&config));
                 tasks.spawn(async move {
-                    match tls::accept(stream, config, HANDSHAKE_TIMEOUT).await {
+                    match ums_tls::accept(stream, config, HANDSHAKE_TIMEOUT).await {
                         Ok((stream, peer)) => {
                             let identity = axum::Extension(PeerIdentity(peer.system));
                             connection(stream, router.layer(identity)).await;

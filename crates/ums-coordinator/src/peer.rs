@@ -15,7 +15,7 @@ use ums_api::peer::{
 };
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::Refusal;
-use ums_sync::tls::{self, TlsError};
+use ums_tls::TlsError;
 
 /// How long TCP and TLS may take each.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +67,8 @@ impl Connector for Mtls {
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
             let config = Arc::clone(&self.config);
-            let stream = tls::connect(self.address, &self.system, config, CONNECT_TIMEOUT).await?;
+            let stream =
+                ums_tls::connect(self.address, &self.system, config, CONNECT_TIMEOUT).await?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }

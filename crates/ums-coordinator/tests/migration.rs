@@ -218,7 +218,7 @@ fn allow_nothing(config: &mut ums_coordinator::Config) {
 
 #[tokio::test]
 async fn an_untrusted_peer_is_refused() {
-    let (other, _) = ums_sync::tls::ca::Authority::new("another").expect("a CA");
+    let (other, _) = ums_tls::ca::Authority::new("another").expect("a CA");
     let stranger = support::issue(&other, "b");
     let two = Two::with(|_, b| b.identity = stranger).await;
     refused(&two, RefusalKind::PeerUntrusted).await;
@@ -255,12 +255,11 @@ async fn canned(body: &'static str) -> std::net::SocketAddr {
         .await
         .expect("a port");
     let address = listener.local_addr().expect("bound");
-    let config = ums_sync::tls::server_config(&support::identity("b"), &[ums_api::peer::ALPN]);
+    let config = ums_tls::server_config(&support::identity("b"), &[ums_api::peer::ALPN]);
     let config = config.expect("a configuration");
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            let Ok((mut stream, _)) = ums_sync::tls::accept(tcp, config.clone(), PATIENCE).await
-            else {
+            let Ok((mut stream, _)) = ums_tls::accept(tcp, config.clone(), PATIENCE).await else {
                 continue;
             };
             let mut request = [0; 4096];

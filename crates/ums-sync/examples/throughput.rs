@@ -16,8 +16,8 @@ use ums_sync::Meter;
 use ums_sync::frame::BLOCK_BYTES;
 use ums_sync::receive::{self, Block, FileOperation, Limits, Sink, SinkError};
 use ums_sync::send::{Sender, Settings};
-use ums_sync::tls::ca::{Authority, SYSTEM_VALIDITY};
-use ums_sync::tls::{self, ALPN_DATA, Identity};
+use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
+use ums_tls::{ALPN_DATA, Identity};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -116,10 +116,10 @@ async fn data_path(mib: u64, block: Vec<u8>) -> Outcome<(Duration, u64)> {
     let beta: SystemName = "beta".parse()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = tls::server_config(&member(&ca, &beta)?, &[ALPN_DATA])?;
+    let server = ums_tls::server_config(&member(&ca, &beta)?, &[ALPN_DATA])?;
     let receiver = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await?;
-        let (stream, _) = tls::accept(tcp, server, WAIT).await?;
+        let (stream, _) = ums_tls::accept(tcp, server, WAIT).await?;
         let limits = Limits {
             memory_bytes_max: u64::MAX,
             ..Limits::default()
@@ -128,8 +128,8 @@ async fn data_path(mib: u64, block: Vec<u8>) -> Outcome<(Duration, u64)> {
         let received = pending.welcome(limits, Meter::default(), Count(0)).await?;
         Outcome::Ok(received.sink.0)
     });
-    let client = tls::client_config(&member(&ca, &"alpha".parse()?)?, &[ALPN_DATA])?;
-    let stream = tls::connect(address, &beta, client, WAIT).await?;
+    let client = ums_tls::client_config(&member(&ca, &"alpha".parse()?)?, &[ALPN_DATA])?;
+    let stream = ums_tls::connect(address, &beta, client, WAIT).await?;
     let migration = MigrationId(uuid::Uuid::nil());
     let begin = Instant::now();
     let sender = Sender::open(stream, migration, [0; 32], Settings::default()).await?;

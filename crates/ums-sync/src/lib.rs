@@ -5,7 +5,6 @@
 //! orchestrator and no CRIU: whoever reads the checkpoint hands over bytes, whoever restores it
 //! gets them through a [`receive::Sink`].
 //!
-//! - [`tls`]: identities, and who may connect;
 //! - [`frame`]: the protocol's frames;
 //! - [`send`]: the source's end, [`receive`]: the destination's end;
 //! - [`files`]: trees of files, copied while the service runs and corrected while it is frozen.
@@ -26,7 +25,6 @@ mod meter;
 mod pool;
 pub mod receive;
 pub mod send;
-pub mod tls;
 
 pub use link::LinkError;
 pub use meter::Meter;

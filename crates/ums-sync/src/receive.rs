@@ -179,7 +179,7 @@ pub struct Pending<C> {
 
 /// Waits for a source to say what it wants. One whose version is unknown is refused here.
 ///
-/// Who is at the other end, the connection's certificate has told already: [`crate::tls::accept`].
+/// Who is at the other end, the connection's certificate has told already: `ums_tls::accept`.
 pub async fn accept<C>(mut stream: C, idle: Duration) -> Result<Pending<C>, ReceiveError>
 where
     C: AsyncRead + AsyncWrite + Unpin,

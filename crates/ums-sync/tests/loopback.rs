@@ -11,8 +11,8 @@ use ums_sync::Meter;
 use ums_sync::frame::PAGE_BYTES;
 use ums_sync::receive;
 use ums_sync::send::{SendError, Sender};
-use ums_sync::tls::ca::{Authority, SYSTEM_VALIDITY};
-use ums_sync::tls::{self, ALPN_DATA, Identity};
+use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
+use ums_tls::{ALPN_DATA, Identity};
 
 fn member(ca: &Authority, name: &SystemName) -> Identity {
     let issued = ca.issue(name, &[], SYSTEM_VALIDITY).unwrap();
@@ -29,18 +29,18 @@ async fn run(sink: Memory, pages: usize) -> (Result<(), SendError>, Result<(), S
     let [alpha, beta] = [member(&ca, &names[0]), member(&ca, &names[1])];
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let config = tls::server_config(&beta, &[ALPN_DATA]).unwrap();
+    let config = ums_tls::server_config(&beta, &[ALPN_DATA]).unwrap();
     let source = names[0].clone();
     let server = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        let (stream, peer) = tls::accept(tcp, config, IDLE).await.unwrap();
+        let (stream, peer) = ums_tls::accept(tcp, config, IDLE).await.unwrap();
         assert_eq!(peer.system, source);
         let pending = receive::accept(stream, IDLE).await.unwrap();
         let received = pending.welcome(limits(), Meter::default(), sink).await;
         received.map(drop).map_err(|error| chain(&error))
     });
-    let config = tls::client_config(&alpha, &[ALPN_DATA]).unwrap();
-    let stream = tls::connect(address, &names[1], config, IDLE)
+    let config = ums_tls::client_config(&alpha, &[ALPN_DATA]).unwrap();
+    let stream = ums_tls::connect(address, &names[1], config, IDLE)
         .await
         .unwrap();
     let sender = Sender::open(stream, migration(), [9; 32], settings())

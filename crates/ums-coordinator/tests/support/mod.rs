@@ -29,8 +29,8 @@ use ums_coordinator::{Config, Coordinator, JournalError, Limits, PeerConfig, Ser
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
 use ums_core::specification::{PublishedPort, Specification, Transport};
-use ums_sync::tls::Identity;
-use ums_sync::tls::ca::{Authority, SYSTEM_VALIDITY};
+use ums_tls::Identity;
+use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
 use world::{Life, Service, World};
 
 /// The service that moves.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use ums_core::id::SystemName;
-use ums_sync::tls::ca::{Authority, Issued, SYSTEM_VALIDITY};
+use ums_tls::ca::{Authority, Issued, SYSTEM_VALIDITY};
 
 use super::{Outcome, print};
 use crate::exit::{Exit, Failure};
@@ -154,7 +154,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
 mod test {
     use std::os::unix::fs::PermissionsExt;
 
-    use ums_sync::tls::Identity;
+    use ums_tls::Identity;
 
     use super::*;
 

@@ -13,7 +13,7 @@ use ums_api::client::{HISTORY_MAX, HistoryQuery, MigrationView, paths};
 use ums_coordinator::{AgentCommand, PeerConfig};
 use ums_core::id::SystemName;
 use ums_core::report::Outcome as Migrated;
-use ums_sync::tls::Identity;
+use ums_tls::Identity;
 
 use super::Outcome;
 use crate::config::{Config, LogFormat, Peer};

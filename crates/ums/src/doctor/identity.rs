@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use time::OffsetDateTime;
-use ums_sync::tls::{self, Identity};
+use ums_tls::Identity;
 use x509_parser::pem::parse_x509_pem;
 
 use super::Check;
@@ -39,7 +39,7 @@ fn remedy(config: &Config) -> String {
 
 /// It has to fit its key and its CA, and to name this system.
 fn name(config: &Config, identity: &Identity) -> Check {
-    let usable = tls::client_config(identity, &[])
+    let usable = ums_tls::client_config(identity, &[])
         .map(drop)
         .and_then(|()| identity.name());
     let named = match usable {
@@ -105,7 +105,7 @@ fn key_mode(key: &Path) -> Check {
 mod test {
     use std::time::Duration;
 
-    use ums_sync::tls::ca::Authority;
+    use ums_tls::ca::Authority;
 
     use super::super::Verdict;
     use super::*;

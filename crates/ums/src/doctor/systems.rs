@@ -6,7 +6,7 @@ use ums_api::client::{Hello, paths};
 use ums_api::http::ClientError;
 use ums_core::facts::NodeFacts;
 use ums_core::id::SystemName;
-use ums_sync::tls::{self, Identity, TlsError};
+use ums_tls::{Identity, TlsError};
 
 use super::Check;
 use crate::config::{Config, Peer};
@@ -98,8 +98,8 @@ async fn peers(config: &Config) -> Vec<Check> {
 /// Connects, and lets both show who they are; asks nothing.
 async fn greet(name: &SystemName, peer: &Peer, identity: &Identity) -> Check {
     const NAME: &str = "peer";
-    let connected = match tls::client_config(identity, &[]) {
-        Ok(config) => tls::connect(peer.address, name, config, PEER_TIME_MAX)
+    let connected = match ums_tls::client_config(identity, &[]) {
+        Ok(config) => ums_tls::connect(peer.address, name, config, PEER_TIME_MAX)
             .await
             .map(drop),
         Err(error) => Err(error),
@@ -129,7 +129,7 @@ fn chain(error: &TlsError) -> String {
 #[cfg(test)]
 mod test {
     use tokio::net::TcpListener;
-    use ums_sync::tls::ca::{Authority, SYSTEM_VALIDITY};
+    use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
 
     use super::super::Verdict;
     use super::*;
@@ -150,11 +150,11 @@ mod test {
     async fn greeted(ours: &Identity, theirs: Identity) -> Check {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        let config = tls::server_config(&theirs, &[]).expect("usable");
+        let config = ums_tls::server_config(&theirs, &[]).expect("usable");
         let serve = tokio::spawn(async move {
             let (tcp, _) = listener.accept().await.expect("a connection");
             // Who is not trusted is turned away here too; the other side tells.
-            let _ = tls::accept(tcp, config, PEER_TIME_MAX).await;
+            let _ = ums_tls::accept(tcp, config, PEER_TIME_MAX).await;
         });
         let peer = Peer {
             address,

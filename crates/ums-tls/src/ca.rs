@@ -10,7 +10,7 @@ use rcgen::{
 use time::OffsetDateTime;
 use ums_core::id::SystemName;
 
-use super::{TlsError, server_name};
+use crate::{TlsError, server_name};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

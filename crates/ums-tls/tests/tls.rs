@@ -8,8 +8,8 @@ use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use ums_core::id::SystemName;
-use ums_sync::tls::ca::{Authority, Issued, SYSTEM_VALIDITY};
-use ums_sync::tls::{self, ALPN_DATA, Identity, TlsError};
+use ums_tls::ca::{Authority, Issued, SYSTEM_VALIDITY};
+use ums_tls::{ALPN_DATA, Identity, TlsError};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -38,10 +38,10 @@ async fn serve(
 ) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let config = tls::server_config(server, &[ALPN_DATA]).unwrap();
+    let config = ums_tls::server_config(server, &[ALPN_DATA]).unwrap();
     let task = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        let (mut stream, peer) = tls::accept(tcp, config, LIMIT).await?;
+        let (mut stream, peer) = ums_tls::accept(tcp, config, LIMIT).await?;
         stream.write_all(b"in").await.unwrap();
         stream.shutdown().await.unwrap();
         Ok(peer.system)
@@ -55,7 +55,7 @@ async fn outcome(
     name: &str,
     config: Arc<ClientConfig>,
 ) -> Result<Vec<u8>, String> {
-    let mut stream = tls::connect(address, &system(name), config, LIMIT)
+    let mut stream = ums_tls::connect(address, &system(name), config, LIMIT)
         .await
         .map_err(|error| chain(&error))?;
     let mut got = Vec::new();
@@ -78,7 +78,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn client(identity: &Identity) -> Arc<ClientConfig> {
-    tls::client_config(identity, &[ALPN_DATA]).unwrap()
+    ums_tls::client_config(identity, &[ALPN_DATA]).unwrap()
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -183,7 +183,7 @@ async fn another_protocol_is_refused() {
     let (alpha, beta) = (member(&ca, "alpha"), member(&ca, "beta"));
     for offered in [&[b"http/1.1".as_slice()][..], &[]] {
         let (address, server) = serve(&beta).await;
-        let config = tls::client_config(&alpha, offered).unwrap();
+        let config = ums_tls::client_config(&alpha, offered).unwrap();
         let seen = outcome(address, "beta", config).await;
         assert!(server.await.unwrap().is_err());
         assert!(seen.map_or(true, |got| got.is_empty()));
@@ -216,7 +216,7 @@ fn certificates_name_exactly_one_system() {
         ca.issue(&system("alpha"), &[ip], SYSTEM_VALIDITY).unwrap(),
     );
     assert_eq!(with_ip.name().unwrap(), system("alpha"));
-    assert!(tls::peer_name(&[]).is_err());
+    assert!(ums_tls::peer_name(&[]).is_err());
     let no_name = Identity {
         cert_pem: ca.cert_pem().to_owned(),
         ..with_ip.clone()
@@ -254,10 +254,10 @@ fn identities_come_from_files_and_say_what_is_missing() {
         cert_pem: "nothing".to_owned(),
         ..alpha.clone()
     };
-    assert!(tls::server_config(&garbage, &[]).is_err());
+    assert!(ums_tls::server_config(&garbage, &[]).is_err());
     let other_key = Identity {
         key_pem: member(&ca, "beta").key_pem,
         ..alpha
     };
-    assert!(tls::client_config(&other_key, &[]).is_err());
+    assert!(ums_tls::client_config(&other_key, &[]).is_err());
 }

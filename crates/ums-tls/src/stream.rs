@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use ums_core::id::SystemName;
 
-use super::{TlsError, fingerprint, peer_name, server_name};
+use crate::{TlsError, fingerprint, peer_name, server_name};
 
 /// One read from the socket fetches this much: rustls by itself asks for 4 KiB at a time, which
 /// costs more in system calls than the decryption does.
