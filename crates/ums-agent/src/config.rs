@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ums_core::frontman::{FrontmanMode, PortRange};
 use ums_core::id::{ServiceName, SystemName};
 
 /// A network as `address/prefix`.
@@ -71,6 +72,12 @@ pub struct AgentConfig {
     /// Bound of the data path's rate, bytes a second; unbounded when absent.
     #[arg(long)]
     pub bandwidth_bytes: Option<u64>,
+    /// How a Frontman stands in for a service.
+    #[arg(long, default_value_t)]
+    pub frontman: FrontmanMode,
+    /// UDP ports for the ends of tunnels, FIRST-LAST; any free ones when absent.
+    #[arg(long)]
+    pub tunnel_ports: Option<PortRange>,
     /// Connections that a Frontman holds.
     #[arg(long, default_value_t = 1024)]
     pub hold_connections: u32,

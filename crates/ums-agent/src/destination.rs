@@ -10,7 +10,7 @@ use ums_api::agent::{CreateRequest, Created, MigrationState, Phase, Restored, Ro
 use ums_api::problem::Problem;
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
 use ums_checkpoint::keeper::protocol::{
-    self as keeper, CheckpointInfo, INDEX_NAME, INFO_NAME, Request, RestoreRequest,
+    self as keeper, CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Request, RestoreRequest,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::store::{PageStore, Stored};
@@ -21,12 +21,15 @@ use ums_sync::frame::RootName;
 use ums_sync::receive::{self, Block, FileOperation, Limits, Sink, SinkError};
 
 use crate::agent::{Agent, Migration, Service};
-use crate::container::keeper_path;
+use crate::connections::{self, Moving};
+use crate::container::{keeper_path, netns_path};
+use crate::frontman::{self, YIELD_DRAIN};
 use crate::images::Staging;
 use crate::problem;
 use crate::record::Arriving;
-use crate::services::{self, blocking, destroy};
-use crate::source::{ALPN, YIELD_DRAIN, monotonic_ns};
+use crate::services::{self, Keep, blocking, destroy};
+use crate::source::{ALPN, monotonic_ns};
+use crate::tunnel;
 
 /// How long a peer may say nothing on the data path.
 const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -157,7 +160,7 @@ pub async fn create(
         // Discarded while it was being made: nobody will ask for it any more.
         Ok(_) if agent.migration(id).is_err() => {
             if let Ok(service) = agent.service(&incoming.service) {
-                destroy(agent, &service, false).await?;
+                destroy(agent, &service, Keep::Endpoints).await?;
             }
             return Err(problem::unknown_migration(id));
         }
@@ -209,11 +212,20 @@ async fn create_once(
     let this = Arc::clone(agent);
     let service = blocking(move || services::prepare(&this, specification, Some(arriving))).await?;
     if let Err(problem) = services::connect(agent, &service).await {
-        if let Err(error) = destroy(agent, &service, false).await {
+        if let Err(error) = destroy(agent, &service, Keep::Endpoints).await {
             tracing::warn!(migration = %id, %error, "a container that was not made left something");
         }
         return Err(problem);
     }
+    let tunnel = match tunnel::offer(agent, id, &service).await {
+        Ok(tunnel) => tunnel,
+        Err(problem) => {
+            if let Err(error) = destroy(agent, &service, Keep::Endpoints).await {
+                tracing::warn!(migration = %id, %error, "a container that was not made left something");
+            }
+            return Err(problem);
+        }
+    };
     let permit = random_permit()?;
     let mut view = incoming.view();
     view.permit = Some(blake3::hash(&permit));
@@ -225,6 +237,7 @@ async fn create_once(
         permit: blake3::Hash::from_bytes(permit).to_hex().to_string(),
         image_needed,
         endpoints,
+        tunnel,
     })
 }
 
@@ -475,6 +488,7 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
     }
     let delivery = wait_for_delivery(&incoming).await?;
     let service = agent.service(&incoming.service)?;
+    let connections = expect_connections(agent, &service, &delivery.images).await?;
     let (this, of) = (Arc::clone(agent), service);
     let digest = delivery.digest.clone();
     let restored = blocking(move || {
@@ -482,6 +496,7 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
         let request = RestoreRequest {
             lazy_bytes: delivery.stored.lazy_bytes,
             lazy: true,
+            connections,
         };
         let fds = [delivery.images.as_fd(), delivery.stored.lazy.as_fd()];
         let status = keeper.call(&Request::Restore(request), &fds);
@@ -504,6 +519,45 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
         }
     }
     restored
+}
+
+/// Prepares the service's namespace for connections that move along, if they do.
+async fn expect_connections(
+    agent: &Arc<Agent>,
+    service: &Service,
+    images: &MemoryDir,
+) -> Result<Connections, Problem> {
+    let text = match std::fs::read(images.path().join(connections::NAME)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // The source works on connections: the tunnel that it was offered is of no use.
+            tunnel::end_inbound(agent, service).await?;
+            return Ok(Connections::Close);
+        }
+        Err(error) => {
+            return Err(problem::failed("images", "the checkpoint can't be read")(
+                &error,
+            ));
+        }
+    };
+    let moving: Moving = serde_json::from_slice(&text).map_err(|error| {
+        let detail = format!("{error}; are both systems of the same version?");
+        Problem::failed(
+            "images",
+            "the checkpoint's list of connections is malformed",
+            detail,
+        )
+    })?;
+    let sorted = moving.sort(&agent.config.system);
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || this.keeper_status(&of).map_err(|e| problem::keeper(&e))).await?;
+    let netns = netns_path(&status);
+    let carried = agent
+        .network
+        .carry(&netns, &sorted.carried, &sorted.home)
+        .await;
+    carried.map_err(|error| problem::failed("network", "connections can't be carried")(&error))?;
+    Ok(Connections::Carry)
 }
 
 /// The delivery, which may be a moment behind what the source was told.
@@ -541,16 +595,18 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     let _operation = incoming.operation.lock().await;
     let service = agent.service(&incoming.service)?;
     let (this, of) = (Arc::clone(agent), service.clone());
-    let status = blocking(move || {
+    let resuming = blocking(move || {
         this.ask_keeper(&of, &Request::Resume)
             .map_err(|error| problem::keeper(&error))
-    })
-    .await?;
+    });
+    // At once: a service that has come home answers its old clients on its bridge.
+    let (resumed, published) = tokio::join!(resuming, services::publish(agent, &service));
+    let status = resumed?;
     let resume_ns = status
         .resumed_at_ns
         .unwrap_or(asked_at)
         .saturating_sub(asked_at);
-    services::publish(agent, &service).await?;
+    published?;
     let (this, name) = (Arc::clone(agent), incoming.service.clone());
     blocking(move || {
         this.update_record(&name, |record| {
@@ -560,8 +616,7 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     })
     .await?;
     // It has its endpoint back; whoever stood in for it here has only old connections left.
-    if let Err(error) = crate::source::frontman_retire(agent, &incoming.service, YIELD_DRAIN).await
-    {
+    if let Err(error) = frontman::retire(agent, &incoming.service, YIELD_DRAIN).await {
         tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
     }
     Ok(Running {
@@ -587,7 +642,7 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
             ));
         }
         stop_receiving(&incoming).await?;
-        destroy(agent, &service, false).await?;
+        destroy(agent, &service, Keep::Endpoints).await?;
     } else if agent.service(&incoming.service).is_ok() {
         let detail = format!("migration {id} was committed: the service runs here");
         return Err(problem::conflict(

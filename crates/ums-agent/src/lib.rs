@@ -5,6 +5,7 @@
 //!   a migration, [`reconcile`] takes away what outlived its use;
 //! - [`container`] starts keepers, [`bundle`] writes their OCI bundles, [`images`] keeps root
 //!   filesystems, [`network`] does addresses and endpoints;
+//! - [`frontman`] and [`tunnel`] are what clients meet meanwhile, [`connections`] what of theirs moves;
 //! - [`facts`] and [`inspect`] look at the node and at services, without judging.
 //!
 //! Architecture invariants: knows no saga and no peer's Coordinator; holds nothing that a service
@@ -13,9 +14,11 @@
 pub mod agent;
 pub mod bundle;
 pub mod config;
+pub mod connections;
 pub mod container;
 pub mod destination;
 pub mod facts;
+pub mod frontman;
 pub mod images;
 pub mod inspect;
 pub mod network;
@@ -25,6 +28,7 @@ pub mod record;
 pub mod server;
 pub mod services;
 pub mod source;
+pub mod tunnel;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

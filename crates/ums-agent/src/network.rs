@@ -17,11 +17,12 @@
 //! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
 
 mod address;
-mod reset;
+mod inside;
 mod rules;
+mod sockets;
 mod tool;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
@@ -35,11 +36,36 @@ use crate::config::Network;
 pub use address::{
     addresses_in_use, contains, free_address, gateway, listening_ports, mac, ports_in_use, veth,
 };
-pub use rules::{Conflict, Endpoint, Table};
+use inside::Set;
+pub use inside::{IN_DEVICE, OUT_DEVICE, Packets};
+pub use rules::{Conflict, Endpoint, Port, Table};
+pub use sockets::{Connections, Flow};
 use tool::Tools;
 
 /// The bridge on which all services of the system are.
 pub const BRIDGE: &str = "ums0";
+
+/// Largest packet on all of a service's devices, bytes: Ethernet's.
+pub const MTU: u16 = 1500;
+
+/// Kernel settings of a service's namespace: it forwards between its devices, answers come by
+/// another device than questions, and nobody is told of better ways.
+const INSIDE_SETTINGS: [(&str, &str); 5] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+];
+
+/// What a namespace remembers of packets that came through it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Connections and datagrams that came through [`IN_DEVICE`].
+    pub carried: BTreeSet<Flow>,
+    /// Datagrams that came through `eth0` of late.
+    pub seen: BTreeSet<Flow>,
+}
 
 /// Networking that can't be done.
 #[derive(Debug, thiserror::Error)]
@@ -100,9 +126,11 @@ pub enum NetworkError {
         #[source]
         source: std::io::Error,
     },
-    /// Connections can't be reset.
-    #[error("cannot reset the connections in the service's network namespace")]
-    Reset(#[source] std::io::Error),
+    /// The kernel does not tell of connections, or does not reset them.
+    #[error(
+        "cannot list or reset the connections in the service's network namespace: does the kernel have INET_DIAG and INET_DIAG_DESTROY?"
+    )]
+    Sockets(#[source] std::io::Error),
     /// An endpoint belongs to somebody else.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -172,9 +200,7 @@ impl Driver {
              addr replace {address}/{prefix_len} dev {BRIDGE}\n\
              link set dev {BRIDGE} up\n"
         );
-        self.tools
-            .run("ip", &["-batch", "-"], &commands, None)
-            .await?;
+        self.batch(&["-batch", "-"], &commands, None).await?;
         let redirects = format!("net/ipv4/conf/{BRIDGE}/send_redirects");
         for (setting, value) in [("net/ipv4/ip_forward", "1"), (redirects.as_str(), "0")] {
             set(setting, value)?;
@@ -182,9 +208,20 @@ impl Driver {
         Ok(())
     }
 
-    /// Connects a service's network namespace to the bridge. Its hardware address follows from its
-    /// address, so that it moves too.
+    /// Connects a service's network namespace to the bridge.
     pub async fn attach(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        address: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        self.wire(service, netns, address).await?;
+        self.join(service, netns, address).await
+    }
+
+    /// Makes all of a service's network but its place on the bridge, which another of its name may
+    /// still have. Its hardware address follows from its address, so that it moves too.
+    pub async fn wire(
         &self,
         service: &ServiceName,
         netns: &Path,
@@ -199,25 +236,18 @@ impl Driver {
             });
         }
         let _changing = self.changing.lock().await;
-        let (veth, mac) = (veth(service), mac(address));
-        if !self.is_attached(&veth, netns, &mac).await? {
-            self.delete_link(&veth).await?;
+        let (arriving, mac) = (address::arriving_veth(service), mac(address));
+        let joined = self.is_attached(&veth(service), netns, &mac).await?;
+        if !joined && !self.is_attached(&arriving, netns, &mac).await? {
+            self.delete_link(&arriving).await?;
             let inside = netns.display();
             // One request, so that neither end is ever seen without the other.
             let add = format!(
-                "link add name {veth} mtu 1500 type veth peer name eth0 address {mac} mtu 1500 netns {inside}"
+                "link add name {arriving} mtu {MTU} type veth peer name eth0 address {mac} mtu {MTU} netns {inside}"
             );
             self.ip(&add, None).await?;
         }
-        let outside = format!(
-            "link set dev {veth} alias ums:{service} addrgenmode none\n\
-             link set dev {veth} master {BRIDGE}\n\
-             link set dev {veth} type bridge_slave hairpin on\n\
-             link set dev {veth} up\n"
-        );
-        self.tools
-            .run("ip", &["-batch", "-"], &outside, None)
-            .await?;
+        self.lay_inside(netns).await?;
         let gateway = self.gateway();
         let inside = format!(
             "link set dev lo up\n\
@@ -225,16 +255,88 @@ impl Driver {
              link set dev eth0 up\n\
              route replace default via {gateway} dev eth0\n"
         );
-        self.tools
-            .run("ip", &["-batch", "-"], &inside, Some(netns))
-            .await?;
+        self.batch(&["-batch", "-"], &inside, Some(netns)).await
+    }
+
+    /// Gives a service that was [wired](Self::wire) its place on the bridge, and takes it from
+    /// whoever had it.
+    pub async fn join(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        address: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        let (veth, arriving) = (veth(service), address::arriving_veth(service));
+        let mut outside = String::new();
+        if !self.is_attached(&veth, netns, &mac(address)).await? {
+            if self.link(&veth).await?.is_some() {
+                outside = format!("link del dev {veth}\n");
+            }
+            outside.push_str(&format!("link set dev {arriving} name {veth}\n"));
+        }
+        outside.push_str(&format!(
+            "link set dev {veth} alias ums:{service} addrgenmode none\n\
+             link set dev {veth} master {BRIDGE}\n\
+             link set dev {veth} type bridge_slave hairpin on\n\
+             link set dev {veth} up\n"
+        ));
+        self.batch(&["-batch", "-"], &outside, None).await
+    }
+
+    /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
+    async fn lay_inside(&self, netns: &Path) -> Result<(), NetworkError> {
+        let settings = || {
+            INSIDE_SETTINGS
+                .iter()
+                .try_for_each(|(name, value)| set(name, value))
+        };
+        tool::within(netns, settings).await??;
+        for family in families() {
+            let list = [family, "rule"];
+            let listing = self.tools.run("ip", &list, "", Some(netns)).await?;
+            if !inside::is_routed(&listing) {
+                let rules = inside::routing();
+                self.batch(&[family, "-batch", "-"], &rules, Some(netns))
+                    .await?;
+            }
+        }
+        self.nft(&inside::rules(Packets::Pass), Some(netns)).await
+    }
+
+    /// Leads what is marked for a device to it, once it is there.
+    pub async fn lead_into(&self, netns: &Path, device: &str) -> Result<(), NetworkError> {
+        for family in families() {
+            let default = if family == "-6" { "::/0" } else { "0.0.0.0/0" };
+            let route = inside::route(device, default);
+            self.batch(&[family, "-batch", "-"], &route, Some(netns))
+                .await?;
+        }
         Ok(())
+    }
+
+    async fn batch(
+        &self,
+        arguments: &[&str],
+        commands: &str,
+        netns: Option<&Path>,
+    ) -> Result<(), NetworkError> {
+        self.tools
+            .run("ip", arguments, commands, netns)
+            .await
+            .map(drop)
     }
 
     /// Takes the service off the bridge.
     pub async fn detach(&self, service: &ServiceName) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
         self.delete_link(&veth(service)).await
+    }
+
+    /// Undoes [`wire`](Self::wire) for a service that was not joined.
+    pub async fn unwire(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        self.delete_link(&address::arriving_veth(service)).await
     }
 
     /// Leads the service's endpoints to it. This is also how a service that has come back takes
@@ -270,16 +372,62 @@ impl Driver {
         self.change(|table| Ok(table.give_back(service))).await
     }
 
-    /// From the freeze on nothing reaches the service and nothing leaves it, or its kernel would
-    /// acknowledge data that no copy of it will ever see. The rules are in the service's own
+    /// What becomes of the service's packets from now on. The rules are in the service's own
     /// namespace: they outlive CRIU and the agent, and go with the namespace.
-    pub async fn hold_packets(&self, netns: &Path) -> Result<(), NetworkError> {
-        self.nft(rules::HOLD, Some(netns)).await
+    ///
+    /// A frozen service's kernel would acknowledge data that no copy of it will ever see: so
+    /// nothing is delivered to it from before the freeze until it is thawed.
+    pub async fn direct(&self, netns: &Path, packets: Packets) -> Result<(), NetworkError> {
+        self.nft(&inside::rules(packets), Some(netns)).await
     }
 
-    /// Undoes [`hold_packets`](Self::hold_packets).
-    pub async fn release_packets(&self, netns: &Path) -> Result<(), NetworkError> {
-        self.nft(rules::RELEASE, Some(netns)).await
+    /// Keeps connections that no process has any more where they are, and holds or leads all others:
+    /// [`Packets::Frozen`] with the connections that are winding up.
+    pub async fn freeze(&self, netns: &Path, closing: &BTreeSet<Flow>) -> Result<(), NetworkError> {
+        let (clear, keep) = (
+            inside::empty(Set::Closing),
+            inside::add(Set::Closing, closing),
+        );
+        let rules = inside::rules(Packets::Frozen);
+        self.nft(&format!("{rules}{clear}{keep}"), Some(netns))
+            .await
+    }
+
+    /// The connections in a service's namespace, its own with itself left out.
+    pub async fn connections(&self, netns: &Path) -> Result<Connections, NetworkError> {
+        sockets::connections_of(netns).await
+    }
+
+    /// What reached a service otherwise than by a connection of its own to the bridge: the
+    /// connections that were carried here, and datagrams of late.
+    pub async fn remembered(&self, netns: &Path) -> Result<Remembered, NetworkError> {
+        let list = ["-j", "list", "table", "inet", inside::TABLE];
+        let text = self.tools.run("nft", &list, "", Some(netns)).await?;
+        let listing: Value =
+            serde_json::from_str(&text).map_err(|source| NetworkError::Unreadable {
+                tool: "nft",
+                source,
+            })?;
+        Ok(Remembered {
+            carried: inside::flows(&listing, Set::Carried),
+            seen: inside::flows(&listing, Set::Seen),
+        })
+    }
+
+    /// Has the answers of these connections go back through [`IN_DEVICE`]; those of `home` never do.
+    pub async fn carry(
+        &self,
+        netns: &Path,
+        carried: &BTreeSet<Flow>,
+        home: &BTreeSet<Flow>,
+    ) -> Result<(), NetworkError> {
+        let rules = inside::rules(Packets::Pass);
+        let (carried, home) = (
+            inside::add(Set::Carried, carried),
+            inside::add(Set::Home, home),
+        );
+        self.nft(&format!("{rules}{carried}{home}"), Some(netns))
+            .await
     }
 
     /// Tells everybody with an open connection to the service that it is over, once the service is
@@ -298,8 +446,8 @@ impl Driver {
         self.change(|table| Ok(table.moved_away(service, address)))
             .await?;
         if let Some(netns) = netns {
-            self.nft(rules::ONLY_RESETS, Some(netns)).await?;
-            reset::all_connections(netns).await?;
+            self.direct(netns, Packets::OnlyResets).await?;
+            sockets::reset_all_connections(netns).await?;
         }
         Ok(())
     }
@@ -431,6 +579,12 @@ impl Driver {
 
 fn json(text: &str) -> Result<Value, NetworkError> {
     serde_json::from_str(text).map_err(|source| NetworkError::Unreadable { tool: "ip", source })
+}
+
+/// Flags of `ip` for each family that this kernel has.
+fn families() -> impl Iterator<Item = &'static str> {
+    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    ["-4"].into_iter().chain(v6.then_some("-6"))
 }
 
 fn is_missing(error: &NetworkError) -> bool {

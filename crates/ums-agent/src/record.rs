@@ -20,6 +20,9 @@ pub struct Record {
     pub gate: Option<MigrationId>,
     /// Set while the service is on its way here and has not executed.
     pub arriving: Option<Arriving>,
+    /// From where its older connections come, once it has arrived from another system.
+    #[serde(default)]
+    pub inbound: Option<Arriving>,
 }
 
 /// From where a service arrives.

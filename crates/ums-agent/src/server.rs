@@ -18,7 +18,7 @@ use ums_core::id::{MigrationId, ServiceName};
 
 use crate::agent::Agent;
 use crate::services::blocking;
-use crate::{destination, services, source};
+use crate::{destination, frontman, services, source};
 
 /// The longest request, bytes.
 const BODY_LEN_MAX: usize = 1 << 20;
@@ -175,7 +175,7 @@ async fn hold(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(source::frontman_hold(&agent, id, of.service).await)
+    empty(frontman::hold(&agent, id, of.service).await)
 }
 
 async fn lead(
@@ -183,7 +183,7 @@ async fn lead(
     Path(_id): Path<MigrationId>,
     Json(request): Json<LeadRequest>,
 ) -> impl IntoResponse {
-    empty(source::frontman_lead(&agent, request).await)
+    empty(frontman::lead(&agent, request).await)
 }
 
 async fn give_way(
@@ -191,7 +191,7 @@ async fn give_way(
     Path(_id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(source::frontman_yield(&agent, of.service).await)
+    empty(frontman::yield_to_service(&agent, of.service).await)
 }
 
 async fn checkpoint(

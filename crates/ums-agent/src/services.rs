@@ -17,6 +17,7 @@ use crate::container;
 use crate::network;
 use crate::problem;
 use crate::record::{self, Record};
+use crate::{frontman, tunnel};
 
 fn kill_cgroup(agent: &Agent, service: &Service) -> Result<(), Problem> {
     let path = bundle::cgroup_path(&agent.config.system, &service.record.specification.name);
@@ -58,7 +59,7 @@ pub async fn run(agent: &Arc<Agent>, request: RunRequest) -> Result<ServiceView,
         Err(problem) => {
             // What could not be started leaves nothing; its own problem is what counts.
             let name = &service.record.specification.name;
-            if let Err(error) = destroy(agent, &service, true).await {
+            if let Err(error) = destroy(agent, &service, Keep::Nothing).await {
                 tracing::warn!(service = %name, %error, "a service that did not start left something");
             }
             Err(problem)
@@ -163,6 +164,7 @@ pub fn prepare(
         version,
         specification,
         gate: None,
+        inbound: arriving.clone(),
         arriving,
     };
     let service = Service { record, places };
@@ -214,21 +216,28 @@ pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
         .await
         .map_err(|error| failed(&error))?;
     let netns = container::netns_path(&status);
-    let attached = agent
+    let wired = agent
         .network
-        .attach(&specification.name, &netns, specification.address);
-    attached.await.map_err(|error| failed(&error))
+        .wire(&specification.name, &netns, specification.address);
+    wired.await.map_err(|error| failed(&error))
 }
 
-/// Leads the service's endpoints to it.
-pub async fn publish(agent: &Agent, service: &Service) -> Result<(), Problem> {
+/// Gives a connected service its place in the system's network, and leads its endpoints to it.
+pub async fn publish(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || {
+        this.keeper_status(&of)
+            .map_err(|error| problem::keeper(&error))
+    })
+    .await?;
+    let failed = problem::failed("network", "the ports can't be published");
     let specification = &service.record.specification;
     let (name, address) = (&specification.name, specification.address);
-    let published = agent
-        .network
-        .publish(name, address, &specification.ports)
-        .await;
-    published.map_err(|error| problem::failed("network", "the ports can't be published")(&error))
+    let netns = container::netns_path(&status);
+    let joined = agent.network.join(name, &netns, address).await;
+    joined.map_err(|error| failed(&error))?;
+    let published = agent.network.publish(name, address, &specification.ports);
+    published.await.map_err(|error| failed(&error))
 }
 
 async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
@@ -264,7 +273,7 @@ pub async fn remove(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Proble
             detail,
         ));
     }
-    destroy(agent, &service, true).await
+    destroy(agent, &service, Keep::Nothing).await
 }
 
 /// The service runs elsewhere, and what is left here leads its clients there: it retires now.
@@ -273,7 +282,7 @@ async fn remove_frontman(
     name: &ServiceName,
     unknown: Problem,
 ) -> Result<(), Problem> {
-    if !crate::source::frontman_retire(agent, name, Duration::ZERO).await? {
+    if !frontman::retire(agent, name, Duration::ZERO).await? {
         return Err(unknown);
     }
     let failed = problem::failed("network", "the endpoint can't be removed");
@@ -290,21 +299,25 @@ async fn remove_frontman(
         .map_err(|error| failed(&error))
 }
 
-/// Kills what there is of a service and removes all that belongs to it, its endpoints too unless a
-/// Frontman keeps them. Repeating it is harmless.
-pub async fn destroy(
-    agent: &Arc<Agent>,
-    service: &Service,
-    endpoints: bool,
-) -> Result<(), Problem> {
+/// What of a service stays with its Frontman.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: it has none.
+    Nothing,
+    /// The endpoints.
+    Endpoints,
+    /// The endpoints and the network namespace, on the bridge as before.
+    Network,
+}
+
+/// Kills what there is of a service and removes all that belongs to it, but what a Frontman keeps.
+/// Repeating it is harmless.
+pub async fn destroy(agent: &Arc<Agent>, service: &Service, keep: Keep) -> Result<(), Problem> {
     let name = &service.record.specification.name;
     let failed = problem::failed("network", "the service's network can't be removed");
-    if endpoints {
-        agent
-            .network
-            .unpublish(name)
-            .await
-            .map_err(|error| failed(&error))?;
+    if keep == Keep::Nothing {
+        let unpublished = agent.network.unpublish(name).await;
+        unpublished.map_err(|error| failed(&error))?;
     }
     let (this, of) = (Arc::clone(agent), service.clone());
     blocking(move || match this.ask_keeper(&of, &Request::Quit) {
@@ -314,11 +327,15 @@ pub async fn destroy(
         Err(error) => Err(problem::keeper(&error)),
     })
     .await?;
-    agent
-        .network
-        .detach(name)
-        .await
-        .map_err(|error| failed(&error))?;
+    let removed = match keep {
+        Keep::Network => Ok(()),
+        _ if service.record.arriving.is_some() => agent.network.unwire(name).await,
+        _ => agent.network.detach(name).await,
+    };
+    removed.map_err(|error| failed(&error))?;
+    if keep != Keep::Network {
+        tunnel::end_inbound(agent, service).await?;
+    }
     let (this, of) = (Arc::clone(agent), service.clone());
     blocking(move || {
         of.places.remove().map_err(|error| {

@@ -1,8 +1,6 @@
 //! The source side of a migration: everything from the shut gate to the deleted source.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,18 +8,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use ums_api::agent::{
-    CheckpointRequest, Checkpointed, LeadRequest, MigrationState, OpenRequest, Phase, Role,
+    CheckpointRequest, Checkpointed, DataEndpoint, MigrationState, OpenRequest, Phase, Role,
 };
 use ums_api::problem::{Effect, Fault, Problem};
 use ums_checkpoint::criu::page_server;
 use ums_checkpoint::keeper::protocol::{
-    self as keeper, CheckpointInfo, INFO_NAME, Request, Status,
+    self as keeper, CheckpointInfo, DumpRequest, INFO_NAME, Request, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::technique::Technique;
-use ums_frontman::client::{self as frontman, FrontmanClient, Launch};
-use ums_frontman::control::Limits;
 use ums_sync::Meter;
 use ums_sync::files::{self, Always, Manifest, Tree};
 use ums_sync::frame::RootName;
@@ -29,8 +25,11 @@ use ums_sync::send::{PageWriter, SendError, Sender, Settings};
 
 use crate::agent::{Agent, Migration, Service};
 use crate::container::{keeper_path, netns_path};
-use crate::services::{blocking, destroy};
-use crate::{inspect, problem};
+use crate::network::Packets;
+use crate::services::{Keep, blocking, destroy};
+use crate::{inspect, problem, tunnel};
+
+mod freeze;
 
 /// Application protocol of the data path.
 pub const ALPN: &[u8] = b"ums-data/1";
@@ -45,8 +44,11 @@ const IMAGE_NAMES_LEFT: [&str; 2] = ["dump.log", "stats-dump"];
 const DUMP_END_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two looks whether it has.
 const DUMP_END_LOOK: Duration = Duration::from_millis(5);
-/// How long connections that a Frontman holds may go on when it hands them back.
-pub const YIELD_DRAIN: Duration = Duration::from_secs(3600);
+/// How long a service may take to accept the connections that wait for it. One that is stuck shall
+/// not be waited for: what it has not accepted by then is reset.
+const ACCEPT_WITHIN: Duration = Duration::from_millis(300);
+/// Pause between two looks whether it has.
+const ACCEPT_LOOK: Duration = Duration::from_millis(2);
 
 /// What we hold of a migration that we send.
 pub struct Outgoing {
@@ -64,6 +66,10 @@ struct View {
     phase: Option<Phase>,
     error: Option<String>,
     path: Option<DataPath>,
+    /// Where a tunnel for established connections would end.
+    tunnel: Option<DataEndpoint>,
+    /// What becomes of established connections.
+    connections: Option<keeper::Connections>,
     checkpointed: Option<Checkpointed>,
 }
 
@@ -88,6 +94,16 @@ impl Outgoing {
         self.view
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Where a tunnel for established connections would end, once the data path is open.
+    pub(crate) fn tunnel(&self) -> Option<DataEndpoint> {
+        self.view().tunnel.clone()
+    }
+
+    /// What becomes of established connections is known once there is a Frontman.
+    pub(crate) fn decide_connections(&self, connections: keeper::Connections) {
+        self.view().connections = Some(connections);
     }
 
     fn enter_phase(&self, phase: Phase) {
@@ -137,7 +153,7 @@ impl Outgoing {
     }
 }
 
-fn outgoing(agent: &Agent, id: MigrationId) -> Result<Arc<Outgoing>, Problem> {
+pub(crate) fn outgoing(agent: &Agent, id: MigrationId) -> Result<Arc<Outgoing>, Problem> {
     match agent.migration(id)? {
         Migration::Outgoing(outgoing) => Ok(outgoing),
         Migration::Incoming(_) => Err(problem::unknown_migration(id)),
@@ -145,7 +161,11 @@ fn outgoing(agent: &Agent, id: MigrationId) -> Result<Arc<Outgoing>, Problem> {
 }
 
 /// The service of a migration, which must have its gate shut by it.
-fn gated(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Service, Problem> {
+pub(crate) fn gated(
+    agent: &Agent,
+    id: MigrationId,
+    name: &ServiceName,
+) -> Result<Service, Problem> {
     let service = agent.service(name)?;
     if service.record.gate == Some(id) {
         return Ok(service);
@@ -234,6 +254,7 @@ pub async fn open(
         return Ok(());
     }
     outgoing.enter_phase(Phase::Copying);
+    outgoing.view().tunnel.clone_from(&request.tunnel);
     match outgoing
         .unless_abandoned(open_path(agent, &outgoing, id, request))
         .await
@@ -365,8 +386,10 @@ pub async fn checkpoint(
         return Err(problem::conflict("not-open", "no data path", detail));
     };
     outgoing.enter_phase(Phase::Checkpointing);
+    let decided = outgoing.view().connections;
+    let connections = decided.unwrap_or(keeper::Connections::Close);
     let result = outgoing
-        .unless_abandoned(freeze_and_send(agent, &service, path))
+        .unless_abandoned(freeze_and_send(agent, &service, path, connections))
         .await;
     match &result {
         Ok(done) => {
@@ -383,6 +406,7 @@ async fn freeze_and_send(
     agent: &Arc<Agent>,
     service: &Service,
     path: DataPath,
+    connections: keeper::Connections,
 ) -> Result<Checkpointed, Problem> {
     let DataPath { sender, manifest } = path;
     let (this, of) = (Arc::clone(agent), service.clone());
@@ -390,13 +414,16 @@ async fn freeze_and_send(
     if let keeper::Phase::Dead { code } = status.phase {
         return Err(problem::exited(&service.record.specification.name, code));
     }
-    // Before the freeze, not after it: what the kernel acknowledged in between would be lost.
-    let held = agent.network.hold_packets(&netns_path(&status)).await;
-    held.map_err(|error| problem::failed("network", "packets can't be held")(&error))?;
-
     let images = MemoryDir::new(IMAGES_BYTES_MAX);
     let images = Arc::new(images.map_err(|e| problem::failed("images", "no memory")(&e))?);
-    let status = dump(agent, service, &images, sender.pages()).await?;
+    let (attendant, gate) = freeze::pair()?;
+    let attending = freeze::attend(agent, netns_path(&status), attendant);
+    let dumping = dump(agent, service, &images, sender.pages(), (connections, gate));
+    let (attended, dumped) = tokio::join!(attending, dumping);
+    let (status, moving) = freeze::both(dumped, attended)?;
+    if connections == keeper::Connections::Carry {
+        freeze::tell_destination(agent, service, &status, &images, &moving).await?;
+    }
     let (this, of) = (Arc::clone(agent), service.clone());
     let (mut files, metadata) = (sender.files(), sender.images());
     let at = status.clone();
@@ -437,6 +464,7 @@ async fn dump(
     service: &Service,
     images: &Arc<MemoryDir>,
     writer: PageWriter,
+    (connections, gate): (keeper::Connections, OwnedFd),
 ) -> Result<Status, Problem> {
     let pair = UnixStream::pair();
     let (ours, theirs) = pair.map_err(|error| problem::failed("socket", "no socket")(&error))?;
@@ -444,9 +472,10 @@ async fn dump(
     let (this, of, at) = (Arc::clone(agent), service.clone(), Arc::clone(images));
     let dumped = blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
-        let fds = [at.as_fd(), theirs.as_fd()];
+        let fds = [at.as_fd(), theirs.as_fd(), gate.as_fd()];
+        let request = Request::Dump(DumpRequest { connections });
         keeper
-            .call(&Request::Dump, &fds)
+            .call(&request, &fds)
             .map_err(|error| problem::keeper(&error))
     })
     .await;
@@ -570,7 +599,8 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
         return Ok(());
     }
     // First, or the service would begin with packets lost; but it must run whatever comes of it.
-    let released = agent.network.release_packets(&netns_path(&status)).await;
+    let netns = netns_path(&status);
+    let released = agent.network.direct(&netns, Packets::Pass).await;
     let (this, of) = (Arc::clone(agent), service);
     blocking(move || {
         let thawed = this.ask_keeper(&of, &Request::Thaw);
@@ -617,6 +647,11 @@ pub async fn delete_source(
         // It was deleted, and another service has its name since.
         return Ok(());
     }
+    if tunnel::is_there(agent, &name).await? {
+        destroy(agent, &service, Keep::Network).await?;
+        agent.forget_migration(id);
+        return Ok(());
+    }
     let (this, of) = (Arc::clone(agent), service.clone());
     let status = blocking(move || Ok(this.keeper_status(&of).ok())).await?;
     let netns = status.as_ref().map(netns_path);
@@ -627,158 +662,7 @@ pub async fn delete_source(
         .drop_connections(&name, address, netns.as_deref())
         .await;
     dropped.map_err(|error| problem::failed("network", "connections can't be reset")(&error))?;
-    destroy(agent, &service, false).await?;
+    destroy(agent, &service, Keep::Endpoints).await?;
     agent.forget_migration(id);
     Ok(())
-}
-
-fn frontman_paths(agent: &Agent, name: &ServiceName) -> (PathBuf, PathBuf) {
-    let dir = agent.config.run_dir.join("frontman");
-    (
-        dir.join(format!("{name}.sock")),
-        dir.join(format!("{name}.json")),
-    )
-}
-
-/// Step 8: the Frontman takes the endpoint and holds what arrives.
-pub async fn frontman_hold(
-    agent: &Arc<Agent>,
-    id: MigrationId,
-    name: ServiceName,
-) -> Result<(), Problem> {
-    let service = gated(agent, id, &name)?;
-    let ports = &service.record.specification.ports;
-    if ports.is_empty() {
-        return Ok(());
-    }
-    let (socket, state) = frontman_paths(agent, &name);
-    if let Some(dir) = socket.parent() {
-        let made = std::fs::create_dir_all(dir);
-        made.map_err(|error| problem::failed("frontman", "no directory for it")(&error))?;
-    }
-    let gateway = agent.network.gateway();
-    let config = &agent.config;
-    let launch = Launch {
-        service: name.to_string(),
-        owner: id.to_string(),
-        socket,
-        state,
-        log: Some(config.state_dir.join("frontman.log")),
-        ports: ports
-            .iter()
-            .map(|port| (port.system_port, (gateway, 0).into()))
-            .collect(),
-        limits: Limits {
-            hold_connections: config.hold_connections as usize,
-            hold_seconds: config.hold_seconds,
-            retire_after_seconds: config.retire_seconds,
-            ..Limits::default()
-        },
-    };
-    let failed = problem::failed("frontman", "the Frontman can't take the endpoint");
-    let (client, status) = frontman::spawn(&frontman_program(agent), &launch)
-        .await
-        .map_err(|e| failed(&e))?;
-    client.hold().await.map_err(|error| failed(&error))?;
-    let listeners: BTreeMap<u16, SocketAddrV4> = status
-        .ports
-        .iter()
-        .filter_map(|port| match port.listen {
-            std::net::SocketAddr::V4(listen) => Some((port.system_port, listen)),
-            std::net::SocketAddr::V6(_) => None,
-        })
-        .collect();
-    agent
-        .network
-        .take(&name, &listeners)
-        .await
-        .map_err(|error| failed(&error))
-}
-
-fn frontman_program(agent: &Agent) -> PathBuf {
-    let beside = || std::env::current_exe().ok()?.parent().map(Path::to_owned);
-    let dir = agent
-        .config
-        .bin_dir
-        .clone()
-        .or_else(beside)
-        .unwrap_or_default();
-    dir.join("ums-frontman")
-}
-
-/// Step 14: the Frontman leads clients to the new place.
-pub async fn frontman_lead(agent: &Arc<Agent>, request: LeadRequest) -> Result<(), Problem> {
-    let (socket, _) = frontman_paths(agent, &request.service);
-    let client = match FrontmanClient::connect(socket).await {
-        Ok(client) => client,
-        // Nothing was published, or it has retired since the first time this was asked.
-        Err(frontman::ClientError::NotThere(_)) => return Ok(()),
-        Err(error) => return Err(problem::failed("frontman", "the Frontman")(&error)),
-    };
-    let status = client.status().await;
-    let failed = problem::failed("frontman", "the Frontman can't lead clients");
-    let status = status.map_err(|error| failed(&error))?;
-    let by_port: BTreeMap<u16, std::net::SocketAddr> = status
-        .ports
-        .iter()
-        .map(|port| port.system_port)
-        .zip(request.endpoints)
-        .collect();
-    client
-        .lead(by_port)
-        .await
-        .map(drop)
-        .map_err(|error| failed(&error))
-}
-
-/// Compensation of [`frontman_hold`]: the endpoint is the service's again, and what was held goes
-/// to it. The service must run.
-pub async fn frontman_yield(agent: &Arc<Agent>, name: ServiceName) -> Result<(), Problem> {
-    let failed = problem::failed("frontman", "the endpoint can't be given back");
-    agent
-        .network
-        .give_back(&name)
-        .await
-        .map_err(|error| failed(&error))?;
-    let (socket, _) = frontman_paths(agent, &name);
-    let client = match FrontmanClient::connect(socket).await {
-        Ok(client) => client,
-        Err(frontman::ClientError::NotThere(_)) => return Ok(()),
-        Err(error) => return Err(failed(&error)),
-    };
-    if let Ok(service) = agent.service(&name) {
-        let specification = &service.record.specification;
-        let upstreams = specification.ports.iter().map(|port| {
-            (
-                port.system_port,
-                (specification.address, port.service_port).into(),
-            )
-        });
-        client
-            .lead(upstreams.collect())
-            .await
-            .map_err(|error| failed(&error))?;
-    }
-    client
-        .retire(YIELD_DRAIN)
-        .await
-        .map(drop)
-        .map_err(|error| failed(&error))
-}
-
-/// Ends the Frontman of a service once its connections are drained; whether there was one.
-pub async fn frontman_retire(
-    agent: &Arc<Agent>,
-    name: &ServiceName,
-    drain: Duration,
-) -> Result<bool, Problem> {
-    let (socket, _) = frontman_paths(agent, name);
-    let failed = problem::failed("frontman", "the Frontman can't retire");
-    let client = match FrontmanClient::connect(socket).await {
-        Ok(client) => client,
-        Err(frontman::ClientError::NotThere(_)) => return Ok(false),
-        Err(error) => return Err(failed(&error)),
-    };
-    let retired = client.retire(drain).await.map_err(|error| failed(&error))?;
-    Ok(retired.is_some())
 }

@@ -11,10 +11,16 @@ use std::io::Read;
 use ums_checkpoint::criu::page_server::{self, PAGE_LEN};
 use ums_checkpoint::keeper::client::Keeper;
 use ums_checkpoint::keeper::protocol::{
-    CheckpointInfo, INDEX_NAME, INFO_NAME, KeeperConfig, Phase, Request, RestoreRequest, Status,
+    CheckpointInfo, Connections, DumpRequest, INDEX_NAME, INFO_NAME, KeeperConfig, Phase, Request,
+    RestoreRequest, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::store::{PageStore, Stored};
+
+/// No connection is open here.
+const CLOSE: DumpRequest = DumpRequest {
+    connections: Connections::Close,
+};
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -165,7 +171,7 @@ fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
     let owners = std::thread::scope(|scope| {
         let dump = scope.spawn(|| {
             keeper
-                .call(&Request::Dump, &[images.as_fd(), theirs.as_fd()])
+                .call(&Request::Dump(CLOSE), &[images.as_fd(), theirs.as_fd()])
                 .unwrap();
         });
         let owners = page_server::serve(&mut ours, |run, stream| {
@@ -198,6 +204,7 @@ fn restore(keeper: &Keeper, images: &MemoryDir, stored: &Stored) -> Status {
     let request = RestoreRequest {
         lazy_bytes: stored.lazy_bytes,
         lazy: true,
+        connections: Connections::Close,
     };
     let fds = [images.as_fd(), stored.lazy.as_fd()];
     keeper.call(&Request::Restore(request), &fds).unwrap()
@@ -444,7 +451,7 @@ fn a_service_that_exited_can_not_be_checkpointed_and_says_so() {
     let images = MemoryDir::new(1 << 20).unwrap();
     let (_ours, theirs) = UnixStream::pair().unwrap();
     let error = source
-        .call(&Request::Dump, &[images.as_fd(), theirs.as_fd()])
+        .call(&Request::Dump(CLOSE), &[images.as_fd(), theirs.as_fd()])
         .unwrap_err();
     assert!(error.to_string().contains("exited with code 7"), "{error}");
     source.call(&Request::Quit, &[]).unwrap();

@@ -135,6 +135,10 @@ pub struct OpenRequest {
     pub endpoint: DataEndpoint,
     /// Whether the destination lacks the image, so that it is sent too.
     pub send_image: bool,
+    /// Where the destination's end of a tunnel is, if it has one: packets of established
+    /// connections are led there.
+    #[serde(default)]
+    pub tunnel: Option<DataEndpoint>,
 }
 
 /// Freezes the service, checkpoints it and streams everything.
@@ -194,6 +198,19 @@ pub struct Created {
     pub image_needed: bool,
     /// Port on this system for each published port of the service.
     pub endpoints: Vec<SocketAddr>,
+    /// The end of a tunnel for established connections, if this system takes part in one.
+    #[serde(default)]
+    pub tunnel: Option<TunnelEnd>,
+}
+
+/// Where a tunnel ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelEnd {
+    /// UDP port on this system's address.
+    pub port: u16,
+    /// One-time permit, 64 hexadecimal digits.
+    pub permit: String,
 }
 
 /// The service is restored and held before its first instruction.

@@ -24,6 +24,8 @@ use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::SystemName;
 use ums_core::preflight::Refusal;
 
+use crate::agent::TunnelEnd;
+
 /// Versions of this API that this program speaks.
 pub const VERSIONS: [u32; 1] = [1];
 
@@ -82,6 +84,9 @@ pub struct CreateAnswer {
     pub image_needed: bool,
     /// Where the service will answer, for each published port.
     pub endpoints: Vec<SocketAddr>,
+    /// The end of a tunnel for established connections, if the destination takes part in one.
+    #[serde(default)]
+    pub tunnel: Option<TunnelEnd>,
     /// How long the destination took, microseconds, so that the source can tell its own time from
     /// the network's.
     pub processing_us: u64,

@@ -218,6 +218,7 @@ pub(crate) async fn create(
     let answer = CreateAnswer {
         data_port: created.data_port,
         permit: created.permit,
+        tunnel: created.tunnel,
         image_needed: created.image_needed,
         endpoints: created.endpoints,
         processing_us: microseconds(began.elapsed()),

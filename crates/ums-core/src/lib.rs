@@ -6,6 +6,7 @@
 //! Architecture invariant: this crate depends on no other crate of the workspace.
 
 pub mod facts;
+pub mod frontman;
 pub mod id;
 pub mod plan;
 pub mod preflight;

@@ -87,11 +87,30 @@ pub struct Volume {
 }
 
 /// Transport protocol of a published port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
-    /// Transmission Control Protocol.
+    /// Transmission Control Protocol (RFC 9293).
     Tcp,
+    /// User Datagram Protocol (RFC 768).
+    Udp,
+}
+
+impl Transport {
+    /// Its name, as everybody writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// The protocol of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp]
+            .into_iter()
+            .find(|transport| transport.name() == name)
+    }
 }
 
 /// A port of the system that leads to a port of the service: the endpoint its clients know.

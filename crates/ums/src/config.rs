@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ums_core::frontman::{FrontmanMode, PortRange};
 use ums_core::id::SystemName;
 
 use crate::value::Network;
@@ -91,6 +92,10 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Port of the data path; 0 takes any that is free.
     pub(crate) data_port: u16,
+    /// How a Frontman leads clients.
+    pub(crate) frontman: FrontmanMode,
+    /// UDP ports for tunnels; any that are free when absent.
+    pub(crate) tunnel_ports: Option<PortRange>,
     /// The network that services live in.
     pub(crate) service_network: Network,
     /// The CA that peers are trusted by.
@@ -136,6 +141,8 @@ impl Config {
             run_dir: layer.run_dir.unwrap_or_else(|| PathBuf::from("/run/ums")),
             listen: layer.listen.unwrap_or(LISTEN_DEFAULT),
             data_port: layer.data_port.unwrap_or(0),
+            frontman: layer.frontman.unwrap_or_default(),
+            tunnel_ports: layer.tunnel_ports,
             service_network: layer.service_network.unwrap_or(Network {
                 address: Ipv4Addr::new(10, 88, 0, 0),
                 prefix_len: 16,

@@ -176,18 +176,19 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX>
     }
 }
 
-/// `--publish SYSTEM:SERVICE`, or one number for both.
+/// `--publish SYSTEM:SERVICE`, or one number for both, with `/udp` behind it for datagrams.
 pub(crate) fn published_port(text: &str) -> Result<PublishedPort, BadValue> {
-    let bad = || BadValue::new(text, "a pair of ports from 1 on, such as 8080:80");
+    let bad = || BadValue::new(text, "a pair of ports from 1 on, such as 8080:80 or 5353:53/udp");
     let port = |part: &str| {
         part.parse()
             .ok()
             .filter(|port: &u16| *port > 0)
             .ok_or_else(bad)
     };
-    let (system, service) = text.split_once(':').unwrap_or((text, text));
+    let (ports, transport) = text.split_once('/').unwrap_or((text, "tcp"));
+    let (system, service) = ports.split_once(':').unwrap_or((ports, ports));
     Ok(PublishedPort {
-        transport: Transport::Tcp,
+        transport: Transport::from_name(transport).ok_or_else(bad)?,
         system_port: port(system)?,
         service_port: port(service)?,
     })

@@ -11,6 +11,10 @@ use crate::config::Network;
 /// What our ends of the veth pairs are called; an interface has at most 15 characters.
 const VETH: &str = "umsv";
 
+/// The same for a service that is on its way here: another one of its name may still have a
+/// Frontman on the bridge.
+const ARRIVING_VETH: &str = "umsa";
+
 /// Digits of the hash in a name: two services of one system share all of them once in 10^12.
 const VETH_DIGITS: usize = 11;
 
@@ -52,13 +56,24 @@ pub fn mac(address: Ipv4Addr) -> String {
 
 /// Name of the system's end of a service's veth pair.
 pub fn veth(service: &ServiceName) -> String {
+    named(VETH, service)
+}
+
+/// Its name until the service is joined to the bridge.
+pub(super) fn arriving_veth(service: &ServiceName) -> String {
+    named(ARRIVING_VETH, service)
+}
+
+fn named(kind: &str, service: &ServiceName) -> String {
     let hash = blake3::hash(service.as_str().as_bytes()).to_hex();
-    format!("{VETH}{}", &hash[..VETH_DIGITS])
+    format!("{kind}{}", &hash[..VETH_DIGITS])
 }
 
 /// Whether an interface is a service's end, by its name.
 pub(super) fn is_veth(name: &str) -> bool {
-    name.strip_prefix(VETH).is_some_and(|hash| {
+    let kinds = [VETH, ARRIVING_VETH];
+    let hash = kinds.iter().find_map(|kind| name.strip_prefix(kind));
+    hash.is_some_and(|hash| {
         hash.len() == VETH_DIGITS && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
     })
 }

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde_json::Value;
 use ums_core::id::ServiceName;
-use ums_core::specification::PublishedPort;
+use ums_core::specification::{PublishedPort, Transport};
 
 use super::{BRIDGE, address};
 use crate::config::Network;
@@ -18,41 +18,19 @@ pub(super) const TABLE: &str = "ums";
 /// Removes the table, also if it isn't there.
 pub(super) const REMOVE: &str = "add table ip ums\ndelete table ip ums\n";
 
-/// Inside a service's namespace: nothing in, nothing out, loopback included, before connection
-/// tracking sees it.
-pub(super) const HOLD: &str = "\
-add table inet ums-hold
-add chain inet ums-hold in { type filter hook prerouting priority -400; policy drop; }
-add chain inet ums-hold out { type filter hook output priority -400; policy drop; }
-flush table inet ums-hold
-";
-
-/// Inside a service's namespace: undoes [`HOLD`].
-pub(super) const RELEASE: &str = "add table inet ums-hold\ndelete table inet ums-hold\n";
-
-/// Inside a service's namespace: [`HOLD`], except that the service's own resets go out.
-pub(super) const ONLY_RESETS: &str = "\
-add table inet ums-hold
-add chain inet ums-hold in { type filter hook prerouting priority -400; policy drop; }
-add chain inet ums-hold out { type filter hook output priority -400; policy drop; }
-flush table inet ums-hold
-add rule inet ums-hold out tcp flags & rst == rst accept
-";
-
 /// The rules that don't belong to one service. Repeating them changes nothing; the map and the set
 /// keep their elements.
 pub(super) fn base(network: Network) -> String {
     let cidr = format!("{}/{}", address::base(network), network.prefix_len);
     // Only traffic to the system's own addresses is an endpoint's; loopback is left alone because
     // what comes from 127.0.0.1 can't be routed to a service.
-    let endpoint =
-        "ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to tcp dport map @endpoints";
+    let endpoint = "ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to meta l4proto . th dport map @endpoints";
     // A service that uses an endpoint of its own system must get the answer from there, not from
     // a neighbour it has never spoken to.
     format!(
         "\
 add table ip {TABLE}
-add map ip {TABLE} endpoints {{ type inet_service : ipv4_addr . inet_service; }}
+add map ip {TABLE} endpoints {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add set ip {TABLE} moved {{ type ipv4_addr; }}
 add chain ip {TABLE} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
 add chain ip {TABLE} output {{ type nat hook output priority -100; policy accept; }}
@@ -68,6 +46,27 @@ add rule ip {TABLE} forward ip daddr @moved meta l4proto tcp reject with tcp res
 add rule ip {TABLE} local ip daddr @moved meta l4proto tcp reject with tcp reset
 "
     )
+}
+
+/// A port of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Its transport protocol.
+    pub transport: Transport,
+    /// Its number.
+    pub number: u16,
+}
+
+impl Port {
+    /// A TCP port.
+    pub fn tcp(number: u16) -> Self {
+        let transport = Transport::Tcp;
+        Self { transport, number }
+    }
+
+    fn element(self) -> String {
+        format!("{} . {}", self.transport.name(), self.number)
+    }
 }
 
 /// Where a port of the system leads.
@@ -126,7 +125,7 @@ pub struct Conflict {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     /// Endpoints by port of the system.
-    pub endpoints: BTreeMap<u16, Endpoint>,
+    pub endpoints: BTreeMap<Port, Endpoint>,
     /// Addresses of services that have moved away, whose old connections are reset.
     pub moved: BTreeMap<Ipv4Addr, ServiceName>,
 }
@@ -146,8 +145,10 @@ impl Table {
         let endpoint = |port: &PublishedPort| {
             let to = SocketAddrV4::new(address, port.service_port);
             let service = service.clone();
+            let number = port.system_port;
+            let transport = port.transport;
             (
-                port.system_port,
+                Port { transport, number },
                 Endpoint {
                     service,
                     to,
@@ -156,7 +157,7 @@ impl Table {
                 },
             )
         };
-        let wanted: BTreeMap<u16, Endpoint> = ports.iter().map(endpoint).collect();
+        let wanted: BTreeMap<Port, Endpoint> = ports.iter().map(endpoint).collect();
         let mut change = self.unpublish(service);
         change
             .stay
@@ -182,9 +183,10 @@ impl Table {
         service: &ServiceName,
         listeners: &BTreeMap<u16, SocketAddrV4>,
     ) -> Result<Change, Conflict> {
-        self.check(service, listeners.keys())?;
+        let ports: Vec<Port> = listeners.keys().copied().map(Port::tcp).collect();
+        self.check(service, ports.iter())?;
         let mut change = Change::default();
-        for (&port, &to) in listeners {
+        for (port, &to) in ports.into_iter().zip(listeners.values()) {
             let before = self.endpoints.get(&port);
             change.remove.extend(before.map(|_| port));
             let home = before.and_then(|before| {
@@ -246,7 +248,7 @@ impl Table {
     fn ports_of<'a>(
         &'a self,
         service: &'a ServiceName,
-    ) -> impl Iterator<Item = (u16, &'a Endpoint)> {
+    ) -> impl Iterator<Item = (Port, &'a Endpoint)> {
         let endpoints = self
             .endpoints
             .iter()
@@ -257,11 +259,11 @@ impl Table {
     fn check<'a>(
         &self,
         service: &ServiceName,
-        mut ports: impl Iterator<Item = &'a u16>,
+        mut ports: impl Iterator<Item = &'a Port>,
     ) -> Result<(), Conflict> {
         let foreign = ports.find_map(|port| {
             let owner = &self.endpoints.get(port)?.service;
-            (owner != service).then(|| (*port, owner.clone()))
+            (owner != service).then(|| (port.number, owner.clone()))
         });
         match foreign {
             Some((port, owner)) => Err(Conflict {
@@ -277,8 +279,8 @@ impl Table {
 /// Elements to remove and to add, in one transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Change {
-    remove: Vec<u16>,
-    add: BTreeMap<u16, Endpoint>,
+    remove: Vec<Port>,
+    add: BTreeMap<Port, Endpoint>,
     /// Addresses whose connections are no longer reset.
     stay: Vec<Ipv4Addr>,
     /// An address whose connections are reset from now on.
@@ -293,13 +295,14 @@ impl Change {
             let _ = writeln!(text, "{verb} element ip {TABLE} {set} {{ {element} }}");
         };
         for port in &self.remove {
-            line("delete", "endpoints", port.to_string());
+            line("delete", "endpoints", port.element());
         }
         for address in &self.stay {
             line("delete", "moved", address.to_string());
         }
         for (port, endpoint) in &self.add {
             let (comment, to) = (endpoint.comment(), endpoint.to);
+            let port = port.element();
             let element = format!("{port} comment \"{comment}\" : {} . {}", to.ip(), to.port());
             line("add", "endpoints", element);
         }
@@ -325,9 +328,13 @@ pub(super) fn parse(text: &str) -> Result<Table, serde_json::Error> {
     Ok(table)
 }
 
-fn endpoint(element: &Value) -> Option<(u16, Endpoint)> {
+fn endpoint(element: &Value) -> Option<(Port, Endpoint)> {
     let (key, to) = (&element[0]["elem"], &element[1]["concat"]);
-    let port = number(&key["val"])?;
+    let of = &key["val"]["concat"];
+    let port = Port {
+        transport: Transport::from_name(of[0].as_str()?)?,
+        number: number(&of[1])?,
+    };
     let to = SocketAddrV4::new(to[0].as_str()?.parse().ok()?, number(&to[1])?);
     Some((port, Endpoint::from_comment(key["comment"].as_str()?, to)?))
 }

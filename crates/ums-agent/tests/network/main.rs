@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use fixture::{Echo, Fixture, Outcome, ask, eventually, outcome, skip_unless_root};
+use ums_agent::network::{Packets, Port};
 use ums_frontman::control::{Phase, Upstreams};
 
 #[test]
@@ -181,7 +182,7 @@ fn taken_then_led_elsewhere() {
         assert_eq!(outcome(&mut old).await, Outcome::Reset);
         f.driver.detach(&service.name).await.unwrap();
         assert_eq!(ask(&mut new, "2").await, "new: 2");
-        assert!(f.driver.table().await.unwrap().endpoints[&8080].taken);
+        assert!(f.driver.table().await.unwrap().endpoints[&Port::tcp(8080)].taken);
         assert!(!f.driver.release().await.unwrap());
 
         // It retires: nothing answers any more, and nothing is left.
@@ -209,7 +210,7 @@ fn abandoned_the_held_go_to_the_service() {
         let mut held = f.client.connect(f.endpoint(8080)).await.unwrap();
         eventually(async || frontman.counts().await.holding == 1).await;
 
-        let home = f.driver.table().await.unwrap().endpoints[&8080]
+        let home = f.driver.table().await.unwrap().endpoints[&Port::tcp(8080)]
             .home
             .unwrap();
         frontman
@@ -289,7 +290,8 @@ fn clients_of_a_service_that_has_moved_are_told() {
         assert_eq!(ask(&mut out, "1").await, "outside: 1");
 
         // As in a migration: its packets have been held since the freeze.
-        f.driver.hold_packets(&service.path()).await.unwrap();
+        let netns = service.path();
+        f.driver.direct(&netns, Packets::Frozen).await.unwrap();
         f.driver
             .drop_connections(&service.name, service.address, Some(&service.path()))
             .await
@@ -303,7 +305,8 @@ fn clients_of_a_service_that_has_moved_are_told() {
 
         // Back again: the address works as before.
         drop(echo);
-        f.driver.release_packets(&service.path()).await.unwrap();
+        let netns = service.path();
+        f.driver.direct(&netns, Packets::Pass).await.unwrap();
         f.driver
             .publish(&service.name, service.address, &service.ports)
             .await
@@ -350,13 +353,17 @@ fn held_packets_arrive_after_all() {
         let _echo = Echo::start(&service.namespace, 80, "web");
         let mut client = f.client.connect(f.endpoint(8080)).await.unwrap();
         assert_eq!(ask(&mut client, "1").await, "web: 1");
-        f.driver.hold_packets(&service.path()).await.unwrap();
-        f.driver.hold_packets(&service.path()).await.unwrap();
+        for _ in 0..2 {
+            let netns = service.path();
+            f.driver.direct(&netns, Packets::Hold).await.unwrap();
+        }
         let asked = tokio::spawn(async move { ask(&mut client, "2").await });
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!asked.is_finished(), "a packet passed");
-        f.driver.release_packets(&service.path()).await.unwrap();
-        f.driver.release_packets(&service.path()).await.unwrap();
+        for _ in 0..2 {
+            let netns = service.path();
+            f.driver.direct(&netns, Packets::Pass).await.unwrap();
+        }
         assert_eq!(asked.await.unwrap(), "web: 2");
     });
 }
@@ -371,7 +378,10 @@ fn a_frontman_without_a_service_gives_nothing_back() {
         f.driver.take(&name, &listeners).await.unwrap();
         let table = f.driver.table().await.unwrap();
         assert_eq!(
-            (table.endpoints[&8080].taken, table.endpoints[&8080].home),
+            (
+                table.endpoints[&Port::tcp(8080)].taken,
+                table.endpoints[&Port::tcp(8080)].home
+            ),
             (true, None)
         );
         f.driver.give_back(&name).await.unwrap();

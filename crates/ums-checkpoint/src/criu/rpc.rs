@@ -104,6 +104,9 @@ pub struct Opts {
     /// Seconds after which freezing is given up.
     #[prost(uint32, optional, tag = "45")]
     pub timeout: Option<u32>,
+    /// Leave out connections that wait to be accepted, instead of failing.
+    #[prost(bool, optional, tag = "46")]
+    pub tcp_skip_in_flight: Option<bool>,
     /// Leave pages out that a userfaultfd server will install.
     #[prost(bool, optional, tag = "48")]
     pub lazy_pages: Option<bool>,

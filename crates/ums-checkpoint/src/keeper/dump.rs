@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::container::raw;
-use super::protocol::{CheckpointInfo, INFO_NAME, Phase};
+use super::gate::Gate;
+use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
 use super::server::{Shared, monotonic_ns};
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
@@ -25,7 +26,13 @@ pub(super) const NETNS_KEY: &str = "ums-netns";
 const SILENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// Checkpoints the container. On success it is frozen by its control group, and stays so.
-pub(super) fn dump(shared: &Arc<Shared>, fds: Vec<OwnedFd>) -> Result<(), String> {
+pub(super) fn dump(
+    shared: &Arc<Shared>,
+    request: DumpRequest,
+    mut fds: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let gate = (fds.len() == 3).then(|| fds.pop()).flatten();
+    let mut gate = Gate::new(gate);
     let [images, pages] = <[OwnedFd; 2]>::try_from(fds)
         .map_err(|_| "a dump takes the images directory and the page socket".to_owned())?;
     let images = MemoryDir::from_fd(images);
@@ -39,7 +46,8 @@ pub(super) fn dump(shared: &Arc<Shared>, fds: Vec<OwnedFd>) -> Result<(), String
             "a container that is {phase:?} can't be checkpointed"
         )),
     })?;
-    let result = freeze_and_dump(shared, &images, &pages, init);
+    let images = (&images, request.connections);
+    let result = freeze_and_dump(shared, images, &pages, init, &mut gate);
     if result.is_err() {
         // Nothing was promised to anybody yet: the service goes on.
         let _ = shared.container.freezer().map(|freezer| freezer.thaw());
@@ -58,9 +66,10 @@ pub(super) fn dump(shared: &Arc<Shared>, fds: Vec<OwnedFd>) -> Result<(), String
 
 fn freeze_and_dump(
     shared: &Shared,
-    images: &MemoryDir,
+    (images, connections): (&MemoryDir, Connections),
     pages: &OwnedFd,
     init: i32,
+    gate: &mut Gate,
 ) -> Result<(), String> {
     let freezer = shared.container.freezer()?;
     let info = CheckpointInfo {
@@ -82,15 +91,22 @@ fn freeze_and_dump(
     let mut swrk = criu
         .spawn(|_| Ok(()), &[pages.as_fd()])
         .map_err(|error| error.to_string())?;
-    let opts = options(shared, images, swrk.inherited()[0], init, freezer.dir())?;
+    let opts = Opts {
+        tcp_established: Some(connections == Connections::Carry),
+        tcp_skip_in_flight: Some(connections == Connections::Carry),
+        tcp_close: Some(connections == Connections::Close),
+        ..options(shared, images, swrk.inherited()[0], init, freezer.dir())?
+    };
     let log = || log_tail(&images.path(), LOG_NAME, LOG_LINES);
     let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
         match notify.script.as_deref() {
             // CRIU has set itself up and has not looked at the service yet: the service may run
             // until now. CRIU would freeze it too, but looks only ten times a second whether it is.
             Some("pre-dump") => {
+                gate.before_freeze()?;
                 shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
-                return freezer.freeze().map_err(|error| error.to_string());
+                freezer.freeze().map_err(|error| error.to_string())?;
+                return gate.frozen();
             }
             Some("post-dump") => {}
             _ => return Ok(()),
@@ -134,7 +150,6 @@ fn options(
         pid: Some(init),
         leave_running: Some(true),
         ext_unix_sk: Some(true),
-        tcp_close: Some(true),
         file_locks: Some(true),
         log_level: Some(2),
         log_file: Some(LOG_NAME.to_owned()),

@@ -23,6 +23,7 @@
 pub mod client;
 mod container;
 mod dump;
+pub mod gate;
 pub mod guard;
 pub mod protocol;
 mod restore;

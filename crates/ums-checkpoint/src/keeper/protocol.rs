@@ -78,8 +78,9 @@ pub enum Request {
         /// The bundle: a directory with `config.json`.
         bundle: PathBuf,
     },
-    /// Checkpoint it. Descriptors: images directory, page-server socket.
-    Dump,
+    /// Checkpoint it. Descriptors: images directory, page-server socket, and a [`gate`](super::gate)
+    /// if somebody has to act at the moment of the freeze.
+    Dump(DumpRequest),
     /// Let it run on after a freeze.
     Thaw,
     /// Kill it without letting it execute another instruction.
@@ -92,6 +93,25 @@ pub enum Request {
     Quit,
 }
 
+/// What a dump needs beside its descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpRequest {
+    /// What happens to TCP connections.
+    pub connections: Connections,
+}
+
+/// What happens to the established TCP connections of a service that moves. Dump and restore must
+/// agree on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Connections {
+    /// They move along (CRIU's `--tcp-established`). Those that the service has not accepted yet
+    /// can't (`--skip-in-flight`).
+    Carry,
+    /// The service finds them closed (`--tcp-close`).
+    Close,
+}
+
 /// What a restore needs beside its descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreRequest {
@@ -99,6 +119,8 @@ pub struct RestoreRequest {
     pub lazy_bytes: u64,
     /// Whether pages are installed by userfaultfd; else they are in page files.
     pub lazy: bool,
+    /// What was done with TCP connections at the dump.
+    pub connections: Connections,
 }
 
 /// Name of the image file that carries the index of stored pages.

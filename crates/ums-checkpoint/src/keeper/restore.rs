@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::container::{mount_root, raw, unmount_root, watch};
 use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY};
 use super::guard::Guard;
-use super::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
+use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::server::{Shared, monotonic_ns};
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
@@ -95,6 +95,7 @@ struct Restore {
     images: MemoryDir,
     info: CheckpointInfo,
     lazy: bool,
+    connections: Connections,
     begun_ns: u64,
 }
 
@@ -125,6 +126,7 @@ impl Restore {
             images,
             info,
             lazy: request.lazy,
+            connections: request.connections,
             begun_ns: monotonic_ns(),
         })
     }
@@ -213,7 +215,8 @@ impl Restore {
             images_dir_fd: raw(&self.images),
             work_dir_fd: Some(raw(&self.images)),
             ext_unix_sk: Some(true),
-            tcp_close: Some(true),
+            tcp_established: Some(self.connections == Connections::Carry),
+            tcp_close: Some(self.connections == Connections::Close),
             file_locks: Some(true),
             log_level: Some(2),
             log_file: Some(LOG_NAME.to_owned()),

@@ -181,7 +181,7 @@ fn serve(request: Request, fds: Vec<OwnedFd>, shared: &Arc<Shared>) -> Result<()
     match request {
         Request::Status => Ok(()),
         Request::Start { bundle } => container::start(shared, &bundle),
-        Request::Dump => dump::dump(shared, fds),
+        Request::Dump(request) => dump::dump(shared, request, fds),
         Request::Thaw => dump::thaw(shared),
         Request::Kill => container::kill(shared),
         Request::Restore(request) => restore::restore(shared, &request, fds),

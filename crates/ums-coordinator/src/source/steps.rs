@@ -191,13 +191,16 @@ pub(super) async fn open_data_path(
     let Some(peer) = m.shared.config.peers.get(&request.destination) else {
         return Err(Failure::of(step, "the destination is no peer any more"));
     };
+    let at = |port, permit: &String| DataEndpoint {
+        address: SocketAddr::new(peer.address.ip(), port),
+        system: request.destination.clone(),
+        permit: permit.clone(),
+    };
+    let tunnel = created.tunnel.as_ref();
     let open = OpenRequest {
+        endpoint: at(created.data_port, &created.permit),
+        tunnel: tunnel.map(|end| at(end.port, &end.permit)),
         service: request.service,
-        endpoint: DataEndpoint {
-            address: SocketAddr::new(peer.address.ip(), created.data_port),
-            system: request.destination,
-            permit: created.permit.clone(),
-        },
         send_image: created.image_needed,
     };
     let (agent, id) = (m.agent(), m.id());

@@ -394,7 +394,8 @@ fn create(world: &mut Inner, me: &str, id: MigrationId, request: &CreateRequest)
         data_port: 9,
         permit,
         image_needed: true,
-        endpoints: endpoints.collect()
+        endpoints: endpoints.collect(),
+        tunnel: None,
     }))
 }
 

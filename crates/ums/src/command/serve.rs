@@ -194,6 +194,10 @@ fn agent_arguments(config: &Config) -> Result<Vec<OsString>, Failure> {
     );
     flag("--hold-seconds", limits.hold_seconds_max.to_string().into());
     flag("--retire-seconds", limits.retire_seconds.to_string().into());
+    flag("--frontman", config.frontman.to_string().into());
+    if let Some(ports) = config.tunnel_ports {
+        flag("--tunnel-ports", ports.to_string().into());
+    }
     if let Some(limit) = config.bandwidth_limit {
         flag("--bandwidth-bytes", limit.to_string().into());
     }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use ums_core::frontman::{FrontmanMode, PortRange};
 use ums_core::id::SystemName;
 
 use super::{ConfigError, FILE_DEFAULT, Peer};
@@ -63,6 +64,12 @@ pub(crate) struct Layer {
     /// Port of the data path; 0 takes any that is free [default: 0]
     #[arg(long, global = true, value_name = "PORT", hide_short_help = true)]
     pub(crate) data_port: Option<u16>,
+    /// How a Frontman leads clients: packets or connections [default: packets]
+    #[arg(long, global = true, value_name = "MODE", hide_short_help = true)]
+    pub(crate) frontman: Option<FrontmanMode>,
+    /// UDP ports for tunnels of packets, such as 7450-7499 [default: any that is free]
+    #[arg(long, global = true, value_name = "PORTS", hide_short_help = true)]
+    pub(crate) tunnel_ports: Option<PortRange>,
     /// Network of the services, the same on all systems [default: 10.88.0.0/16]
     #[arg(long, global = true, value_name = "NETWORK", hide_short_help = true)]
     pub(crate) service_network: Option<Network>,
@@ -170,6 +177,8 @@ impl Layer {
             listen: self.listen.or(weaker.listen),
             advertise: self.advertise.or(weaker.advertise),
             data_port: self.data_port.or(weaker.data_port),
+            frontman: self.frontman.or(weaker.frontman),
+            tunnel_ports: self.tunnel_ports.or(weaker.tunnel_ports),
             service_network: self.service_network.or(weaker.service_network),
             ca: self.ca.or(weaker.ca),
             cert: self.cert.or(weaker.cert),
@@ -199,6 +208,8 @@ impl Environment<'_> {
             listen: self.read("UMS_LISTEN")?,
             advertise: self.read("UMS_ADVERTISE")?,
             data_port: self.read("UMS_DATA_PORT")?,
+            frontman: self.read("UMS_FRONTMAN")?,
+            tunnel_ports: self.read("UMS_TUNNEL_PORTS")?,
             service_network: self.read("UMS_SERVICE_NETWORK")?,
             ca: self.read("UMS_CA")?,
             cert: self.read("UMS_CERT")?,

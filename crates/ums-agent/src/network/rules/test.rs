@@ -22,7 +22,7 @@ fn after(table: &Table, change: &Change) -> Table {
     for port in &change.remove {
         assert!(
             table.endpoints.remove(port).is_some(),
-            "removes {port}, which isn't there"
+            "removes {port:?}, which isn't there"
         );
     }
     for address in &change.stay {
@@ -34,7 +34,7 @@ fn after(table: &Table, change: &Change) -> Table {
     for (port, endpoint) in change.add.clone() {
         assert!(
             table.endpoints.insert(port, endpoint).is_none(),
-            "adds {port} twice"
+            "adds {port:?} twice"
         );
     }
     if let Some((address, service)) = change.away.clone() {
@@ -70,10 +70,10 @@ fn the_rules_read_as_the_kernel_wants_them() {
     let change = published().take(&name("web"), &listeners()).unwrap();
     assert_eq!(
         change.text(),
-        "delete element ip ums endpoints { 8080 }\n\
-         delete element ip ums endpoints { 8443 }\n\
-         add element ip ums endpoints { 8080 comment \"web frontman 10.88.0.5:80\" : 10.88.0.1 . 4000 }\n\
-         add element ip ums endpoints { 8443 comment \"web frontman 10.88.0.5:443\" : 10.88.0.1 . 4001 }\n"
+        "delete element ip ums endpoints { tcp . 8080 }\n\
+         delete element ip ums endpoints { tcp . 8443 }\n\
+         add element ip ums endpoints { tcp . 8080 comment \"web frontman 10.88.0.5:80\" : 10.88.0.1 . 4000 }\n\
+         add element ip ums endpoints { tcp . 8443 comment \"web frontman 10.88.0.5:443\" : 10.88.0.1 . 4001 }\n"
     );
     let change = Table::default().moved_away(&name("web"), WEB);
     assert_eq!(
@@ -149,13 +149,16 @@ fn a_listing_is_read_and_what_is_foreign_left_out() {
     let listing = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
         {"table": {"family": "ip", "name": "ums", "handle": 1}},
         {"map": {"name": "endpoints", "elem": [
-            [{"elem": {"val": 8080, "comment": "web"}}, {"concat": ["10.88.0.5", 80]}],
+            [{"elem": {"val": {"concat": ["tcp", 8080]}, "comment": "web"}}, {"concat": ["10.88.0.5", 80]}],
             [9090, {"concat": ["10.88.0.7", 80]}],
-            [{"elem": {"val": 70000, "comment": "web"}}, {"concat": ["10.88.0.5", 80]}]]}},
+            [{"elem": {"val": {"concat": ["tcp", 70000]}, "comment": "web"}}, {"concat": ["10.88.0.5", 80]}]]}},
         {"set": {"name": "moved", "elem": [
             {"elem": {"val": "10.88.0.6", "comment": "db"}}, "10.88.0.8"]}}]}"#;
     let table = parse(listing).unwrap();
-    assert_eq!(table.endpoints.keys().collect::<Vec<_>>(), [&8080]);
+    assert_eq!(
+        table.endpoints.keys().collect::<Vec<_>>(),
+        [&Port::tcp(8080)]
+    );
     assert_eq!(
         table.moved,
         [(Ipv4Addr::new(10, 88, 0, 6), name("db"))].into()

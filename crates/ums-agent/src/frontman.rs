@@ -1,0 +1,204 @@
+//! The Frontman of a service that moves (DESIGN section 6), in one of two modes:
+//!
+//! - *packets*: the service's namespace stays, its packets are held, and then led through a tunnel
+//!   to wherever the service is. Established connections live on.
+//! - *connections*: a proxy takes the endpoints, holds new connections, then leads them to the
+//!   service's new endpoints. Established connections are reset.
+//!
+//! Packets where both systems can, connections elsewhere.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ums_api::agent::LeadRequest;
+use ums_api::problem::Problem;
+use ums_checkpoint::keeper::protocol::Connections;
+use ums_core::frontman::FrontmanMode;
+use ums_core::id::{MigrationId, ServiceName};
+use ums_core::specification::Transport;
+use ums_frontman::client::{self, FrontmanClient, Launch};
+use ums_frontman::control::Limits;
+
+use crate::agent::{Agent, Service};
+use crate::problem;
+use crate::source::{gated, outgoing};
+use crate::tunnel;
+
+/// How long connections that a Frontman holds may go on when it hands them back.
+pub const YIELD_DRAIN: Duration = Duration::from_secs(3600);
+
+/// Step 8: the Frontman takes the endpoint and holds what arrives.
+pub async fn hold(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    let service = gated(agent, id, &name)?;
+    let outgoing = outgoing(agent, id)?;
+    match outgoing.tunnel() {
+        Some(end) if agent.config.frontman == FrontmanMode::Packets => {
+            tunnel::begin(agent, id, &service, &end).await?;
+            outgoing.decide_connections(Connections::Carry);
+        }
+        _ => {
+            take_endpoints(agent, id, &service).await?;
+            outgoing.decide_connections(Connections::Close);
+        }
+    }
+    Ok(())
+}
+
+fn paths(agent: &Agent, name: &ServiceName) -> (PathBuf, PathBuf) {
+    let dir = agent.config.run_dir.join("frontman");
+    (
+        dir.join(format!("{name}.sock")),
+        dir.join(format!("{name}.json")),
+    )
+}
+
+/// The proxy takes the endpoints of the service's TCP ports.
+async fn take_endpoints(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    service: &Service,
+) -> Result<(), Problem> {
+    let name = &service.record.specification.name;
+    let ports = service.record.specification.ports.iter();
+    let ports: Vec<_> = ports
+        .filter(|port| port.transport == Transport::Tcp)
+        .collect();
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let (socket, state) = paths(agent, name);
+    if let Some(dir) = socket.parent() {
+        let made = std::fs::create_dir_all(dir);
+        made.map_err(|error| problem::failed("frontman", "no directory for it")(&error))?;
+    }
+    let gateway = agent.network.gateway();
+    let config = &agent.config;
+    let launch = Launch {
+        service: name.to_string(),
+        owner: id.to_string(),
+        socket,
+        state,
+        log: Some(config.state_dir.join("frontman.log")),
+        ports: ports
+            .iter()
+            .map(|port| (port.system_port, (gateway, 0).into()))
+            .collect(),
+        limits: Limits {
+            hold_connections: config.hold_connections as usize,
+            hold_seconds: config.hold_seconds,
+            retire_after_seconds: config.retire_seconds,
+            ..Limits::default()
+        },
+    };
+    let failed = problem::failed("frontman", "the Frontman can't take the endpoint");
+    let (client, status) = client::spawn(&program(agent), &launch)
+        .await
+        .map_err(|e| failed(&e))?;
+    client.hold().await.map_err(|error| failed(&error))?;
+    let listeners: BTreeMap<u16, SocketAddrV4> = status
+        .ports
+        .iter()
+        .filter_map(|port| match port.listen {
+            SocketAddr::V4(listen) => Some((port.system_port, listen)),
+            SocketAddr::V6(_) => None,
+        })
+        .collect();
+    agent
+        .network
+        .take(name, &listeners)
+        .await
+        .map_err(|error| failed(&error))
+}
+
+pub(crate) fn program(agent: &Agent) -> PathBuf {
+    let beside = || std::env::current_exe().ok()?.parent().map(Path::to_owned);
+    let dir = agent
+        .config
+        .bin_dir
+        .clone()
+        .or_else(beside)
+        .unwrap_or_default();
+    dir.join("ums-frontman")
+}
+
+/// Step 14: the Frontman leads clients to the new place.
+pub async fn lead(agent: &Arc<Agent>, request: LeadRequest) -> Result<(), Problem> {
+    tunnel::lead(agent, &request.service).await?;
+    let (socket, _) = paths(agent, &request.service);
+    let client = match FrontmanClient::connect(socket).await {
+        Ok(client) => client,
+        // Nothing was published, or it has retired since the first time this was asked.
+        Err(client::ClientError::NotThere(_)) => return Ok(()),
+        Err(error) => return Err(problem::failed("frontman", "the Frontman")(&error)),
+    };
+    let status = client.status().await;
+    let failed = problem::failed("frontman", "the Frontman can't lead clients");
+    let status = status.map_err(|error| failed(&error))?;
+    // A service has the same ports on every system.
+    let at = |port: u16| request.endpoints.iter().find(|to| to.port() == port);
+    let ports = status.ports.iter().map(|port| port.system_port);
+    let by_port: BTreeMap<u16, SocketAddr> =
+        ports.filter_map(|port| Some((port, *at(port)?))).collect();
+    client
+        .lead(by_port)
+        .await
+        .map(drop)
+        .map_err(|error| failed(&error))
+}
+
+/// Compensation of [`hold`]: the endpoint is the service's again, and what was held goes
+/// to it. The service must run.
+pub async fn yield_to_service(agent: &Arc<Agent>, name: ServiceName) -> Result<(), Problem> {
+    tunnel::give_back(agent, &name).await?;
+    let failed = problem::failed("frontman", "the endpoint can't be given back");
+    agent
+        .network
+        .give_back(&name)
+        .await
+        .map_err(|error| failed(&error))?;
+    let (socket, _) = paths(agent, &name);
+    let client = match FrontmanClient::connect(socket).await {
+        Ok(client) => client,
+        Err(client::ClientError::NotThere(_)) => return Ok(()),
+        Err(error) => return Err(failed(&error)),
+    };
+    if let Ok(service) = agent.service(&name) {
+        let specification = &service.record.specification;
+        let upstreams = specification.ports.iter().map(|port| {
+            (
+                port.system_port,
+                (specification.address, port.service_port).into(),
+            )
+        });
+        client
+            .lead(upstreams.collect())
+            .await
+            .map_err(|error| failed(&error))?;
+    }
+    client
+        .retire(YIELD_DRAIN)
+        .await
+        .map(drop)
+        .map_err(|error| failed(&error))
+}
+
+/// Ends the Frontman of a service once its connections are drained; whether there was one.
+pub async fn retire(
+    agent: &Arc<Agent>,
+    name: &ServiceName,
+    drain: Duration,
+) -> Result<bool, Problem> {
+    let led = tunnel::retire(agent, name).await?;
+    let (socket, _) = paths(agent, name);
+    let failed = problem::failed("frontman", "the Frontman can't retire");
+    let client = match FrontmanClient::connect(socket).await {
+        Ok(client) => client,
+        Err(client::ClientError::NotThere(_)) => return Ok(led),
+        Err(error) => return Err(failed(&error)),
+    };
+    let retired = client.retire(drain).await.map_err(|error| failed(&error))?;
+    Ok(led || retired.is_some())
+}
