@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use ums_core::specification::ImageId;
 
@@ -153,7 +154,7 @@ impl ImageStore {
             self.publish(&temporary, &id)?;
         }
         // Stamped with what was seen before reading: a change since then makes it useless.
-        stamp::remember(&stamps, &source, &stamp, &id);
+        stamp::remember(&stamps, &source, &stamp, &id, SystemTime::now());
         Ok(id)
     }
 

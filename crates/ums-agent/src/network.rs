@@ -23,7 +23,7 @@ mod sockets;
 mod tool;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -195,11 +195,18 @@ impl Driver {
             .await?;
         }
         let (address, prefix_len) = (self.gateway(), self.network.prefix_len);
-        let commands = format!(
+        let mut commands = format!(
             "link set dev {BRIDGE} addrgenmode none\n\
              addr replace {address}/{prefix_len} dev {BRIDGE}\n\
              link set dev {BRIDGE} up\n"
         );
+        if has_v6() {
+            let (address, prefix_len) = self.v6(address);
+            commands.push_str(&format!(
+                "addr replace {address}/{prefix_len} dev {BRIDGE} nodad\n"
+            ));
+            forward_v6()?;
+        }
         self.batch(&["-batch", "-"], &commands, None).await?;
         let redirects = format!("net/ipv4/conf/{BRIDGE}/send_redirects");
         for (setting, value) in [("net/ipv4/ip_forward", "1"), (redirects.as_str(), "0")] {
@@ -249,12 +256,19 @@ impl Driver {
         }
         self.lay_inside(netns).await?;
         let gateway = self.gateway();
-        let inside = format!(
+        let mut inside = format!(
             "link set dev lo up\n\
              addr replace {address}/{prefix_len} dev eth0\n\
              link set dev eth0 up\n\
              route replace default via {gateway} dev eth0\n"
         );
+        if has_v6() {
+            let ((address, prefix_len), (gateway, _)) = (self.v6(address), self.v6(gateway));
+            inside.push_str(&format!(
+                "addr replace {address}/{prefix_len} dev eth0 nodad\n\
+                 route replace ::/0 via {gateway} dev eth0\n"
+            ));
+        }
         self.batch(&["-batch", "-"], &inside, Some(netns)).await
     }
 
@@ -284,12 +298,16 @@ impl Driver {
         self.batch(&["-batch", "-"], &outside, None).await
     }
 
+    fn v6(&self, address: Ipv4Addr) -> (Ipv6Addr, u8) {
+        (address::v6(address), address::v6_prefix_len(self.network))
+    }
+
     /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
     async fn lay_inside(&self, netns: &Path) -> Result<(), NetworkError> {
         let settings = || {
-            INSIDE_SETTINGS
-                .iter()
-                .try_for_each(|(name, value)| set(name, value))
+            let v6 = has_v6().then_some(("net/ipv6/conf/all/forwarding", "1"));
+            let mut settings = INSIDE_SETTINGS.into_iter().chain(v6);
+            settings.try_for_each(|(name, value)| set(name, value))
         };
         tool::within(netns, settings).await??;
         for family in families() {
@@ -498,6 +516,9 @@ impl Driver {
 
     async fn remove_all(&self) -> Result<(), NetworkError> {
         self.nft(rules::REMOVE, None).await?;
+        if has_v6() {
+            self.nft(rules::REMOVE_V6, None).await?;
+        }
         self.delete_link(BRIDGE).await
     }
 
@@ -512,8 +533,12 @@ impl Driver {
     }
 
     async fn apply(&self, change: rules::Change) -> Result<(), NetworkError> {
-        let base = rules::base(self.network);
-        self.nft(&format!("{base}{}", change.text()), None).await
+        let mut text = rules::base(self.network) + &change.text();
+        if has_v6() {
+            text.push_str(&rules::base_v6(self.network));
+            text.push_str(&change.text_v6());
+        }
+        self.nft(&text, None).await
     }
 
     async fn nft(&self, text: &str, netns: Option<&Path>) -> Result<(), NetworkError> {
@@ -583,8 +608,35 @@ fn json(text: &str) -> Result<Value, NetworkError> {
 
 /// Flags of `ip` for each family that this kernel has.
 fn families() -> impl Iterator<Item = &'static str> {
-    let v6 = Path::new("/proc/sys/net/ipv6").exists();
-    ["-4"].into_iter().chain(v6.then_some("-6"))
+    ["-4"].into_iter().chain(has_v6().then_some("-6"))
+}
+
+/// Whether this kernel has IPv6, and it is not switched off.
+fn has_v6() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+        .is_ok_and(|off| off.trim() == "0")
+}
+
+/// Lets the system forward IPv6. A host that forwards stops listening to router advertisements
+/// unless it is told to go on (kernel `networking/ip-sysctl.rst`, `accept_ra`), and could lose its
+/// own way out by that.
+fn forward_v6() -> Result<(), NetworkError> {
+    let setting = "net/ipv6/conf/all/forwarding";
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    if read(&Path::new("/proc/sys").join(setting)).trim() == "1" {
+        return Ok(());
+    }
+    let interfaces = std::fs::read_dir("/proc/sys/net/ipv6/conf");
+    for interface in interfaces.into_iter().flatten().flatten() {
+        if read(&interface.path().join("accept_ra")).trim() == "1" {
+            let name = interface.file_name();
+            set(
+                &format!("net/ipv6/conf/{}/accept_ra", name.to_string_lossy()),
+                "2",
+            )?;
+        }
+    }
+    set(setting, "1")
 }
 
 fn is_missing(error: &NetworkError) -> bool {

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ums_core::specification::ImageId;
 
@@ -54,16 +55,14 @@ pub(super) fn recall(stamps: &Path, source: &Path, stamp: &Stamp) -> Option<Imag
 }
 
 /// Keeps a stamp for the next import.
-pub(super) fn remember(stamps: &Path, source: &Path, stamp: &Stamp, id: &ImageId) {
+pub(super) fn remember(stamps: &Path, source: &Path, stamp: &Stamp, id: &ImageId, now: SystemTime) {
     // The clock of the filesystem is coarse: what changed in the same tick as the stamp was taken
     // would look the same, so a tree that young isn't trusted.
-    let settled = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .is_ok_and(|now| {
-            stamp
-                .youngest()
-                .is_some_and(|youngest| youngest + 2 < now.as_secs())
-        });
+    let settled = now.duration_since(UNIX_EPOCH).is_ok_and(|now| {
+        stamp
+            .youngest()
+            .is_some_and(|youngest| youngest + 2 < now.as_secs())
+    });
     let path = file(stamps, source);
     let kept = match settled {
         true => fs::write(&path, format!("{} {}\n", id.as_str(), stamp.0)),
@@ -78,12 +77,7 @@ pub(super) fn remember(stamps: &Path, source: &Path, stamp: &Stamp, id: &ImageId
 }
 
 impl Stamp {
-    #[cfg(test)]
-    pub(super) fn text(&self) -> &str {
-        &self.0
-    }
-
-    fn youngest(&self) -> Option<u64> {
+    pub(super) fn youngest(&self) -> Option<u64> {
         self.0.rsplit_once(' ')?.1.parse().ok()
     }
 }

@@ -1,5 +1,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::*;
 
 fn store(dir: &Path) -> ImageStore {
@@ -111,24 +113,17 @@ fn a_second_import_reads_nothing_and_a_changed_tree_is_read_again() {
     let store = store(dir.path());
     let id = store.import(&top).unwrap();
     let stamps = dir.path().join("images").join(STAMPS);
-    let young = stamp::of(&top.canonicalize().unwrap(), Bounds::default()).unwrap();
-    assert_eq!(
-        stamp::recall(&stamps, &top, &young),
-        None,
-        "a tree this young is not trusted"
-    );
-    // As if it had been imported later.
-    let file = stamps.join(
-        blake3::hash(top.as_os_str().as_encoded_bytes())
-            .to_hex()
-            .as_str(),
-    );
-    fs::write(&file, "").unwrap();
-    let other = ImageId::try_from("a".repeat(64)).unwrap();
-    stamp_by_hand(&stamps, &top, &id);
     let stamp = stamp::of(&top, Bounds::default()).unwrap();
-    assert_eq!(stamp::recall(&stamps, &top, &stamp), Some(id.clone()));
-    stamp_by_hand(&stamps, &top, &other);
+    let seconds_later = |seconds| {
+        let now = UNIX_EPOCH + Duration::from_secs(stamp.youngest().unwrap() + seconds);
+        stamp::remember(&stamps, &top, &stamp, &id, now);
+        stamp::recall(&stamps, &top, &stamp)
+    };
+    assert_eq!(seconds_later(10), Some(id.clone()));
+    assert_eq!(seconds_later(1), None, "a tree this young is not trusted");
+    let other = ImageId::try_from("a".repeat(64)).unwrap();
+    let later = UNIX_EPOCH + Duration::from_secs(stamp.youngest().unwrap() + 10);
+    stamp::remember(&stamps, &top, &stamp, &other, later);
     assert_eq!(
         store.import(&top).unwrap(),
         id,
@@ -138,16 +133,6 @@ fn a_second_import_reads_nothing_and_a_changed_tree_is_read_again() {
     let changed = stamp::of(&top, Bounds::default()).unwrap();
     assert_eq!(stamp::recall(&stamps, &top, &changed), None);
     assert_ne!(store.import(&top).unwrap(), id);
-}
-
-fn stamp_by_hand(stamps: &Path, top: &Path, id: &ImageId) {
-    let stamp = stamp::of(top, Bounds::default()).unwrap();
-    let file = stamps.join(
-        blake3::hash(top.as_os_str().as_encoded_bytes())
-            .to_hex()
-            .as_str(),
-    );
-    fs::write(file, format!("{} {}\n", id.as_str(), stamp.text())).unwrap();
 }
 
 #[test]

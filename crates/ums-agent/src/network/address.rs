@@ -1,7 +1,7 @@
 //! Names and addresses: what follows from what, and what is free.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ums_core::id::ServiceName;
 use ums_core::specification::{PublishedPort, Specification};
@@ -20,6 +20,9 @@ const VETH_DIGITS: usize = 11;
 
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTENING: u8 = 10;
+
+/// Where the IPv6 addresses of services begin: `um` and `s` behind the prefix of local addresses.
+const V6_NETWORK: Ipv6Addr = Ipv6Addr::new(0xfd75, 0x6d73, 0, 0, 0, 0, 0, 0);
 
 fn mask(network: Network) -> u32 {
     u32::MAX
@@ -46,6 +49,22 @@ pub fn contains(network: Network, address: Ipv4Addr) -> bool {
 pub(super) fn usable(network: Network, address: Ipv4Addr) -> bool {
     let host = u32::from(address) & !mask(network);
     contains(network, address) && host > 1 && host < !mask(network)
+}
+
+/// The IPv6 address that goes with a service's address, in a network of unique local addresses
+/// (RFC 4193) that is the same on every system: a service needs no second one to be chosen for it.
+pub fn v6(address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(V6_NETWORK.to_bits() | u128::from(address.to_bits()))
+}
+
+/// Length of the prefix of the services' IPv6 network.
+pub(super) fn v6_prefix_len(network: Network) -> u8 {
+    96 + network.prefix_len
+}
+
+/// The services' IPv6 network, `address/length`.
+pub(super) fn v6_network(network: Network) -> String {
+    format!("{}/{}", v6(base(network)), v6_prefix_len(network))
 }
 
 /// The hardware address that belongs to an address: locally administered, and the same everywhere.
@@ -165,6 +184,16 @@ mod test {
             .filter(|n| usable(network, Ipv4Addr::new(10, 88, 0, *n)))
             .collect();
         assert_eq!(usable, [10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn every_address_has_its_own_in_ipv6() {
+        let network: Network = "10.88.0.0/16".parse().unwrap();
+        assert_eq!(v6_network(network), "fd75:6d73::a58:0/112");
+        assert_eq!(
+            v6(Ipv4Addr::new(10, 88, 0, 2)),
+            "fd75:6d73::10.88.0.2".parse::<Ipv6Addr>().unwrap()
+        );
     }
 
     #[test]

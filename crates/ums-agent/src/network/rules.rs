@@ -12,11 +12,35 @@ use ums_core::specification::{PublishedPort, Transport};
 use super::{BRIDGE, address};
 use crate::config::Network;
 
-/// The table of family `ip` that holds everything.
+/// The table that holds everything, in the families `ip` and, with the endpoints alone, `ip6`.
 pub(super) const TABLE: &str = "ums";
 
 /// Removes the table, also if it isn't there.
 pub(super) const REMOVE: &str = "add table ip ums\ndelete table ip ums\n";
+
+/// The same for IPv6.
+pub(super) const REMOVE_V6: &str = "add table ip6 ums\ndelete table ip6 ums\n";
+
+/// The endpoints over IPv6, as [`base`] has them over IPv4.
+pub(super) fn base_v6(network: Network) -> String {
+    let cidr = address::v6_network(network);
+    let endpoint =
+        "ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @endpoints";
+    format!(
+        "\
+add table ip6 {TABLE}
+add map ip6 {TABLE} endpoints {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+add chain ip6 {TABLE} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
+add chain ip6 {TABLE} output {{ type nat hook output priority -100; policy accept; }}
+add chain ip6 {TABLE} postrouting {{ type nat hook postrouting priority 100; policy accept; }}
+flush table ip6 {TABLE}
+add rule ip6 {TABLE} prerouting {endpoint}
+add rule ip6 {TABLE} output {endpoint}
+add rule ip6 {TABLE} postrouting ip6 saddr {cidr} ip6 daddr {cidr} ct status dnat masquerade
+add rule ip6 {TABLE} postrouting ip6 saddr {cidr} oifname != {{ \"{BRIDGE}\", \"lo\" }} masquerade
+"
+    )
+}
 
 /// The rules that don't belong to one service. Repeating them changes nothing; the map and the set
 /// keep their elements.
@@ -172,7 +196,10 @@ impl Table {
     pub(super) fn unpublish(&self, service: &ServiceName) -> Change {
         let moved = self.moved.iter().filter(|(_, owner)| *owner == service);
         Change {
-            remove: self.ports_of(service).map(|(port, _)| port).collect(),
+            remove: self
+                .ports_of(service)
+                .map(|(port, endpoint)| (port, endpoint.clone()))
+                .collect(),
             stay: moved.map(|(address, _)| *address).collect(),
             ..Change::default()
         }
@@ -188,7 +215,8 @@ impl Table {
         let mut change = Change::default();
         for (port, &to) in ports.into_iter().zip(listeners.values()) {
             let before = self.endpoints.get(&port);
-            change.remove.extend(before.map(|_| port));
+            let replaced = before.map(|before| (port, before.clone()));
+            change.remove.extend(replaced);
             let home = before.and_then(|before| {
                 if before.taken {
                     before.home
@@ -215,7 +243,7 @@ impl Table {
             .ports_of(service)
             .filter(|(_, endpoint)| endpoint.taken)
         {
-            change.remove.push(port);
+            change.remove.push((port, endpoint.clone()));
             if let Some(to) = endpoint.home {
                 let service = service.clone();
                 change.add.insert(
@@ -279,7 +307,7 @@ impl Table {
 /// Elements to remove and to add, in one transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Change {
-    remove: Vec<Port>,
+    remove: Vec<(Port, Endpoint)>,
     add: BTreeMap<Port, Endpoint>,
     /// Addresses whose connections are no longer reset.
     stay: Vec<Ipv4Addr>,
@@ -294,7 +322,7 @@ impl Change {
             // Writing to a string can't fail.
             let _ = writeln!(text, "{verb} element ip {TABLE} {set} {{ {element} }}");
         };
-        for port in &self.remove {
+        for (port, _) in &self.remove {
             line("delete", "endpoints", port.element());
         }
         for address in &self.stay {
@@ -308,6 +336,22 @@ impl Change {
         }
         if let Some((address, service)) = &self.away {
             line("add", "moved", format!("{address} comment \"{service}\""));
+        }
+        text
+    }
+
+    /// The same over IPv6. A Frontman listens on IPv4 alone, so what it has taken leads nowhere.
+    pub(super) fn text_v6(&self) -> String {
+        let mut text = String::new();
+        let mut line = |verb: &str, element: String| {
+            let _ = writeln!(text, "{verb} element ip6 {TABLE} endpoints {{ {element} }}");
+        };
+        for (port, _) in self.remove.iter().filter(|(_, endpoint)| !endpoint.taken) {
+            line("delete", port.element());
+        }
+        for (port, endpoint) in self.add.iter().filter(|(_, endpoint)| !endpoint.taken) {
+            let (port, to) = (port.element(), address::v6(*endpoint.to.ip()));
+            line("add", format!("{port} : {to} . {}", endpoint.to.port()));
         }
         text
     }

@@ -19,7 +19,7 @@ const WEB: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 5);
 /// What the kernel would hold after the change.
 fn after(table: &Table, change: &Change) -> Table {
     let mut table = table.clone();
-    for port in &change.remove {
+    for (port, _) in &change.remove {
         assert!(
             table.endpoints.remove(port).is_some(),
             "removes {port:?}, which isn't there"
