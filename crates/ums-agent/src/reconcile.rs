@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ums_core::id::ServiceName;
+use ums_frontman::control::Status;
 
 use crate::agent::Agent;
 
@@ -23,8 +24,8 @@ pub async fn run(agent: Arc<Agent>) {
 
 async fn once(agent: &Agent) -> Result<(), crate::network::NetworkError> {
     let frontmen = agent.config.run_dir.join("frontman");
-    let _ = ums_frontman::record::remove_stale(&frontmen);
-    let alive: Vec<String> = ums_frontman::record::list(&frontmen)
+    let _ = ums_frontman::record::remove_stale::<Status>(&frontmen);
+    let alive: Vec<String> = ums_frontman::record::list::<Status>(&frontmen)
         .unwrap_or_default()
         .into_iter()
         .map(|record| record.status.service)

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -49,6 +51,11 @@ pub enum ClientError {
     /// One is there that serves other ports.
     #[error("the Frontman on {} serves other ports: retire it first", .0.display())]
     OtherPorts(PathBuf),
+    /// One is there that belongs to something else.
+    #[error(
+        "the Frontman on {} is another migration's or the other end: retire it first", .0.display()
+    )]
+    Other(PathBuf),
 }
 
 /// Speaks to one Frontman. Each request is a conversation of its own, so nothing has to be
@@ -104,27 +111,29 @@ impl FrontmanClient {
     }
 
     async fn request(&self, request: &Request) -> Result<Status, ClientError> {
-        let stream = match UnixStream::connect(&self.path).await {
-            Ok(stream) => stream,
-            Err(error) if is_absence(&error) => {
-                return Err(ClientError::NotThere(self.path.clone()));
-            }
-            Err(source) => {
-                return Err(ClientError::Talk {
-                    path: self.path.clone(),
-                    source,
-                });
-            }
-        };
-        let answer = timeout(ANSWER_WITHIN, converse(stream, request)).await;
-        let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        match answer.map_err(|source| ClientError::Talk {
-            path: self.path.clone(),
-            source,
-        })? {
-            Response::Ok(status) => Ok(*status),
-            Response::Error(reason) => Err(ClientError::Refused(reason)),
-        }
+        ask(&self.path, request).await
+    }
+}
+
+/// Holds one conversation with the process on a control socket, of whichever mode.
+pub(crate) async fn ask<S: DeserializeOwned>(
+    path: &Path,
+    request: &impl Serialize,
+) -> Result<S, ClientError> {
+    let talk = |source| ClientError::Talk {
+        path: path.to_owned(),
+        source,
+    };
+    let stream = match UnixStream::connect(path).await {
+        Ok(stream) => stream,
+        Err(error) if is_absence(&error) => return Err(ClientError::NotThere(path.to_owned())),
+        Err(source) => return Err(talk(source)),
+    };
+    let answer = timeout(ANSWER_WITHIN, converse(stream, request)).await;
+    let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    match answer.map_err(talk)? {
+        Response::Ok(status) => Ok(*status),
+        Response::Error(reason) => Err(ClientError::Refused(reason)),
     }
 }
 
@@ -135,7 +144,10 @@ fn is_absence(error: &io::Error) -> bool {
     )
 }
 
-async fn converse(stream: UnixStream, request: &Request) -> io::Result<Response> {
+async fn converse<S: DeserializeOwned>(
+    stream: UnixStream,
+    request: &impl Serialize,
+) -> io::Result<Response<S>> {
     let (reading, mut writing) = stream.into_split();
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
@@ -215,11 +227,24 @@ pub async fn spawn(
         Err(ClientError::NotThere(_)) => {}
         Err(error) => return Err(error),
     }
+    let arguments = std::iter::once("connections".to_owned()).chain(launch.arguments());
+    let status = start(binary, arguments, None, launch.log.as_deref()).await?;
+    Ok((client, status))
+}
+
+/// Starts a process that outlives its starter, hands it `input`, and returns what it says when it
+/// is ready.
+pub(crate) async fn start<S: DeserializeOwned>(
+    binary: &Path,
+    arguments: impl Iterator<Item = String>,
+    input: Option<&[u8]>,
+    log: Option<&Path>,
+) -> Result<S, ClientError> {
     let failed = |reason: String| ClientError::Start {
         binary: binary.to_owned(),
         reason,
     };
-    let stderr = match &launch.log {
+    let stderr = match log {
         None => Stdio::null(),
         Some(path) => {
             let file = std::fs::OpenOptions::new()
@@ -230,27 +255,39 @@ pub async fn spawn(
                 .into()
         }
     };
+    let stdin = match input {
+        None => Stdio::null(),
+        Some(_) => Stdio::piped(),
+    };
     // A process group of its own, so that a signal meant for the starter's terminal spares it.
     let mut child = Command::new(binary)
-        .args(launch.arguments())
+        .args(arguments)
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(stderr)
         .process_group(0)
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        let mut stdout = BufReader::new(stdout.take(LINE_BYTES_MAX as u64));
-        let read = timeout(START_WITHIN, stdout.read_line(&mut line)).await;
-        if !matches!(read, Ok(Ok(_))) {
-            let _ = child.kill().await;
-            return Err(failed(format!("it did not listen within {START_WITHIN:?}")));
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let said = timeout(START_WITHIN, async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // If it doesn't read this it says why, or ends.
+            let _ = stdin.write_all(input).await;
         }
-    }
+        let mut line = String::new();
+        if let Some(stdout) = stdout {
+            let mut stdout = BufReader::new(stdout.take(LINE_BYTES_MAX as u64));
+            stdout.read_line(&mut line).await?;
+        }
+        io::Result::Ok(line)
+    });
+    let Ok(Ok(line)) = said.await else {
+        let _ = child.kill().await;
+        return Err(failed(format!("it was not ready within {START_WITHIN:?}")));
+    };
     match serde_json::from_str(&line) {
-        Ok(Response::Ok(status)) => Ok((client, *status)),
+        Ok(Response::Ok(status)) => Ok(*status),
         Ok(Response::Error(reason)) => {
             let _ = child.wait().await;
             Err(failed(reason))

@@ -39,9 +39,9 @@ pub enum Request {
 /// What the Frontman answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Response {
+pub enum Response<S = Status> {
     /// Done; this is how things stand.
-    Ok(Box<Status>),
+    Ok(Box<S>),
     /// Not done, and why.
     Error(String),
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::connection::{Decision, Shared, serve};
 use crate::control::{Limits, PORTS_MAX, Phase, Port, Status, Upstreams};
 use crate::record::{self, Record};
-use crate::server;
+use crate::server::{self, Server};
 
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: u32 = 1024;
@@ -150,7 +150,7 @@ impl Frontman {
         for (system_port, listener) in listeners {
             accepting.spawn(accept(listener, system_port, control.clone()));
         }
-        let server = tokio::spawn(server::serve(control_socket, control.clone()));
+        let server = tokio::spawn(Server::default().serve(control_socket, control.clone()));
         let drain_seconds = control.config.limits.drain_seconds;
         let mut decision = control.decision.subscribe();
         loop {

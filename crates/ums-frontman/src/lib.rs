@@ -25,6 +25,7 @@
 pub mod client;
 pub mod control;
 pub mod engine;
+pub mod packet;
 pub mod record;
 
 mod connection;

@@ -1,25 +1,47 @@
-//! `ums-frontman`: the process around [`ums_frontman::engine`].
+//! `ums-frontman`: the process around [`ums_frontman::engine`] (connection mode) and
+//! [`ums_frontman::packet`] (packet mode).
 //!
 //! When it listens, or can't, it says so in one line on standard output (a
 //! [`Response`](ums_frontman::control::Response)); its log goes to standard error.
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
-use ums_frontman::control::{Limits, Response};
+use tokio::sync::mpsc;
+use ums_frontman::control::{Limits, Response, Status};
 use ums_frontman::engine::{Config, Frontman};
+use ums_frontman::packet::{self, launch::LAUNCH_BYTES_MAX};
 
 /// Stands at a service's endpoint while the service moves.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+/// What it stands there as.
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Holds and leads connections
+    Connections(Connections),
+    /// Holds and leads packets at the source; its launch is one JSON object on standard input
+    Near,
+    /// Takes packets at the destination; its launch is one JSON object on standard input
+    Far,
+}
+
+#[derive(Debug, Args)]
+struct Connections {
     /// The service it stands for
     #[arg(long)]
     service: String,
@@ -62,7 +84,7 @@ fn parse_port(text: &str) -> Result<(u16, SocketAddr), String> {
     Ok((system_port, listen.parse().map_err(|_| usage())?))
 }
 
-impl Arguments {
+impl Connections {
     fn config(self) -> Result<Config, String> {
         let mut ports = BTreeMap::new();
         for (system_port, listen) in self.ports {
@@ -104,41 +126,64 @@ fn main() -> ExitCode {
                 source = cause.source();
             }
             tracing::error!("{reason}");
-            say(&Response::Error(reason));
+            say(&Response::<Status>::Error(reason));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let config = arguments.config()?;
     allow_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         // Handled before anybody knows of the process, so that no early signal ends it.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
-        let frontman = Frontman::start(config)?;
-        say(&Response::Ok(Box::new(frontman.status())));
-        let (stop, stopped) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    Some(()) = terminate.recv() => {
-                        // A full channel means that it has been asked already.
-                        let _ = stop.try_send(());
-                    }
-                    // The end of somebody's terminal is no reason to leave clients alone.
-                    Some(()) = hang_up.recv() => {}
-                    else => return,
-                }
+        let stop = stop_on_signal()?;
+        match arguments.role {
+            Role::Connections(arguments) => {
+                let frontman = Frontman::start(arguments.config()?)?;
+                say(&Response::Ok(Box::new(frontman.status())));
+                frontman.run(stop).await;
             }
-        });
-        frontman.run(stopped).await;
+            Role::Near => packet::near(launch()?, say_ready, stop).await?,
+            Role::Far => packet::far(launch()?, say_ready, stop).await?,
+        }
         Ok(())
     })
+}
+
+/// What to do, from standard input, which its writer closes.
+fn launch<T: DeserializeOwned>() -> Result<T, Box<dyn Error>> {
+    let mut text = Vec::new();
+    let bounded = std::io::stdin().lock().take(LAUNCH_BYTES_MAX);
+    { bounded }.read_to_end(&mut text)?;
+    serde_json::from_slice(&text)
+        .map_err(|error| format!("standard input holds no launch for this role: {error}").into())
+}
+
+fn say_ready(status: packet::Status) {
+    say(&Response::Ok(Box::new(status)));
+}
+
+fn stop_on_signal() -> std::io::Result<mpsc::Receiver<()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let (stop, stopped) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Some(()) = terminate.recv() => {
+                    // A full channel means that it has been asked already.
+                    let _ = stop.try_send(());
+                }
+                // The end of somebody's terminal is no reason to leave clients alone.
+                Some(()) = hang_up.recv() => {}
+                else => return,
+            }
+        }
+    });
+    Ok(stopped)
 }
 
 /// Two descriptors for each connection: the usual soft limit of 1024 would end it too early.
@@ -151,7 +196,7 @@ fn allow_descriptors() {
 }
 
 /// One line to whoever started this; if nobody reads it, that is no reason to stop.
-fn say(response: &Response) {
+fn say<S: Serialize>(response: &Response<S>) {
     if let Ok(text) = serde_json::to_string(response) {
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());

@@ -6,20 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::Uid;
+use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::control::{LINE_BYTES_MAX, Request, Response};
+use crate::control::{LINE_BYTES_MAX, Request, Response, Status};
 use crate::engine::{Control, StartError};
 use crate::record;
 
 /// Conversations at one time: the agent needs one.
-const CONVERSATIONS_MAX: usize = 16;
+const CONVERSATIONS_MAX: u32 = 16;
 
 /// A conversation that is silent this long is ended.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// At the end, who asked last gets this long to take the answer.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Rest after a failed accept.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -40,27 +44,65 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
     })
 }
 
-/// Answers requests until it is aborted.
-pub(crate) async fn serve(listener: UnixListener, control: Arc<Control>) {
-    let places = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) if may_ask(&stream) => {
-                let control = control.clone();
-                tokio::spawn(async move {
-                    converse(stream, &control).await;
-                    drop(place);
-                });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept on the control socket");
-                sleep(ACCEPT_REST).await;
+/// Who answers requests, each a line.
+pub(crate) trait Answer: Send + Sync + 'static {
+    /// Does what a line asks, and returns the answering line.
+    fn answer(&self, line: &[u8]) -> impl Future<Output = Vec<u8>> + Send;
+
+    /// The line that refuses for this reason.
+    fn refuse(reason: String) -> Vec<u8>;
+}
+
+/// The line for an answer.
+pub(crate) fn line(response: &impl Serialize) -> Vec<u8> {
+    // Our own types can't fail to become JSON; an empty line would only end the conversation.
+    let mut text = serde_json::to_vec(response).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+/// Holds conversations.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    places: Arc<Semaphore>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(CONVERSATIONS_MAX as usize)),
+        }
+    }
+}
+
+impl Server {
+    /// Answers requests until it is aborted.
+    pub(crate) async fn serve(self, listener: UnixListener, to: Arc<impl Answer>) {
+        loop {
+            let accepted = listener.accept().await;
+            let Ok(place) = self.places.clone().acquire_owned().await else {
+                return;
+            };
+            match accepted {
+                Ok((stream, _)) if may_ask(&stream) => {
+                    let to = to.clone();
+                    tokio::spawn(async move {
+                        converse(stream, &*to).await;
+                        drop(place);
+                    });
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the control socket");
+                    sleep(ACCEPT_REST).await;
+                }
             }
         }
+    }
+
+    /// Returns when no conversation is under way, or they take too long.
+    pub(crate) async fn idle(&self) {
+        let _ = timeout(LAST_WORDS, self.places.acquire_many(CONVERSATIONS_MAX)).await;
     }
 }
 
@@ -71,7 +113,7 @@ fn may_ask(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == Uid::effective().as_raw())
 }
 
-async fn converse(stream: UnixStream, control: &Control) {
+async fn converse(stream: UnixStream, to: &impl Answer) {
     let (reading, mut writing) = stream.into_split();
     let mut reading = BufReader::new(reading);
     loop {
@@ -82,17 +124,14 @@ async fn converse(stream: UnixStream, control: &Control) {
             _ => return,
         }
         let whole = line.last() == Some(&b'\n');
-        let response = if whole {
-            answer(&line, control)
+        let text = if whole {
+            to.answer(&line).await
         } else {
-            Response::Error(format!(
-                "a request is one line of at most {LINE_BYTES_MAX} bytes"
-            ))
+            refuse(
+                to,
+                format!("a request is one line of at most {LINE_BYTES_MAX} bytes"),
+            )
         };
-        let Ok(mut text) = serde_json::to_vec(&response) else {
-            return;
-        };
-        text.push(b'\n');
         let written = timeout(SILENCE_MAX, writing.write_all(&text)).await;
         if !whole || !matches!(written, Ok(Ok(()))) {
             return;
@@ -100,19 +139,29 @@ async fn converse(stream: UnixStream, control: &Control) {
     }
 }
 
-fn answer(line: &[u8], control: &Control) -> Response {
-    let done = match serde_json::from_slice(line) {
-        Ok(Request::Status {}) => Ok(()),
-        Ok(Request::Hold {}) => control.hold(),
-        Ok(Request::Lead { upstreams }) => control.lead(upstreams),
-        Ok(Request::Retire { drain_seconds }) => {
-            control.retire(drain_seconds);
-            Ok(())
+fn refuse<A: Answer>(_: &A, reason: String) -> Vec<u8> {
+    A::refuse(reason)
+}
+
+impl Answer for Control {
+    async fn answer(&self, text: &[u8]) -> Vec<u8> {
+        let done = match serde_json::from_slice(text) {
+            Ok(Request::Status {}) => Ok(()),
+            Ok(Request::Hold {}) => self.hold(),
+            Ok(Request::Lead { upstreams }) => self.lead(upstreams),
+            Ok(Request::Retire { drain_seconds }) => {
+                self.retire(drain_seconds);
+                Ok(())
+            }
+            Err(error) => return Self::refuse(format!("not a request: {error}")),
+        };
+        match done {
+            Ok(()) => line(&Response::Ok(Box::new(self.status()))),
+            Err(refusal) => Self::refuse(refusal.to_string()),
         }
-        Err(error) => return Response::Error(format!("not a request: {error}")),
-    };
-    match done {
-        Ok(()) => Response::Ok(Box::new(control.status())),
-        Err(refusal) => Response::Error(refusal.to_string()),
+    }
+
+    fn refuse(reason: String) -> Vec<u8> {
+        line(&Response::<Status>::Error(reason))
     }
 }

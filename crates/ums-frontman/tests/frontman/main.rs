@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fixture::{Echo, Fixture, ask, connect, eventually, is_reset};
 use ums_frontman::client::{ClientError, FrontmanClient, spawn};
-use ums_frontman::control::{Limits, Phase, Upstreams};
+use ums_frontman::control::{Limits, Phase, Status, Upstreams};
 use ums_frontman::record;
 
 #[tokio::test]
@@ -181,10 +181,15 @@ async fn retiring_drains_then_cuts_then_leaves_nothing() {
 
     // Its name is free at once, and what drains is still listed.
     let successor = Fixture::start_in(&fixture, Limits::default()).await;
-    assert_eq!(record::list(fixture.directory.path()).unwrap().len(), 2);
+    assert_eq!(
+        record::list::<Status>(fixture.directory.path())
+            .unwrap()
+            .len(),
+        2
+    );
     assert!(is_reset(busy));
     fixture.wait_gone().await;
-    let records = record::list(fixture.directory.path()).unwrap();
+    let records = record::list::<Status>(fixture.directory.path()).unwrap();
     assert_eq!(records.len(), 1, "{records:?}");
     assert_eq!(records[0].status.pid, successor.pid);
     drop(successor);
@@ -338,7 +343,7 @@ async fn a_killed_one_is_found_and_replaced() {
         .await
         .unwrap_err();
     assert!(matches!(absent, ClientError::NotThere(_)), "{absent}");
-    let records = record::list(fixture.directory.path()).unwrap();
+    let records = record::list::<Status>(fixture.directory.path()).unwrap();
     assert_eq!(
         (records[0].status.pid, records[0].status.owner.as_str()),
         (fixture.pid, "m-1")
@@ -346,14 +351,14 @@ async fn a_killed_one_is_found_and_replaced() {
 
     let second = Fixture::start_in(&fixture, Limits::default()).await;
     assert!(
-        record::remove_stale(fixture.directory.path())
+        record::remove_stale::<Status>(fixture.directory.path())
             .unwrap()
             .is_empty()
     );
     second.signal(nix::sys::signal::Signal::SIGKILL);
     eventually(|| async { second.client.status().await.is_err() }).await;
     assert_eq!(
-        record::remove_stale(fixture.directory.path())
+        record::remove_stale::<Status>(fixture.directory.path())
             .unwrap()
             .len(),
         1

@@ -1,0 +1,93 @@
+//! TUN devices inside a service's network namespace.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use tun_rs::{AsyncDevice, DeviceBuilder, Layer, SyncDevice};
+
+/// A device that can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The namespace can't be entered.
+    #[error("cannot enter the network namespace {}", .path.display())]
+    Namespace {
+        /// Where it was said to be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused the device.
+    #[error("cannot make the device {name}; is /dev/net/tun there, and the name free?")]
+    Make {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A device that is up, and the namespace that it is in.
+pub(crate) struct Device {
+    pub(crate) io: AsyncDevice,
+    /// Keeps the namespace, which the device alone doesn't.
+    _namespace: File,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Device").finish_non_exhaustive()
+    }
+}
+
+/// Makes a device without an address and brings it up. Called inside a runtime.
+///
+/// The device disappears with the process.
+pub(crate) fn make(namespace: &Path, name: &str, mtu: u16) -> Result<Device, DeviceError> {
+    let enter = |source| DeviceError::Namespace {
+        path: namespace.to_owned(),
+        source,
+    };
+    let make = |source| DeviceError::Make {
+        name: name.to_owned(),
+        source,
+    };
+    let file = File::open(namespace).map_err(enter)?;
+    // A thread that has changed its namespace must never serve anything else: it ends here.
+    let made = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| enter(error.into()))?;
+            make_here(name, mtu).map_err(make)
+        });
+        let ended = || make(io::Error::other("its thread ended"));
+        inside.join().unwrap_or_else(|_| Err(ended()))
+    })?;
+    Ok(Device {
+        io: AsyncDevice::new(made).map_err(make)?,
+        _namespace: file,
+    })
+}
+
+fn make_here(name: &str, mtu: u16) -> io::Result<SyncDevice> {
+    let builder = DeviceBuilder::new().name(name).layer(Layer::L3).mtu(mtu);
+    let device = builder.enable(false).build_sync()?;
+    // No packets of the kernel's own: they would be held and led among the service's.
+    set(name, "ipv6", "addr_gen_mode", "1")?;
+    // What comes out bears the service's own address, and came in by another way.
+    set(name, "ipv4", "accept_local", "1")?;
+    set(name, "ipv4", "rp_filter", "0")?;
+    device.enabled(true)?;
+    Ok(device)
+}
+
+/// Sets the device's kernel parameter; one that this kernel hasn't got needs no setting.
+fn set(device: &str, family: &str, parameter: &str, value: &str) -> io::Result<()> {
+    let path = format!("/proc/sys/net/{family}/conf/{device}/{parameter}");
+    match std::fs::write(path, value) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

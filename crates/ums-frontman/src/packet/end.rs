@@ -1,0 +1,438 @@
+//! What both ends have in common: their state, and their life from the start to the end.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::control::{Counts, Phase, Request, Response, Role, Status};
+use super::device::{self, Device, DeviceError};
+use super::hold::Hold;
+use super::launch::End;
+use super::{pump, quic};
+use crate::engine::StartError;
+use crate::record::{self, Record};
+use crate::server::{self, Answer, Server};
+
+/// Packets that wait between the device and the tunnel while they pass. Beyond it the device's own
+/// queue fills, and the kernel drops there as on any link that is slower than its sender: a
+/// longer queue would only be delay.
+const PASSING_PACKETS_MAX: usize = 256;
+
+/// The other end is told of the end within this long, or finds out by itself.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// An end that can't start, or can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// What it was started with makes no sense.
+    #[error("this end can't be started so: {0}")]
+    Launch(String),
+    /// Its control socket or state file can't be had.
+    #[error(transparent)]
+    Files(#[from] StartError),
+    /// Its device can't be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Its tunnel can't be had.
+    #[error(transparent)]
+    Quic(#[from] quic::QuicError),
+    /// The far end didn't let it in.
+    #[error("the far end did not let this end in: {0}")]
+    Connect(String),
+}
+
+/// The state of an end.
+#[derive(Debug)]
+pub(crate) struct Core {
+    role: Role,
+    pub(crate) end: End,
+    address: std::net::SocketAddr,
+    pub(crate) device: Device,
+    hold: Mutex<Hold>,
+    /// Something was put into the hold.
+    pub(crate) arrived: Notify,
+    /// Something was taken out of it, or needn't wait any more.
+    room: Notify,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) link: watch::Sender<Option<Connection>>,
+    pub(crate) totals: Totals,
+    life: Mutex<Life>,
+}
+
+#[derive(Debug)]
+struct Life {
+    started_at: u64,
+    end: Instant,
+    ends_at: u64,
+}
+
+/// Counts that only grow.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) sent_packets: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) received_packets: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) refused_by_device: AtomicU64,
+    pub(crate) incomplete: AtomicU64,
+    pub(crate) given_back: AtomicU64,
+    pub(crate) reconnects: AtomicU64,
+}
+
+/// A request that doesn't fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("this end is ending: start another one")]
+    Ending,
+    #[error("packets are led already: nothing can be given back")]
+    Led,
+    #[error("a far end passes packets from its start: ask the near end")]
+    Far,
+}
+
+impl Core {
+    /// Makes the device; nothing is read from it yet.
+    pub(crate) fn new(
+        role: Role,
+        end: End,
+        address: std::net::SocketAddr,
+    ) -> Result<Arc<Self>, EndError> {
+        let device = device::make(&end.namespace, &end.device, end.mtu)?;
+        let phase = match role {
+            Role::Near => Phase::Holding,
+            Role::Far => Phase::Leading,
+        };
+        let mut life = Life {
+            started_at: now(),
+            end: Instant::now(),
+            ends_at: 0,
+        };
+        life.restart(end.limits.retire_after_seconds);
+        Ok(Arc::new(Self {
+            role,
+            address,
+            device,
+            hold: Mutex::new(Hold::new(end.limits.hold_packets, end.limits.hold_bytes)),
+            end,
+            arrived: Notify::new(),
+            room: Notify::new(),
+            phase: watch::Sender::new(phase),
+            link: watch::Sender::new(None),
+            totals: Totals::default(),
+            life: Mutex::new(life),
+        }))
+    }
+
+    /// Keeps a packet until it can go on.
+    pub(crate) fn keep(&self, packet: Bytes) {
+        self.hold().push(packet);
+        self.arrived.notify_one();
+    }
+
+    /// Takes the oldest packets out.
+    pub(crate) fn take(&self, most: usize) -> Vec<Bytes> {
+        let taken = self.hold().take(most);
+        self.room.notify_one();
+        taken
+    }
+
+    /// Puts packets back that could not go on.
+    pub(crate) fn put_back(&self, packets: impl DoubleEndedIterator<Item = Bytes>) {
+        self.hold().put_back(packets);
+    }
+
+    /// Returns when another packet may be read from the device: at once while packets are held,
+    /// and while they pass, when not too many wait.
+    pub(crate) async fn room(&self) {
+        loop {
+            let freed = self.room.notified();
+            let passing = *self.phase.borrow() == Phase::Leading && self.link.borrow().is_some();
+            if !passing || self.hold().len() < PASSING_PACKETS_MAX {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Uses this connection from now on.
+    pub(crate) fn connect(&self, connection: Connection) {
+        self.link.send_replace(Some(connection));
+    }
+
+    /// Stops using this connection, if it is in use.
+    pub(crate) fn disconnect(&self, connection: &Connection) {
+        self.link.send_if_modified(|link| {
+            let same = link
+                .as_ref()
+                .is_some_and(|link| link.stable_id() == connection.stable_id());
+            if same {
+                *link = None;
+            }
+            same
+        });
+        self.room.notify_one();
+    }
+
+    /// Returns when this end is retiring.
+    pub(crate) async fn retiring(&self) {
+        let mut phases = self.phase.subscribe();
+        let _ = phases.wait_for(|phase| *phase == Phase::Retiring).await;
+    }
+
+    /// Begins the end's time anew.
+    pub(crate) fn live_on(&self) {
+        self.life().restart(self.end.limits.retire_after_seconds);
+        self.note();
+    }
+
+    fn lead(&self) -> Result<(), Refusal> {
+        match self.change(Phase::Leading, |phase| phase == Phase::Holding) {
+            Ok(()) => {
+                self.live_on();
+                Ok(())
+            }
+            Err(Phase::Leading) => Ok(()),
+            Err(_) => Err(Refusal::Ending),
+        }
+    }
+
+    async fn give_back(&self) -> Result<(), Refusal> {
+        if self.role == Role::Far {
+            return Err(Refusal::Far);
+        }
+        match self.change(Phase::GivingBack, |phase| phase == Phase::Holding) {
+            Ok(()) | Err(Phase::GivingBack) => {}
+            Err(Phase::Leading) => return Err(Refusal::Led),
+            Err(_) => return Err(Refusal::Ending),
+        }
+        self.note();
+        self.retiring().await;
+        Ok(())
+    }
+
+    /// Ends it; what is held is dropped.
+    pub(crate) fn retire(&self) {
+        if self
+            .change(Phase::Retiring, |phase| phase != Phase::Retiring)
+            .is_ok()
+        {
+            tracing::info!("retiring");
+            self.remove_files();
+        }
+    }
+
+    fn change(&self, to: Phase, from: impl Fn(Phase) -> bool) -> Result<(), Phase> {
+        let mut was = to;
+        let changed = self.phase.send_if_modified(|phase| {
+            was = *phase;
+            let fits = from(was);
+            if fits {
+                *phase = to;
+            }
+            fits
+        });
+        self.room.notify_one();
+        if changed { Ok(()) } else { Err(was) }
+    }
+
+    /// How it stands.
+    pub(crate) fn status(&self) -> Status {
+        let link = self.link.borrow().clone();
+        let link = link.filter(|link| link.close_reason().is_none());
+        let life = self.life();
+        Status {
+            role: self.role,
+            service: self.end.service.clone(),
+            migration: self.end.migration.clone(),
+            peer: self.end.peer.to_string(),
+            address: self.address,
+            pid: std::process::id(),
+            device: self.end.device.clone(),
+            mtu: self.end.mtu,
+            phase: *self.phase.borrow(),
+            connected: link.is_some(),
+            round_trip_micros: link
+                .map(|link| link.rtt().as_micros().try_into().unwrap_or(u64::MAX)),
+            limits: self.end.limits,
+            counts: self.counts(),
+            started_at: life.started_at,
+            ends_at: life.ends_at,
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        let hold = self.hold();
+        let totals = &self.totals;
+        let (packets, bytes) = hold.peak();
+        Counts {
+            held_packets: hold.len() as u64,
+            held_bytes: hold.bytes() as u64,
+            held_packets_peak: packets as u64,
+            held_bytes_peak: bytes as u64,
+            dropped_over_bound: hold.dropped(),
+            sent_packets: totals.sent_packets.load(Relaxed),
+            sent_bytes: totals.sent_bytes.load(Relaxed),
+            received_packets: totals.received_packets.load(Relaxed),
+            received_bytes: totals.received_bytes.load(Relaxed),
+            refused_by_device: totals.refused_by_device.load(Relaxed),
+            incomplete: totals.incomplete.load(Relaxed),
+            given_back: totals.given_back.load(Relaxed),
+            reconnects: totals.reconnects.load(Relaxed),
+        }
+    }
+
+    /// Logs the change and writes it down. Packets pass even when that fails.
+    fn note(&self) {
+        let status = self.status();
+        tracing::info!(phase = ?status.phase, ends_at = status.ends_at, "changed");
+        if let Err(error) = self.write_record() {
+            tracing::error!(%error, "cannot write the state file");
+        }
+    }
+
+    fn write_record(&self) -> std::io::Result<()> {
+        let (socket, status) = (self.end.socket.clone(), self.status());
+        record::write(&self.end.state, &Record { socket, status })
+    }
+
+    fn remove_files(&self) {
+        for path in [&self.end.state, &self.end.socket] {
+            if let Err(error) = record::remove(path) {
+                tracing::warn!(%error, path = %path.display(), "cannot remove");
+            }
+        }
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        // Nothing panics while it holds the lock.
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answer for Core {
+    async fn answer(&self, line: &[u8]) -> Vec<u8> {
+        let done = match serde_json::from_slice(line) {
+            Ok(Request::Status {}) => Ok(()),
+            Ok(Request::Lead {}) => self.lead(),
+            Ok(Request::GiveBack {}) => self.give_back().await,
+            Ok(Request::Retire {}) => {
+                self.retire();
+                Ok(())
+            }
+            Err(error) => return server::line(&refusal(format!("not a request: {error}"))),
+        };
+        server::line(&match done {
+            Ok(()) => Response::Ok(Box::new(self.status())),
+            Err(refused) => refusal(refused.to_string()),
+        })
+    }
+
+    fn refuse(reason: String) -> Vec<u8> {
+        server::line(&refusal(reason))
+    }
+}
+
+fn refusal(reason: String) -> Response {
+    Response::Error(reason)
+}
+
+impl Life {
+    fn restart(&mut self, seconds: u64) {
+        self.end = Instant::now() + Duration::from_secs(seconds);
+        self.ends_at = now().saturating_add(seconds);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// The control socket of an end that starts; its file goes away again if it doesn't.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    listener: UnixListener,
+    file: Guard,
+}
+
+#[derive(Debug)]
+struct Guard(Option<PathBuf>);
+
+impl Claim {
+    /// Takes the control socket: it tells first whether another one is there already.
+    pub(crate) fn take(end: &End) -> Result<Self, EndError> {
+        end.check().map_err(EndError::Launch)?;
+        Ok(Self {
+            listener: server::bind(&end.socket)?,
+            file: Guard(Some(end.socket.clone())),
+        })
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            let _ = record::remove(socket);
+        }
+    }
+}
+
+/// Says that the end is ready, and serves until it has retired. `tunnel` keeps its connection, and
+/// says farewell on it when the phase becomes *retiring*.
+pub(crate) async fn run(
+    core: Arc<Core>,
+    claim: Claim,
+    tunnel: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce(Status),
+    mut stop: mpsc::Receiver<()>,
+) -> Result<(), EndError> {
+    core.write_record().map_err(|source| StartError::File {
+        path: core.end.state.clone(),
+        source,
+    })?;
+    let Claim { listener, mut file } = claim;
+    // From here on its state goes with the state file: see `retire`.
+    file.0 = None;
+    let server = Server::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.clone().serve(listener, core.clone()));
+    tasks.spawn(pump::read(core.clone()));
+    tasks.spawn(pump::send(core.clone()));
+    let tunnel = tokio::spawn(tunnel);
+    ready(core.status());
+    loop {
+        let end = core.life().end;
+        tokio::select! {
+            () = core.retiring() => break,
+            () = sleep_until(end) => {
+                // It may have been moved meanwhile.
+                if core.life().end <= Instant::now() {
+                    tracing::info!("its time is over");
+                    core.retire();
+                }
+            }
+            Some(()) = stop.recv() => core.retire(),
+        }
+    }
+    let aborting = tunnel.abort_handle();
+    if timeout(FAREWELL, tunnel).await.is_err() {
+        aborting.abort();
+    }
+    server.idle().await;
+    tasks.shutdown().await;
+    tracing::info!(counts = ?core.counts(), "ended");
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Packet mode with real processes, devices and namespaces.
+
+mod fixture;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread::JoinHandle;
+
+use fixture::{
+    Fixture, Namespace, PATIENCE, SERVICE, SERVICE6, block_on, eventually, skip_unless_root, status,
+};
+use ums_frontman::client::ClientError;
+use ums_frontman::packet::{self, Permit, Phase};
+use ums_frontman::record;
+
+const MEBIBYTE: usize = 1 << 20;
+
+fn address(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port)
+}
+
+/// Bytes in which every place tells where it is.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
+        .collect()
+}
+
+/// Accepts one connection, and sends back what it gets.
+fn echo_tcp(inside: &Namespace, at: SocketAddr) -> JoinHandle<()> {
+    let listener = inside.within(move || TcpListener::bind(at).unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut writing = stream.try_clone().unwrap();
+        std::io::copy(&mut stream, &mut writing).unwrap();
+        writing.shutdown(Shutdown::Write).unwrap();
+    })
+}
+
+fn bind_udp(inside: &Namespace, at: SocketAddr) -> UdpSocket {
+    let socket = inside.within(move || UdpSocket::bind(at).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Sends much over TCP from the client and back.
+fn transfer(client: &Namespace, to: SocketAddr, bytes: usize) {
+    let sent = pattern(bytes);
+    let mut stream = client.within(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let mut writing = stream.try_clone().unwrap();
+    let writer = {
+        let sent = sent.clone();
+        std::thread::spawn(move || {
+            writing.write_all(&sent).unwrap();
+            writing.shutdown(Shutdown::Write).unwrap();
+        })
+    };
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    writer.join().unwrap();
+    assert!(
+        received == sent,
+        "{} of {bytes} bytes came back",
+        received.len()
+    );
+}
+
+fn everything_passes(mtu: u16, far: &str) {
+    let mut f = Fixture::new(mtu);
+    let (near, far) = f.start(far);
+    f.divert();
+    block_on(near.lead()).unwrap();
+    for ip in [SERVICE, SERVICE6] {
+        let echo = echo_tcp(&f.new, address(ip, 80));
+        transfer(&f.client, address(ip, 80), 8 * MEBIBYTE);
+        echo.join().unwrap();
+    }
+    // Datagrams that fill the inner MTU: 1500 less IP's and UDP's headers.
+    for (ip, any, length) in [(SERVICE, "0.0.0.0", 1472), (SERVICE6, "::", 1452)] {
+        let service = bind_udp(&f.new, address(ip, 53));
+        let client = bind_udp(&f.client, address(any, 0));
+        for number in 0..50u8 {
+            let question = vec![number; length];
+            client.send_to(&question, address(ip, 53)).unwrap();
+            let mut buffer = [0; 2000];
+            let (got, from) = service.recv_from(&mut buffer).unwrap();
+            assert!(buffer[..got] == question, "the question arrives whole");
+            service.send_to(&buffer[..got], from).unwrap();
+            let (got, _) = client.recv_from(&mut buffer).unwrap();
+            assert!(buffer[..got] == question, "the answer arrives whole");
+        }
+    }
+    let (near, far) = (status(&near), status(&far));
+    assert!(near.connected && near.round_trip_micros.is_some());
+    assert_eq!((near.phase, far.phase), (Phase::Leading, Phase::Leading));
+    assert!(near.counts.sent_bytes > 16 * MEBIBYTE as u64, "{near:?}");
+    assert!(far.counts.received_bytes > 16 * MEBIBYTE as u64, "{far:?}");
+    assert_eq!(
+        (near.counts.dropped_over_bound, near.counts.reconnects),
+        (0, 0)
+    );
+}
+
+#[test]
+fn full_packets_pass_both_ways() {
+    skip_unless_root!("full_packets_pass_both_ways");
+    everything_passes(1500, "192.0.2.2");
+}
+
+#[test]
+fn full_packets_pass_a_path_with_a_smaller_mtu() {
+    skip_unless_root!("full_packets_pass_a_path_with_a_smaller_mtu");
+    everything_passes(1400, "2001:db8::2");
+}
+
+#[test]
+fn what_is_held_arrives_in_order_after_the_decision() {
+    skip_unless_root!("what_is_held_arrives_in_order_after_the_decision");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    let service = bind_udp(&f.new, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    for number in 0..200u32 {
+        client
+            .send_to(&number.to_be_bytes(), address(SERVICE, 53))
+            .unwrap();
+    }
+    eventually("200 held", || status(&near).counts.held_packets >= 200);
+    let held = status(&near);
+    assert_eq!((held.phase, held.counts.sent_packets), (Phase::Holding, 0));
+    assert_eq!(status(&far).counts.received_packets, 0);
+    block_on(near.lead()).unwrap();
+    block_on(near.lead()).unwrap();
+    let mut buffer = [0; 4];
+    for number in 0..200u32 {
+        service.recv(&mut buffer).unwrap();
+        assert_eq!(u32::from_be_bytes(buffer), number);
+    }
+    assert!(status(&near).counts.held_packets_peak >= 200);
+    let refused = block_on(near.give_back()).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
+}
+
+#[test]
+fn what_is_given_back_reaches_the_service_that_stayed() {
+    skip_unless_root!("what_is_given_back_reaches_the_service_that_stayed");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    let service = bind_udp(&f.old, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    for number in 0..100u32 {
+        client
+            .send_to(&number.to_be_bytes(), address(SERVICE, 53))
+            .unwrap();
+    }
+    eventually("100 held", || status(&near).counts.held_packets >= 100);
+    let last = block_on(near.give_back()).unwrap().unwrap();
+    assert!(last.counts.given_back >= 100, "{last:?}");
+    let mut buffer = [0; 4];
+    for number in 0..100u32 {
+        service.recv(&mut buffer).unwrap();
+        assert_eq!(u32::from_be_bytes(buffer), number);
+    }
+    assert!(block_on(near.give_back()).unwrap().is_none());
+    eventually("the device is gone", || {
+        !f.old.run("ip -o link").contains("ums-out")
+    });
+    eventually("the far end ended too", || block_on(far.status()).is_err());
+    // Nothing diverts packets any more: the route went with the device.
+    client.send_to(&[9; 4], address(SERVICE, 53)).unwrap();
+    service.recv(&mut buffer).unwrap();
+    assert_eq!(buffer, [9; 4]);
+    assert!(
+        record::list::<packet::Status>(f.directory.path())
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_broken_path_is_mended_without_loss_of_what_is_held() {
+    skip_unless_root!("a_broken_path_is_mended_without_loss_of_what_is_held");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    block_on(near.lead()).unwrap();
+    let service = bind_udp(&f.new, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    let mut buffer = [0; 4];
+    client.send_to(&[1; 4], address(SERVICE, 53)).unwrap();
+    service.recv(&mut buffer).unwrap();
+    f.destination.run("ip link set wan down");
+    eventually("the break is noticed", || !status(&near).connected);
+    for number in 0..50u32 {
+        client
+            .send_to(&number.to_be_bytes(), address(SERVICE, 53))
+            .unwrap();
+    }
+    eventually("50 held", || status(&near).counts.held_packets >= 50);
+    f.destination.run("ip link set wan up");
+    for number in 0..50u32 {
+        service.recv(&mut buffer).unwrap();
+        assert_eq!(u32::from_be_bytes(buffer), number);
+    }
+    let status = status(&near);
+    assert!(
+        status.connected && status.counts.reconnects >= 1,
+        "{status:?}"
+    );
+    block_on(near.retire()).unwrap();
+    eventually("the far end ends with it", || {
+        block_on(far.status()).is_err()
+    });
+}
+
+#[test]
+fn only_the_named_system_with_its_permit_is_let_in() {
+    skip_unless_root!("only_the_named_system_with_its_permit_is_let_in");
+    let mut f = Fixture::new(1500);
+    let permit = Permit::random().unwrap();
+    let (far, status) = f.start_far(f.far_launch(&permit)).unwrap();
+    let launch = f.near_launch(permit.clone(), &status, "192.0.2.2");
+    let mut other = launch.clone();
+    other.permit = Permit::random().unwrap();
+    let mut stranger = launch.clone();
+    stranger.end.identity = f.identity("stranger");
+    let mut elsewhere = launch.clone();
+    elsewhere.end.peer = "elsewhere".parse().unwrap();
+    let mut migration = launch.clone();
+    migration.end.migration = "m-2".to_owned();
+    for (wrong, reason) in [
+        (other, "permit is not valid"),
+        (stranger, "waits for source, not for stranger"),
+        (elsewhere, "certificate"),
+        (migration, "another migration"),
+    ] {
+        let error = f.start_near(wrong).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        assert!(!f.old.run("ip -o link").contains("ums-out"));
+    }
+    let (near, _) = f.start_near(launch.clone()).unwrap();
+    // The same start finds it there; another one with the used permit is refused.
+    assert_eq!(
+        f.start_near(launch.clone()).unwrap().1.pid,
+        fixture::status(&near).pid
+    );
+    let mut again = launch;
+    again.end.socket = f.directory.path().join("again.sock");
+    again.end.state = f.directory.path().join("again.json");
+    again.end.device = "ums-again".to_owned();
+    let error = f.start_near(again).unwrap_err().to_string();
+    assert!(error.contains("used before"), "{error}");
+    let records = record::list::<packet::Status>(f.directory.path()).unwrap();
+    let roles: Vec<_> = records.iter().map(|record| record.status.role).collect();
+    assert_eq!(roles.len(), 2, "{records:?}");
+    // The far end's service is gone: the near end has nothing to stand for.
+    block_on(far.retire()).unwrap();
+    eventually("the near end ends with it", || {
+        block_on(near.status()).is_err()
+    });
+}
