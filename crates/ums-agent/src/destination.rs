@@ -22,12 +22,13 @@ use ums_sync::receive::{self, Block, FileOperation, Limits, Sink, SinkError};
 
 use crate::agent::{Agent, Migration, Service};
 use crate::connections::{self, Moving};
-use crate::container::{keeper_path, netns_path};
+use crate::container::keeper_path;
 use crate::frontman::{self, YIELD_DRAIN};
 use crate::images::Staging;
+use crate::network::Packets;
 use crate::problem;
 use crate::record::Arriving;
-use crate::services::{self, Keep, blocking, destroy};
+use crate::services::{self, blocking};
 use crate::source::{ALPN, monotonic_ns};
 use crate::tunnel;
 
@@ -160,7 +161,7 @@ pub async fn create(
         // Discarded while it was being made: nobody will ask for it any more.
         Ok(_) if agent.migration(id).is_err() => {
             if let Ok(service) = agent.service(&incoming.service) {
-                destroy(agent, &service, Keep::Endpoints).await?;
+                services::destroy_arriving(agent, &service).await?;
             }
             return Err(problem::unknown_migration(id));
         }
@@ -212,7 +213,7 @@ async fn create_once(
     let this = Arc::clone(agent);
     let service = blocking(move || services::prepare(&this, specification, Some(arriving))).await?;
     if let Err(problem) = services::connect(agent, &service).await {
-        if let Err(error) = destroy(agent, &service, Keep::Endpoints).await {
+        if let Err(error) = services::destroy_arriving(agent, &service).await {
             tracing::warn!(migration = %id, %error, "a container that was not made left something");
         }
         return Err(problem);
@@ -220,7 +221,7 @@ async fn create_once(
     let tunnel = match tunnel::offer(agent, id, &service).await {
         Ok(tunnel) => tunnel,
         Err(problem) => {
-            if let Err(error) = destroy(agent, &service, Keep::Endpoints).await {
+            if let Err(error) = services::destroy_arriving(agent, &service).await {
                 tracing::warn!(migration = %id, %error, "a container that was not made left something");
             }
             return Err(problem);
@@ -404,7 +405,8 @@ impl Arrival {
             roots.push((RootName::Image, staging.rootfs()));
         }
         Ok(Self {
-            images: MemoryDir::new(IMAGES_BYTES_MAX.saturating_add(memory_bytes_max)).map_err(|e| memory(&e))?,
+            images: MemoryDir::new(IMAGES_BYTES_MAX.saturating_add(memory_bytes_max))
+                .map_err(|e| memory(&e))?,
             store: Some(PageStore::new(memory_bytes_max, true).map_err(|e| memory(&e))?),
             stored: None,
             info: None,
@@ -488,10 +490,13 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
     }
     let delivery = wait_for_delivery(&incoming).await?;
     let service = agent.service(&incoming.service)?;
-    let connections = expect_connections(agent, &service, &delivery.images).await?;
-    let (this, of) = (Arc::clone(agent), service);
+    let moving = moving_connections(&delivery.images)?;
+    let connections = moving
+        .as_ref()
+        .map_or(Connections::Close, |_| Connections::Carry);
+    let (this, of) = (Arc::clone(agent), service.clone());
     let digest = delivery.digest.clone();
-    let restored = blocking(move || {
+    let restoring = blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
         let request = RestoreRequest {
             lazy_bytes: delivery.stored.lazy_bytes,
@@ -505,8 +510,10 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
             restore_us: status.restore_us.unwrap_or(0),
             digest,
         })
-    })
-    .await;
+    });
+    // Its network is made ready meanwhile, so that none of that is left for after the commit.
+    let (restored, ready) = tokio::join!(restoring, stand_ready(agent, &service, moving));
+    let restored = restored.and_then(|restored| ready.map(|()| restored));
     let mut view = incoming.view();
     match &restored {
         Ok(restored) => {
@@ -521,43 +528,54 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
     restored
 }
 
-/// Prepares the service's namespace for connections that move along, if they do.
-async fn expect_connections(
-    agent: &Arc<Agent>,
-    service: &Service,
-    images: &MemoryDir,
-) -> Result<Connections, Problem> {
+/// Which connections move along; `None` when they don't.
+fn moving_connections(images: &MemoryDir) -> Result<Option<Moving>, Problem> {
     let text = match std::fs::read(images.path().join(connections::NAME)) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // The source works on connections: the tunnel that it was offered is of no use.
-            tunnel::end_inbound(agent, service).await?;
-            return Ok(Connections::Close);
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            return Err(problem::failed("images", "the checkpoint can't be read")(
-                &error,
-            ));
+            let failed = problem::failed("images", "the checkpoint can't be read");
+            return Err(failed(&error));
         }
     };
-    let moving: Moving = serde_json::from_slice(&text).map_err(|error| {
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        let title = "the checkpoint's list of connections is malformed";
         let detail = format!("{error}; are both systems of the same version?");
-        Problem::failed(
-            "images",
-            "the checkpoint's list of connections is malformed",
-            detail,
-        )
-    })?;
-    let sorted = moving.sort(&agent.config.system);
-    let (this, of) = (Arc::clone(agent), service.clone());
-    let status = blocking(move || this.keeper_status(&of).map_err(|e| problem::keeper(&e))).await?;
-    let netns = netns_path(&status);
-    let carried = agent
-        .network
-        .carry(&netns, &sorted.carried, &sorted.home)
-        .await;
-    carried.map_err(|error| problem::failed("network", "connections can't be carried")(&error))?;
-    Ok(Connections::Carry)
+        Problem::failed("images", title, detail)
+    })
+}
+
+/// Makes the service's network ready for its first instruction. Until then nothing reaches it: its
+/// kernel would answer for a copy that may never run.
+async fn stand_ready(
+    agent: &Arc<Agent>,
+    service: &Service,
+    moving: Option<Moving>,
+) -> Result<(), Problem> {
+    let failed = problem::failed("network", "the service's network can't be made ready");
+    let (name, netns) = (
+        &service.record.specification.name,
+        services::netns(agent, service).await?,
+    );
+    let held = agent.network.direct(&netns, Packets::Hold).await;
+    held.map_err(|error| failed(&error))?;
+    match moving {
+        Some(moving) => {
+            let sorted = moving.sort(&agent.config.system);
+            let carried = agent
+                .network
+                .carry(&netns, &sorted.carried, &sorted.home)
+                .await;
+            carried.map_err(|error| failed(&error))?;
+        }
+        // The source works on connections: the tunnel that it was offered is of no use.
+        None => tunnel::end_inbound(agent, service).await?,
+    }
+    if frontman::is_there(agent, name).await? {
+        // It has been here before, and its Frontman has its place until the commit.
+        return Ok(());
+    }
+    services::publish(agent, service).await
 }
 
 /// The delivery, which may be a moment behind what the source was told.
@@ -599,14 +617,17 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
         this.ask_keeper(&of, &Request::Resume)
             .map_err(|error| problem::keeper(&error))
     });
-    // At once: a service that has come home answers its old clients on its bridge.
-    let (resumed, published) = tokio::join!(resuming, services::publish(agent, &service));
+    let joined = take_place(agent, &service).await?;
+    let (resumed, opened) = tokio::join!(resuming, open_to_clients(agent, &service));
     let status = resumed?;
     let resume_ns = status
         .resumed_at_ns
         .unwrap_or(asked_at)
         .saturating_sub(asked_at);
-    published?;
+    opened?;
+    if !joined {
+        services::publish(agent, &service).await?;
+    }
     let (this, name) = (Arc::clone(agent), incoming.service.clone());
     blocking(move || {
         this.update_record(&name, |record| {
@@ -622,6 +643,32 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     Ok(Running {
         resume_us: resume_ns / 1000,
     })
+}
+
+/// A service that has come home takes its place on the bridge from its Frontman, before its first
+/// answer to the clients that it had here. Whether it had its place already.
+async fn take_place(agent: &Arc<Agent>, service: &Service) -> Result<bool, Problem> {
+    let failed = problem::failed("network", "the service can't take its place");
+    let netns = services::netns(agent, service).await?;
+    let specification = &service.record.specification;
+    let joined = agent.network.is_joined(&specification.name, &netns).await;
+    if joined.map_err(|error| failed(&error))? {
+        return Ok(true);
+    }
+    let joining = agent
+        .network
+        .join(&specification.name, &netns, specification.address);
+    joining
+        .await
+        .map(|()| false)
+        .map_err(|error| failed(&error))
+}
+
+/// Lets packets reach the service.
+async fn open_to_clients(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let netns = services::netns(agent, service).await?;
+    let opened = agent.network.direct(&netns, Packets::Pass).await;
+    opened.map_err(|error| problem::failed("network", "clients can't reach the service")(&error))
 }
 
 /// Before the commit: nothing is left of it.
@@ -642,7 +689,7 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
             ));
         }
         stop_receiving(&incoming).await?;
-        destroy(agent, &service, Keep::Endpoints).await?;
+        services::destroy_arriving(agent, &service).await?;
     } else if agent.service(&incoming.service).is_ok() {
         let detail = format!("migration {id} was committed: the service runs here");
         return Err(problem::conflict(

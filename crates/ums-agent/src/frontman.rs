@@ -185,6 +185,16 @@ pub async fn yield_to_service(agent: &Arc<Agent>, name: ServiceName) -> Result<(
         .map_err(|error| failed(&error))
 }
 
+/// Whether a Frontman stands for the service, in either mode.
+pub async fn is_there(agent: &Arc<Agent>, name: &ServiceName) -> Result<bool, Problem> {
+    let (socket, _) = paths(agent, name);
+    match FrontmanClient::connect(socket).await {
+        Ok(_) => Ok(true),
+        Err(client::ClientError::NotThere(_)) => tunnel::is_there(agent, name).await,
+        Err(error) => Err(problem::failed("frontman", "the Frontman")(&error)),
+    }
+}
+
 /// Ends the Frontman of a service once its connections are drained; whether there was one.
 pub async fn retire(
     agent: &Arc<Agent>,

@@ -49,9 +49,14 @@ pub const BRIDGE: &str = "ums0";
 pub const MTU: u16 = 1500;
 
 /// Kernel settings of a service's namespace: it forwards between its devices, answers come by
-/// another device than questions, and nobody is told of better ways.
-const INSIDE_SETTINGS: [(&str, &str); 5] = [
+/// another device than questions, also from its own address once the service is elsewhere, nobody
+/// is told of better ways, and a packet of a connection that a socket has goes where the rules say,
+/// not straight to the socket (which early demultiplexing would do, over all marks and routes; it
+/// is off for IPv6 by the same setting).
+const INSIDE_SETTINGS: [(&str, &str); 7] = [
+    ("net/ipv4/ip_early_demux", "0"),
     ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/accept_local", "1"),
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
     ("net/ipv4/conf/all/send_redirects", "0"),
@@ -255,17 +260,20 @@ impl Driver {
             self.ip(&add, None).await?;
         }
         self.lay_inside(netns).await?;
-        let gateway = self.gateway();
+        // The bridge's hardware address is known: the first answer after a move waits for nobody.
+        let (gateway, bridge) = (self.gateway(), address::mac(self.gateway()));
         let mut inside = format!(
             "link set dev lo up\n\
              addr replace {address}/{prefix_len} dev eth0\n\
              link set dev eth0 up\n\
+             neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent\n\
              route replace default via {gateway} dev eth0\n"
         );
         if has_v6() {
             let ((address, prefix_len), (gateway, _)) = (self.v6(address), self.v6(gateway));
             inside.push_str(&format!(
                 "addr replace {address}/{prefix_len} dev eth0 nodad\n\
+                 neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent\n\
                  route replace ::/0 via {gateway} dev eth0\n"
             ));
         }
@@ -300,6 +308,29 @@ impl Driver {
 
     fn v6(&self, address: Ipv4Addr) -> (Ipv6Addr, u8) {
         (address::v6(address), address::v6_prefix_len(self.network))
+    }
+
+    /// Whether this namespace has the service's place on the bridge.
+    pub async fn is_joined(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+    ) -> Result<bool, NetworkError> {
+        let _changing = self.changing.lock().await;
+        let Some(outside) = self.link(&veth(service)).await? else {
+            return Ok(false);
+        };
+        let inside = self.eth0(netns).await?;
+        Ok(inside.is_some_and(|inside| are_a_pair(&outside, &inside)))
+    }
+
+    async fn eth0(&self, netns: &Path) -> Result<Option<Value>, NetworkError> {
+        let links = json(&self.ip("-j link show", Some(netns)).await?)?;
+        let links = links.as_array().into_iter().flatten();
+        Ok(links
+            .filter(|link| link["ifname"] == "eth0")
+            .cloned()
+            .next())
     }
 
     /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
@@ -439,13 +470,9 @@ impl Driver {
         carried: &BTreeSet<Flow>,
         home: &BTreeSet<Flow>,
     ) -> Result<(), NetworkError> {
-        let rules = inside::rules(Packets::Pass);
-        let (carried, home) = (
-            inside::add(Set::Carried, carried),
-            inside::add(Set::Home, home),
-        );
-        self.nft(&format!("{rules}{carried}{home}"), Some(netns))
-            .await
+        let mut elements = inside::add(Set::Carried, carried);
+        elements.push_str(&inside::add(Set::Home, home));
+        self.nft(&elements, Some(netns)).await
     }
 
     /// Tells everybody with an open connection to the service that it is over, once the service is
@@ -588,18 +615,13 @@ impl Driver {
         let Some(outside) = self.link(veth).await? else {
             return Ok(false);
         };
-        let links = json(&self.ip("-j link show", Some(netns)).await?)?;
-        let inside = links
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|link| link["ifname"] == "eth0");
-        Ok(inside.is_some_and(|inside| {
-            inside["link_index"] == outside["ifindex"]
-                && outside["link_index"] == inside["ifindex"]
-                && inside["address"] == mac
-        }))
+        let inside = self.eth0(netns).await?;
+        Ok(inside.is_some_and(|inside| are_a_pair(&outside, &inside) && inside["address"] == mac))
     }
+}
+
+fn are_a_pair(outside: &Value, inside: &Value) -> bool {
+    inside["link_index"] == outside["ifindex"] && outside["link_index"] == inside["ifindex"]
 }
 
 fn json(text: &str) -> Result<Value, NetworkError> {

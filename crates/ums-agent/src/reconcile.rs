@@ -8,6 +8,7 @@ use ums_core::id::ServiceName;
 use ums_frontman::control::Status;
 
 use crate::agent::Agent;
+use crate::tunnel;
 
 /// How often to look. What is looked for is in nobody's way, and Frontmen live for minutes.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -25,14 +26,12 @@ pub async fn run(agent: Arc<Agent>) {
 async fn once(agent: &Agent) -> Result<(), crate::network::NetworkError> {
     let frontmen = agent.config.run_dir.join("frontman");
     let _ = ums_frontman::record::remove_stale::<Status>(&frontmen);
-    let alive: Vec<String> = ums_frontman::record::list::<Status>(&frontmen)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|record| record.status.service)
-        .collect();
+    let proxies = ums_frontman::record::list::<Status>(&frontmen).unwrap_or_default();
+    let proxies = proxies.into_iter().map(|record| record.status.service);
+    let alive: Vec<String> = proxies.chain(tunnel::led(agent)).collect();
     let table = agent.network.table().await?;
-    let taken = table.endpoints.values().filter(|endpoint| endpoint.taken);
-    let of_services = taken
+    let endpoints = table.endpoints.values();
+    let of_services = endpoints
         .map(|endpoint| &endpoint.service)
         .chain(table.moved.values());
     let mut orphans: Vec<ServiceName> = of_services

@@ -1,5 +1,6 @@
 //! Services that are started and removed here, outside a migration.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,14 +201,18 @@ fn make(agent: &Agent, service: &Service) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Connects a service's network namespace.
-pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+/// The file that stands for a service's network namespace.
+pub async fn netns(agent: &Arc<Agent>, service: &Service) -> Result<PathBuf, Problem> {
     let (this, of) = (Arc::clone(agent), service.clone());
     let status = blocking(move || {
         this.keeper_status(&of)
             .map_err(|error| problem::keeper(&error))
-    })
-    .await?;
+    });
+    Ok(container::netns_path(&status.await?))
+}
+
+/// Connects a service's network namespace.
+pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     let failed = problem::failed("network", "the service's network can't be made");
     let specification = &service.record.specification;
     agent
@@ -215,7 +220,7 @@ pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
         .ensure_bridge()
         .await
         .map_err(|error| failed(&error))?;
-    let netns = container::netns_path(&status);
+    let netns = netns(agent, service).await?;
     let wired = agent
         .network
         .wire(&specification.name, &netns, specification.address);
@@ -224,16 +229,10 @@ pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
 
 /// Gives a connected service its place in the system's network, and leads its endpoints to it.
 pub async fn publish(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
-    let (this, of) = (Arc::clone(agent), service.clone());
-    let status = blocking(move || {
-        this.keeper_status(&of)
-            .map_err(|error| problem::keeper(&error))
-    })
-    .await?;
     let failed = problem::failed("network", "the ports can't be published");
     let specification = &service.record.specification;
     let (name, address) = (&specification.name, specification.address);
-    let netns = container::netns_path(&status);
+    let netns = netns(agent, service).await?;
     let joined = agent.network.join(name, &netns, address).await;
     joined.map_err(|error| failed(&error))?;
     let published = agent.network.publish(name, address, &specification.ports);
@@ -308,6 +307,20 @@ pub enum Keep {
     Endpoints,
     /// The endpoints and the network namespace, on the bridge as before.
     Network,
+    /// The endpoints, and whatever has its place on the bridge: it is not the service's own yet.
+    Place,
+}
+
+/// [`destroy`]s a service that never executed here. Where it had been before, the Frontman of that
+/// time keeps its place.
+pub async fn destroy_arriving(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let name = &service.record.specification.name;
+    let keep = if frontman::is_there(agent, name).await? {
+        Keep::Place
+    } else {
+        Keep::Nothing
+    };
+    destroy(agent, service, keep).await
 }
 
 /// Kills what there is of a service and removes all that belongs to it, but what a Frontman keeps.
@@ -327,12 +340,12 @@ pub async fn destroy(agent: &Arc<Agent>, service: &Service, keep: Keep) -> Resul
         Err(error) => Err(problem::keeper(&error)),
     })
     .await?;
-    let removed = match keep {
-        Keep::Network => Ok(()),
-        _ if service.record.arriving.is_some() => agent.network.unwire(name).await,
-        _ => agent.network.detach(name).await,
-    };
-    removed.map_err(|error| failed(&error))?;
+    if keep == Keep::Nothing || keep == Keep::Endpoints {
+        let removed = agent.network.detach(name).await;
+        removed.map_err(|error| failed(&error))?;
+    }
+    let unwired = agent.network.unwire(name).await;
+    unwired.map_err(|error| failed(&error))?;
     if keep != Keep::Network {
         tunnel::end_inbound(agent, service).await?;
     }

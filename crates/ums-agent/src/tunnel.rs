@@ -10,42 +10,222 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ums_api::agent::{DataEndpoint, TunnelEnd};
-use ums_api::problem::Problem;
+use ums_api::problem::{Effect, Fault, Problem};
 use ums_core::frontman::FrontmanMode;
-use ums_core::id::{MigrationId, ServiceName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
+use ums_frontman::client::ClientError;
+use ums_frontman::packet::client::{self, Client};
+use ums_frontman::packet::{End, FarLaunch, Limits, NearLaunch, Permit, Ports, Status};
+use ums_frontman::record;
 
 use crate::agent::{Agent, Service};
-use crate::container::netns_path;
 use crate::network::{IN_DEVICE, MTU, OUT_DEVICE};
-use crate::services::blocking;
-use crate::{frontman, problem};
+use crate::{frontman, problem, services};
+
+/// Where the two kinds have their sockets and state files.
+const NEAR: &str = "near";
+const FAR: &str = "far";
+
+/// Steps 4 to 6, at the destination: the far end, for a source that may want it. `None` when this
+/// system works on connections.
 pub async fn offer(
-    _: &Arc<Agent>,
-    _: MigrationId,
-    _: &Service,
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    service: &Service,
 ) -> Result<Option<TunnelEnd>, Problem> {
-    Ok(None)
+    let Some(inbound) = &service.record.inbound else {
+        return Ok(None);
+    };
+    if agent.config.frontman != FrontmanMode::Packets {
+        return Ok(None);
+    }
+    let permit =
+        Permit::random().map_err(|e| problem::failed("random", "no random numbers")(&e))?;
+    let ports = agent.config.tunnel_ports;
+    let launch = FarLaunch {
+        end: end(agent, id, service, FAR, IN_DEVICE, &inbound.source).await?,
+        listen: agent.config.data_address,
+        ports: ports.map_or(Ports::ANY, |range| Ports {
+            first: range.first,
+            last: range.last,
+        }),
+        permit: permit.hash(),
+    };
+    let failed = problem::failed("tunnel", "the tunnel can't begin here");
+    let spawned = client::spawn_far(&frontman::program(agent), &launch, Some(&log(agent))).await;
+    let (_, status) = spawned.map_err(|error| failed(&error))?;
+    let led = agent.network.lead_into(&launch.end.namespace, IN_DEVICE);
+    led.await.map_err(|error| failed(&error))?;
+    Ok(Some(TunnelEnd {
+        port: status.address.port(),
+        permit: permit.into(),
+    }))
 }
-pub async fn end_inbound(_: &Arc<Agent>, _: &Service) -> Result<(), Problem> {
-    Ok(())
-}
+
+/// Step 8, at the source: the near end, connected with the far end, and holding what comes.
 pub async fn begin(
-    _: &Arc<Agent>,
-    _: MigrationId,
-    _: &Service,
-    _: &DataEndpoint,
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    service: &Service,
+    far: &DataEndpoint,
 ) -> Result<(), Problem> {
-    Ok(())
+    let permit = Permit::try_from(far.permit.clone()).map_err(|_| {
+        let detail = "a permit is 64 hexadecimal digits";
+        Problem::refused(400, "permit", "malformed permit", detail)
+    })?;
+    let launch = NearLaunch {
+        end: end(agent, id, service, NEAR, OUT_DEVICE, &far.system).await?,
+        address: far.address,
+        permit,
+    };
+    let spawned = client::spawn_near(&frontman::program(agent), &launch, Some(&log(agent))).await;
+    spawned.map_err(|error| not_connected(&error))?;
+    let led = agent.network.lead_into(&launch.end.namespace, OUT_DEVICE);
+    led.await
+        .map_err(|error| problem::failed("tunnel", "packets can't be led")(&error))
 }
-pub async fn lead(_: &Arc<Agent>, _: &ServiceName) -> Result<(), Problem> {
-    Ok(())
+
+fn not_connected(error: &ClientError) -> Problem {
+    let remedy = "does a firewall between the systems let UDP through (setting `tunnel_ports`)? \
+                  `frontman = \"connections\"` does without, and resets connections";
+    let detail = format!("{}; {remedy}", problem::chain(error));
+    Problem {
+        fault: Fault::Peer,
+        effect: Effect::None,
+        ..Problem::failed("tunnel", "there is no tunnel to the destination", detail)
+    }
 }
-pub async fn give_back(_: &Arc<Agent>, _: &ServiceName) -> Result<(), Problem> {
-    Ok(())
+
+async fn end(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    service: &Service,
+    kind: &str,
+    device: &str,
+    peer: &SystemName,
+) -> Result<End, Problem> {
+    let name = &service.record.specification.name;
+    let socket = match kind {
+        NEAR => near_socket(agent, name),
+        _ => far_socket(agent, id),
+    };
+    if let Some(dir) = socket.parent() {
+        let made = std::fs::create_dir_all(dir);
+        made.map_err(|error| problem::failed("tunnel", "no directory for it")(&error))?;
+    }
+    Ok(End {
+        service: name.to_string(),
+        migration: id.to_string(),
+        state: socket.with_extension("json"),
+        socket,
+        namespace: services::netns(agent, service).await?,
+        device: device.to_owned(),
+        mtu: MTU,
+        identity: agent.identity.clone(),
+        peer: peer.clone(),
+        limits: Limits {
+            retire_after_seconds: agent.config.retire_seconds,
+            ..Limits::default()
+        },
+    })
 }
-pub async fn retire(_: &Arc<Agent>, _: &ServiceName) -> Result<bool, Problem> {
-    Ok(false)
+
+fn near_socket(agent: &Agent, name: &ServiceName) -> PathBuf {
+    directory(agent, NEAR).join(format!("{name}.sock"))
 }
-pub async fn is_there(_: &Arc<Agent>, _: &ServiceName) -> Result<bool, Problem> {
-    Ok(false)
+
+fn far_socket(agent: &Agent, id: MigrationId) -> PathBuf {
+    directory(agent, FAR).join(format!("{id}.sock"))
+}
+
+fn directory(agent: &Agent, kind: &str) -> PathBuf {
+    agent.config.run_dir.join("tunnel").join(kind)
+}
+
+fn log(agent: &Agent) -> PathBuf {
+    agent.config.state_dir.join("frontman.log")
+}
+
+/// The end that answers at a socket, if one does.
+async fn at(socket: PathBuf) -> Result<Option<Client>, Problem> {
+    match client::connect(socket).await {
+        Ok((client, _)) => Ok(Some(client)),
+        Err(ClientError::NotThere(_)) => Ok(None),
+        Err(error) => Err(problem::failed("tunnel", "the end of the tunnel")(&error)),
+    }
+}
+
+/// Whether a near end stands for the service.
+pub async fn is_there(agent: &Arc<Agent>, name: &ServiceName) -> Result<bool, Problem> {
+    Ok(at(near_socket(agent, name)).await?.is_some())
+}
+
+/// Services that a near end stands for. What ends have left behind that are gone is removed.
+pub fn led(agent: &Agent) -> Vec<String> {
+    for kind in [NEAR, FAR] {
+        let _ = record::remove_stale::<Status>(&directory(agent, kind));
+    }
+    let near = record::list::<Status>(&directory(agent, NEAR)).unwrap_or_default();
+    near.into_iter()
+        .map(|record| record.status.service)
+        .collect()
+}
+
+/// Step 14: what was held is led to the new place, and all that comes. Content when there is no
+/// near end: the service has no tunnel, or the end has retired since the first time this was asked.
+pub async fn lead(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
+    let Some(client) = at(near_socket(agent, name)).await? else {
+        return Ok(());
+    };
+    let led = client.lead().await;
+    led.map(drop)
+        .map_err(|error| problem::failed("tunnel", "packets can't be led")(&error))
+}
+
+/// Compensation of [`begin`]: what was held goes to the service, which must run.
+pub async fn give_back(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
+    let Some(client) = at(near_socket(agent, name)).await? else {
+        return Ok(());
+    };
+    let given = client.give_back().await;
+    given
+        .map(drop)
+        .map_err(|error| problem::failed("tunnel", "packets can't be given back")(&error))
+}
+
+/// Ends the near end of a service that is elsewhere, and with it the namespace that it kept and the
+/// far ends of that namespace; whether there was one.
+pub async fn retire(agent: &Arc<Agent>, name: &ServiceName) -> Result<bool, Problem> {
+    let Some(client) = at(near_socket(agent, name)).await? else {
+        return Ok(false);
+    };
+    let retired = client.retire().await;
+    retired.map_err(|error| problem::failed("tunnel", "the tunnel can't end")(&error))?;
+    let kept = agent.service(name).ok();
+    let kept = kept.and_then(|service| Some(service.record.inbound?.migration));
+    for record in record::list::<Status>(&directory(agent, FAR)).unwrap_or_default() {
+        let of_another = Some(&record.status.migration) != kept.map(|id| id.to_string()).as_ref();
+        if record.status.service == name.as_str() && of_another {
+            end_at(record.socket).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Ends the far end through which a service's older connections come.
+pub async fn end_inbound(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    match &service.record.inbound {
+        Some(inbound) => end_at(far_socket(agent, inbound.migration)).await,
+        None => Ok(()),
+    }
+}
+
+async fn end_at(socket: PathBuf) -> Result<(), Problem> {
+    let Some(client) = at(socket).await? else {
+        return Ok(());
+    };
+    let retired = client.retire().await;
+    retired
+        .map(drop)
+        .map_err(|error| problem::failed("tunnel", "the tunnel can't end")(&error))
 }

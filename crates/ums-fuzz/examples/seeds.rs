@@ -22,7 +22,7 @@ use ums_sync::frame::{
     Entry, Frame, FrameType, HEADER_LEN, Header, Kind, RelativePath, RootName, Xattr,
 };
 use ums_sync::send::{Sender, Settings};
-use ums_sync::tls::ca::Authority;
+use ums_tls::ca::Authority;
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -328,12 +328,18 @@ fn keeper(corpora: &Corpora) -> Done {
                 bundle: "/b".into(),
             },
         ),
-        ("dump", protocol::Request::Dump),
+        (
+            "dump",
+            protocol::Request::Dump(protocol::DumpRequest {
+                connections: protocol::Connections::Carry,
+            }),
+        ),
         (
             "restore",
             protocol::Request::Restore(RestoreRequest {
                 lazy_bytes: 1 << 30,
                 lazy: true,
+                connections: protocol::Connections::Carry,
             }),
         ),
     ];
@@ -436,6 +442,10 @@ fn created() -> ums_api::peer::CreateAnswer {
         image_needed: true,
         endpoints: vec![([10, 0, 0, 2], 80).into()],
         processing_us: 900,
+        tunnel: Some(ums_api::agent::TunnelEnd {
+            port: 7450,
+            permit: "8".repeat(64),
+        }),
     }
 }
 
@@ -572,10 +582,15 @@ fn messages(corpora: &Corpora) -> Done {
         service: "redis".parse()?,
         endpoint: agent::DataEndpoint {
             address: ([10, 0, 0, 2], 7444).into(),
-            system,
+            system: system.clone(),
             permit: "7".repeat(64),
         },
         send_image: true,
+        tunnel: Some(agent::DataEndpoint {
+            address: ([10, 0, 0, 2], 7450).into(),
+            system,
+            permit: "8".repeat(64),
+        }),
     };
     corpora.put_json(words, "open", &open)?;
     corpora.put_json(

@@ -1,12 +1,12 @@
 //! Certificates, keys and permits.
 
 use rustls_pki_types::CertificateDer;
-use ums_sync::tls::ca::{Authority, Issued};
-use ums_sync::tls::{self, Identity};
+use ums_tls::ca::{Authority, Issued};
+use ums_tls::Identity;
 
 /// A certificate as a peer shows it, as a file holds it; a key; a permit.
 pub(crate) fn certificates(data: &[u8]) -> bool {
-    let named = tls::peer_name(&[CertificateDer::from(data)]).is_ok();
+    let named = ums_tls::peer_name(&[CertificateDer::from(data)]).is_ok();
     let Ok(text) = std::str::from_utf8(data) else {
         return named;
     };
@@ -17,8 +17,8 @@ pub(crate) fn certificates(data: &[u8]) -> bool {
         key_pem: text.to_owned(),
     };
     let _ = (identity.name(), identity.fingerprint());
-    let served = tls::server_config(&identity, &[]).is_ok();
-    let connected = tls::client_config(&identity, &[]).is_ok();
+    let served = ums_tls::server_config(&identity, &[]).is_ok();
+    let connected = ums_tls::client_config(&identity, &[]).is_ok();
     let issued = Issued {
         cert_pem: text.to_owned(),
         key_pem: text.to_owned(),

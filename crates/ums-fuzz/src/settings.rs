@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ums_frontman::control::{Request, Response};
+use ums_frontman::control::{Request, Response, Status};
 use ums_frontman::record;
 
 /// The configuration file, and a peer's.
@@ -26,7 +26,7 @@ pub(crate) fn frontman(data: &[u8]) -> bool {
     let response = serde_json::from_slice::<Response>(data).is_ok();
     let recorded = in_a_file("a.json", data, |file| {
         let directory = file.parent().expect("it is in one");
-        !record::list(directory).expect("readable").is_empty()
+        !record::list::<Status>(directory).expect("readable").is_empty()
     });
     request.is_ok() || response || recorded
 }

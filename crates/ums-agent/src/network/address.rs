@@ -53,7 +53,7 @@ pub(super) fn usable(network: Network, address: Ipv4Addr) -> bool {
 
 /// The IPv6 address that goes with a service's address, in a network of unique local addresses
 /// (RFC 4193) that is the same on every system: a service needs no second one to be chosen for it.
-pub fn v6(address: Ipv4Addr) -> Ipv6Addr {
+pub(super) fn v6(address: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(V6_NETWORK.to_bits() | u128::from(address.to_bits()))
 }
 

@@ -381,6 +381,60 @@ pub(crate) async fn ask(stream: &mut TcpStream, question: &str) -> String {
     .await
 }
 
+/// What a connection's kernel still has to do, by `/proc/net/tcp`.
+pub(crate) struct Queue {
+    pub(crate) unacknowledged: u64,
+    pub(crate) retransmits: u64,
+}
+
+impl Namespace {
+    /// The queue of the connection from this port.
+    pub(crate) async fn queue(&self, port: u16) -> Queue {
+        let reading = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
+        let text = blocking(|| reading.join().unwrap()).await;
+        let local = format!(":{port:04X}");
+        let line = text
+            .lines()
+            .find(|line| line.split_whitespace().nth(1).unwrap().ends_with(&local))
+            .expect("the connection is open");
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        Queue {
+            unacknowledged: number(fields[4].split_once(':').unwrap().0),
+            retransmits: number(fields[6]),
+        }
+    }
+}
+
+/// A connection that the service has closed, with all in it that its buffers took; the client has
+/// read nothing yet. The second is how much the client has to get.
+pub(crate) async fn closed_with_last_words(f: &Fixture, service: &Service) -> (TcpStream, usize) {
+    let bound = service
+        .namespace
+        .enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
+    let listener = bound.join().unwrap();
+    let client = f.client.connect(f.endpoint(8080)).await.unwrap();
+    let written = blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(length) = stream.write(&[7; 4096]) {
+            written += length;
+        }
+        written
+    });
+    (client, written.await)
+}
+
+/// All that a connection has to say, until its end.
+pub(crate) async fn read_all(mut stream: TcpStream) -> usize {
+    blocking(move || {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap()
+    })
+    .await
+}
+
 /// How a connection ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {

@@ -368,6 +368,52 @@ fn held_packets_arrive_after_all() {
     });
 }
 
+/// DESIGN section 6: data that a frozen service's kernel acknowledged would be in no image, and the
+/// client would believe it delivered. Early demultiplexing must not lead it past the rules either.
+#[test]
+fn nothing_is_acknowledged_on_behalf_of_a_frozen_service() {
+    skip_unless_root!("nothing_is_acknowledged_on_behalf_of_a_frozen_service");
+    Fixture::run(async |f| {
+        let service = f.service("web", 5).await;
+        let _echo = Echo::start(&service.namespace, 80, "web");
+        let mut client = f.client.connect(f.endpoint(8080)).await.unwrap();
+        assert_eq!(ask(&mut client, "1").await, "web: 1");
+        let port = client.local_addr().unwrap().port();
+        for packets in [Packets::Hold, Packets::Frozen] {
+            let netns = service.path();
+            f.driver.direct(&netns, packets).await.unwrap();
+            let mut asking = client.try_clone().unwrap();
+            let asked = tokio::spawn(async move { ask(&mut asking, "2").await });
+            // Sent again and again, and not acknowledged.
+            eventually(async || f.client.queue(port).await.retransmits >= 2).await;
+            assert_ne!(f.client.queue(port).await.unacknowledged, 0);
+            f.driver.direct(&netns, Packets::Pass).await.unwrap();
+            assert_eq!(asked.await.unwrap(), "web: 2");
+            eventually(async || f.client.queue(port).await.unacknowledged == 0).await;
+        }
+    });
+}
+
+/// A service that has closed a connection has no descriptor of it that could move. What it wrote
+/// last arrives all the same, from where it was written.
+#[test]
+fn a_connection_that_the_service_has_closed_is_wound_up_where_it_was() {
+    skip_unless_root!("a_connection_that_the_service_has_closed_is_wound_up_where_it_was");
+    Fixture::run(async |f| {
+        let service = f.service("web", 5).await;
+        let netns = service.path();
+        let (client, written) = fixture::closed_with_last_words(f, &service).await;
+        let connections = f.driver.connections(&netns).await.unwrap();
+        assert_eq!(
+            (connections.open.len(), connections.closing.len()),
+            (0, 1),
+            "{connections:?}"
+        );
+        f.driver.freeze(&netns, &connections.closing).await.unwrap();
+        assert_eq!(fixture::read_all(client).await, written);
+    });
+}
+
 /// Endpoints of a Frontman here for a service that was never here: the map says whose they are.
 #[test]
 fn a_frontman_without_a_service_gives_nothing_back() {
