@@ -27,6 +27,18 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const SERVICE: &str = "10.88.0.5";
 pub(crate) const SERVICE6: &str = "fd00:88::5";
 
+const DIVERT: &str = r#"
+table inet divert {
+    chain prerouting {
+        type filter hook prerouting priority mangle
+        iifname != "eth0" accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        ip daddr 10.88.0.5 meta mark set 77
+        ip6 daddr fd00:88::5 meta mark set 77
+    }
+}
+"#;
+
 /// Leaves the test, and says so, when it can't be run.
 macro_rules! skip_unless_root {
     ($name:literal) => {
@@ -239,14 +251,20 @@ impl Fixture {
     }
 
     /// From now on packets that come to the service at the source go into `ums-out`.
+    ///
+    /// By a mark, not by `iif eth0`: the kernel asks the same rules whether it shall answer ARP
+    /// for an address, and an address that is routed elsewhere isn't answered for.
     pub(crate) fn divert(&self) {
+        let rules = self.directory.path().join("divert.nft");
+        std::fs::write(&rules, DIVERT).unwrap();
+        self.old.run(&format!("nft -f {}", rules.display()));
         for family in ["-4", "-6"] {
             let old = &self.old;
             old.run(&format!(
                 "ip {family} route add default dev ums-out table 77"
             ));
             old.run(&format!("ip {family} rule add pref 100 lookup local"));
-            old.run(&format!("ip {family} rule add pref 50 iif eth0 lookup 77"));
+            old.run(&format!("ip {family} rule add pref 50 fwmark 77 lookup 77"));
             old.run(&format!("ip {family} rule del pref 0"));
         }
     }
