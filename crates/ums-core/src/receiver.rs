@@ -8,12 +8,21 @@
 //!               ├────────────┴── lease ended ┘         │   (in doubt: only the source's word counts)
 //!               ▼                                      ▼
 //!            Aborted ◀─────────────────────────────────┘
+//!
+//!  Prepared  ── gone, or discarded by the operator ──▶ Lost        it never executed and never will
+//!  Committed ── discarded by the operator ──────────▶ Discarded   it may have executed, and is no more
 //! ```
 //!
 //! Until *Prepared* the destination may reclaim what it holds by itself. From then on it may not:
 //! the source may have committed, and then this instance is the service. It waits for *commit* or
 //! *abort*, and asks the source when neither comes. From *Committed* on an abort is rejected,
 //! however late or often it is repeated.
+//!
+//! *Committed* is written before the agent is asked to run, and means that it may have been asked.
+//! So a *Prepared* instance that is gone (its keeper was lost, its node rebooted) has certainly not
+//! executed: *Lost* says so, durably, and is the ground on which the source may take its own copy
+//! back although it has committed. An instance that is gone after *Committed* proves nothing, and a
+//! person has to decide.
 //!
 //! Messages that repeat what has happened are accepted and change nothing, so that a lost answer
 //! can be asked for again. An id that is not known is presumed aborted.
@@ -38,7 +47,8 @@ pub enum State {
         /// As above; the agent restored from a stream of the same digest.
         digest: String,
     },
-    /// The source has committed. Durable before the service is run.
+    /// The source has committed, or the operator has decided in its place. Durable before the agent
+    /// is first asked to run the service, so that from here on it may have executed.
     Committed,
     /// It executes here and nowhere else.
     Running,
@@ -46,6 +56,12 @@ pub enum State {
     Closed,
     /// It was given up, or is presumed to have been. It never executed here.
     Aborted,
+    /// What was prepared is gone, and the agent was never asked to run it: no instruction was
+    /// executed here, and none will be. Durable before the source is told.
+    Lost,
+    /// The operator has ended what the agent had been asked to run: it may have executed here, and
+    /// will no more.
+    Discarded,
 }
 
 /// What reaches the receiver: requests of the source, and what it learns by itself.
@@ -72,6 +88,12 @@ pub enum Message {
     Close,
     /// The source has not been heard of for the length of the lease.
     LeaseEnded,
+    /// Our agent says that what it held is gone.
+    Gone,
+    /// The operator has it run although the source can't be asked.
+    OperatorRun,
+    /// The operator gives up what is here.
+    OperatorDiscard,
 }
 
 /// A message that the state does not allow.
@@ -83,6 +105,18 @@ pub enum Rejected {
     /// Presumed or known to be aborted.
     #[error("the migration was aborted here, or its lease has ended; begin a new one")]
     Aborted,
+    /// Never executed and never will.
+    #[error(
+        "what was prepared is gone before its first instruction, and will never execute here: the \
+         source's own copy is the service"
+    )]
+    Lost,
+    /// Ended by the operator after it may have executed.
+    #[error(
+        "the operator has discarded the service here after it may have executed; nothing executes \
+         here any more"
+    )]
+    Discarded,
     /// A step before this one is missing.
     #[error("the migration is not that far: an earlier step is missing")]
     TooEarly,
@@ -120,6 +154,9 @@ pub fn receive(state: Option<&State>, message: &Message) -> Result<State, Reject
         (S::Prepared { .. }, M::Commit) => Ok(S::Committed),
         (S::Committed, M::Ran) => Ok(S::Running),
         (S::Running, M::Close) => Ok(S::Closed),
+        (S::Prepared { .. }, M::OperatorRun) => Ok(S::Committed),
+        (S::Prepared { .. }, M::Gone | M::OperatorDiscard) => Ok(S::Lost),
+        (S::Committed, M::OperatorDiscard) => Ok(S::Discarded),
 
         (S::Reserved | S::Created | S::Delivered { .. }, M::LeaseEnded) => Ok(S::Aborted),
         (S::Reserved | S::Created | S::Delivered { .. } | S::Prepared { .. }, M::Abort) => {
@@ -140,17 +177,33 @@ pub fn receive(state: Option<&State>, message: &Message) -> Result<State, Reject
         (S::Running | S::Closed, M::Ran) => same(),
         (S::Closed, M::Close) => same(),
         (S::Aborted, M::Abort | M::LeaseEnded) => same(),
+        (S::Lost, M::Gone | M::OperatorDiscard | M::Abort) => same(),
+        (S::Discarded, M::OperatorDiscard | M::Abort) => same(),
+        (S::Committed | S::Running | S::Closed, M::OperatorRun) => same(),
 
         // Silence ends nothing from Prepared on; a lease that ends then is no news.
-        (S::Prepared { .. } | S::Committed | S::Running | S::Closed, M::LeaseEnded) => same(),
+        (
+            S::Prepared { .. } | S::Committed | S::Running | S::Closed | S::Lost | S::Discarded,
+            M::LeaseEnded,
+        ) => same(),
+
+        // What is gone after the agent may have been asked to run it proves nothing.
+        (S::Committed | S::Running | S::Closed, M::Gone) => Err(Rejected::Committed),
+        (S::Running | S::Closed, M::OperatorDiscard) => Err(Rejected::Committed),
 
         (S::Aborted, _) => Err(Rejected::Aborted),
+        (S::Lost, _) => Err(Rejected::Lost),
+        (S::Discarded, _) => Err(Rejected::Discarded),
         (S::Committed | S::Running | S::Closed, M::Abort) => Err(Rejected::Committed),
         (
             S::Committed | S::Running | S::Closed,
             M::Create | M::Created | M::Restore { .. } | M::Prepared,
         ) => Err(Rejected::TooLate),
-        (S::Reserved, M::Restore { .. } | M::Prepared | M::Commit | M::Ran | M::Close)
+        (
+            S::Reserved | S::Created | S::Delivered { .. },
+            M::Gone | M::OperatorRun | M::OperatorDiscard,
+        )
+        | (S::Reserved, M::Restore { .. } | M::Prepared | M::Commit | M::Ran | M::Close)
         | (S::Created, M::Prepared | M::Commit | M::Ran | M::Close)
         | (S::Delivered { .. }, M::Commit | M::Ran | M::Close)
         | (S::Prepared { .. }, M::Ran | M::Close)
@@ -170,17 +223,25 @@ impl State {
             State::Running => "running",
             State::Closed => "closed",
             State::Aborted => "aborted",
+            State::Lost => "lost",
+            State::Discarded => "discarded",
         }
     }
 
-    /// Whether the source has committed, as far as is known here.
+    /// Whether the source has committed, or the operator in its place, and the service is this
+    /// system's.
     pub fn is_committed(&self) -> bool {
         matches!(self, State::Committed | State::Running | State::Closed)
     }
 
     /// Whether the service's name, address and ports are held for it, and it does not run yet.
     pub fn is_arriving(&self) -> bool {
-        !matches!(self, State::Running | State::Closed | State::Aborted)
+        !matches!(self, State::Running | State::Closed) && !self.is_given_up()
+    }
+
+    /// Whether nothing of it shall be left here.
+    pub fn is_given_up(&self) -> bool {
+        matches!(self, State::Aborted | State::Lost | State::Discarded)
     }
 }
 

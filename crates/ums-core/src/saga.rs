@@ -9,15 +9,17 @@
 //!     StepFailed, Abandoned                                                              Finished
 //!                        ▼                                                                  │
 //!                   Abandoning ── nothing left to compensate ── Finished ──▶ Ended ◀────────┘
-//!                      │    ▲
-//!  tries used up       ▼    │ CompensationDone
+//!                      │    ▲    ▲
+//!  tries used up       ▼    │    └── TakenBack, from Committed while 13 is not done
 //!                     (stuck)
 //! ```
 //!
 //! [`next`] is the only way to change a [`Saga`]; the Coordinator writes an event to its journal
 //! and applies it here, and after a crash folds the journal through the same function. What is not
-//! legal can't be written: there is no way from *Committed* to *Abandoning*, so no crash, message or
-//! mistake can thaw a service whose destination may run it.
+//! legal can't be written: from *Committed* to *Abandoning* there is [`Event::TakenBack`] alone. It
+//! is written on the destination's durable word that no instruction was executed there and none
+//! will be, or by an operator who was told the risk ([`Ground`]); so no crash and no silence can
+//! thaw a service whose destination may run it.
 //!
 //! Compensations run in reverse over the steps that were begun, unless it is certain that a step
 //! failed without effect. A saga that a restart finds in *Forward* is abandoned: what the agents
@@ -28,7 +30,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
-pub use event::{Event, Output, Request};
+pub use event::{Event, Ground, Output, Request};
 pub use table::{Actor, Compensation, PIVOT, Row, TABLE, row_of};
 
 use crate::preflight::Refusal;
@@ -56,7 +58,7 @@ pub enum Phase {
     Forward,
     /// Back, because of this.
     Abandoning(Cause),
-    /// Past the commit: forward only.
+    /// Past the commit: forward, unless it is taken back.
     Committed,
     /// Over.
     Ended(Box<MigrationReport>),
@@ -95,6 +97,10 @@ enum Undoing {
         error: Option<String>,
     },
     PutOff {
+        error: String,
+    },
+    /// The destination runs what was given up here.
+    Conflict {
         error: String,
     },
     Done {
@@ -228,6 +234,21 @@ impl Saga {
         &self.refusals
     }
 
+    /// Whether it may be taken back: committed, and not known to execute at the destination.
+    pub fn may_be_taken_back(&self) -> bool {
+        self.phase == Phase::Committed && self.is_under_way(PIVOT)
+    }
+
+    /// What the destination said that runs what was given up here, if it did.
+    pub fn conflict(&self) -> Option<&str> {
+        self.records
+            .values()
+            .find_map(|record| match &record.undoing {
+                Some(Undoing::Conflict { error }) => Some(error.as_str()),
+                _ => None,
+            })
+    }
+
     fn cause(&self) -> Option<&Cause> {
         match &self.phase {
             Phase::Abandoning(cause) => Some(cause),
@@ -268,7 +289,10 @@ impl Saga {
     fn next_compensation(&self) -> Action {
         let open = |step: &&Step| self.to_undo(**step);
         let Some(step) = self.records.keys().rev().find(open).copied() else {
-            return Action::Finish(Outcome::Abandoned);
+            return Action::Finish(match self.conflict() {
+                Some(_) => Outcome::Stuck,
+                None => Outcome::Abandoned,
+            });
         };
         match &self.records[&step].undoing {
             Some(Undoing::Started {
@@ -291,7 +315,7 @@ impl Saga {
             && record.status != Status::FailedWithoutEffect
             && !matches!(
                 record.undoing,
-                Some(Undoing::Done { .. } | Undoing::PutOff { .. })
+                Some(Undoing::Done { .. } | Undoing::PutOff { .. } | Undoing::Conflict { .. })
             )
     }
 
@@ -308,6 +332,11 @@ impl Saga {
             }
             Event::Abandoned { .. } => self.phase == Phase::Forward,
             Event::Committed { .. } => self.what_next() == Action::Commit,
+            Event::TakenBack { .. } => self.may_be_taken_back(),
+            Event::Conflict { step, .. } => {
+                row_of(*step).compensation.may_be_put_off()
+                    && (self.is_being_undone(*step) || self.what_next() == Action::CatchUp(*step))
+            }
             Event::CompensationStarted { step, .. } => {
                 self.undoable(*step) && self.records[step].undoing.is_none()
             }
@@ -387,6 +416,18 @@ impl Saga {
             Event::Committed { at_us } => {
                 self.begin(PIVOT, *at_us);
                 self.phase = Phase::Committed;
+            }
+            Event::TakenBack { reason, .. } => {
+                let error = reason.clone();
+                self.phase = Phase::Abandoning(Cause { error });
+            }
+            Event::Conflict { step, error, .. } => {
+                if let Phase::Ended(report) = &mut self.phase {
+                    report.outcome = Outcome::Stuck;
+                    report.error = Some(in_conflict(report.error.take(), error));
+                }
+                let error = error.clone();
+                self.undo(*step, Undoing::Conflict { error });
             }
             Event::CompensationStarted { step, .. } => {
                 self.undo(
@@ -522,6 +563,9 @@ impl Saga {
             text.push_str("; the destination still has to be told, and will be: ");
             text.push_str(&error);
         }
+        if let Some(error) = self.conflict() {
+            text = in_conflict(Some(text), error);
+        }
         if let Action::Stuck { step, error } = next {
             text.push_str(&format!(
                 "; step {} could not be undone: {error}",
@@ -575,6 +619,11 @@ impl Saga {
             None => phase.to_owned(),
         }
     }
+}
+
+fn in_conflict(text: Option<String>, error: &str) -> String {
+    let before = text.map(|text| text + "; ").unwrap_or_default();
+    format!("{before}CONFLICT, two copies may execute: {error}")
 }
 
 fn milliseconds(us: u64) -> f64 {

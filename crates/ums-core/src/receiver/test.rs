@@ -18,6 +18,8 @@ fn states() -> Vec<Option<State>> {
         Some(State::Running),
         Some(State::Closed),
         Some(State::Aborted),
+        Some(State::Lost),
+        Some(State::Discarded),
     ]
 }
 
@@ -34,11 +36,15 @@ fn messages() -> Vec<Message> {
         Message::Abort,
         Message::Close,
         Message::LeaseEnded,
+        Message::Gone,
+        Message::OperatorRun,
+        Message::OperatorDiscard,
     ]
 }
 
 /// Every state against every message, as a table for people.
-/// `=` accepted without change, `!` too late, `<` too early, `x` aborted, `C` committed.
+/// `=` accepted without change, `!` too late, `<` too early, `x` aborted, `C` committed,
+/// `L` lost, `D` discarded.
 #[test]
 fn every_message_in_every_state() {
     let mut table = String::new();
@@ -54,6 +60,8 @@ fn every_message_in_every_state() {
                 Err(Rejected::Aborted) => "x".to_owned(),
                 Err(Rejected::Committed) => "C".to_owned(),
                 Err(Rejected::Digest) => "#".to_owned(),
+                Err(Rejected::Lost) => "L".to_owned(),
+                Err(Rejected::Discarded) => "D".to_owned(),
             };
             table.push_str(&format!(" {cell:9}"));
         }
@@ -61,15 +69,17 @@ fn every_message_in_every_state() {
         table.push('\n');
     }
     let expected = "\
-unknown    x         x         x         x         x         x         aborted   x         aborted
-reserved   =         created   <         <         <         <         aborted   <         aborted
-created    =         =         delivered <         <         <         aborted   <         aborted
-delivered  =         =         =         prepared  <         <         aborted   <         aborted
-prepared   =         =         =         =         committed <         aborted   <         =
-committed  !         !         !         !         =         running   C         <         =
-running    !         !         !         !         =         =         C         closed    =
-closed     !         !         !         !         =         =         C         =         =
-aborted    x         x         x         x         x         x         =         x         =
+unknown    x         x         x         x         x         x         aborted   x         aborted   x         x         x
+reserved   =         created   <         <         <         <         aborted   <         aborted   <         <         <
+created    =         =         delivered <         <         <         aborted   <         aborted   <         <         <
+delivered  =         =         =         prepared  <         <         aborted   <         aborted   <         <         <
+prepared   =         =         =         =         committed <         aborted   <         =         lost      committed lost
+committed  !         !         !         !         =         running   C         <         =         C         =         discarded
+running    !         !         !         !         =         =         C         closed    =         C         =         C
+closed     !         !         !         !         =         =         C         =         =         C         =         C
+aborted    x         x         x         x         x         x         =         x         =         x         x         x
+lost       L         L         L         L         L         L         =         L         =         =         L         =
+discarded  D         D         D         D         D         D         =         D         =         D         D         =
 ";
     assert_eq!(table, expected, "\n{table}");
 }
@@ -91,11 +101,17 @@ fn another_digest_is_not_restored() {
     }
 }
 
+/// States in which nothing of it executes here from now on.
+fn is_given_up(state: Option<&State>) -> bool {
+    state.is_some_and(State::is_given_up)
+}
+
 proptest! {
-    /// In any order, with any repeats: what is aborted is never run, what is committed is never
-    /// given up, and a repeated message changes nothing more.
+    /// In any order, with any repeats: what is given up is never run, what is committed is given up
+    /// by the operator alone, *Lost* is reached only while the agent was never asked to run, and a
+    /// repeated message changes nothing more.
     #[test]
-    fn any_order(order in proptest::collection::vec(0..9usize, 0..40)) {
+    fn any_order(order in proptest::collection::vec(0..12usize, 0..40)) {
         let messages = messages();
         let mut state = Some(State::Reserved);
         for index in order {
@@ -103,10 +119,13 @@ proptest! {
             let before = state.clone();
             if let Ok(after) = receive(before.as_ref(), message) {
                 let was_committed = before.as_ref().is_some_and(State::is_committed);
-                prop_assert!(!was_committed || after.is_committed());
-                prop_assert!(before != Some(State::Aborted) || after == State::Aborted);
+                let discarded = *message == Message::OperatorDiscard && after == State::Discarded;
+                prop_assert!(!was_committed || after.is_committed() || discarded);
+                prop_assert!(!is_given_up(before.as_ref()) || Some(&after) == before.as_ref());
                 let committing = after.is_committed() && !was_committed;
-                prop_assert!(!committing || *message == Message::Commit);
+                let by_whom = [Message::Commit, Message::OperatorRun];
+                prop_assert!(!committing || by_whom.contains(message));
+                prop_assert!(!(after == State::Lost && was_committed));
                 prop_assert_eq!(receive(Some(&after), message), Ok(after.clone()));
                 state = Some(after);
             }

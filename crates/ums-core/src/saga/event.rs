@@ -112,16 +112,45 @@ pub enum Event {
         /// Why.
         error: String,
     },
-    /// **The commit.** Step 13 begins with it, and there is no way back.
+    /// **The commit.** Step 13 begins with it, and there is one way back only: [`Event::TakenBack`].
     Committed {
         /// When.
         at_us: u64,
+    },
+    /// The source's own copy is the service after all, although it had committed. Durable before
+    /// the copy is thawed.
+    TakenBack {
+        /// When.
+        at_us: u64,
+        /// What makes it right, or who answers for it.
+        ground: Ground,
+        /// In words.
+        reason: String,
+    },
+    /// The destination says that it runs what this side has given up: two copies may execute.
+    Conflict {
+        /// The step whose compensation found out.
+        step: Step,
+        /// When.
+        at_us: u64,
+        /// What the destination says.
+        error: String,
     },
     /// The last line but for a compensation that was put off.
     Finished {
         /// What happened.
         report: Box<MigrationReport>,
     },
+}
+
+/// On what ground a committed migration is taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ground {
+    /// The destination's durable word that no instruction was executed there and none will be.
+    Lost,
+    /// The operator's decision, who was told the risk: the destination may execute it too.
+    Operator,
 }
 
 /// What a step hands on.

@@ -59,6 +59,8 @@ fn events(saga: &Saga) -> Vec<Event> {
             reason: "asked to".to_owned(),
         },
         Event::Committed { at_us: 0 },
+        taken_back(Ground::Lost),
+        taken_back(Ground::Operator),
     ];
     for step in Step::ALL {
         let error = || "broken".to_owned();
@@ -87,6 +89,11 @@ fn events(saga: &Saga) -> Vec<Event> {
                 at_us: 0,
                 error: error(),
             },
+            Event::Conflict {
+                step,
+                at_us: 0,
+                error: error(),
+            },
         ]);
     }
     for outcome in [
@@ -102,6 +109,14 @@ fn events(saga: &Saga) -> Vec<Event> {
         events.push(Event::Finished { report });
     }
     events
+}
+
+fn taken_back(ground: Ground) -> Event {
+    Event::TakenBack {
+        at_us: 0,
+        ground,
+        reason: "lost there".to_owned(),
+    }
 }
 
 fn failed(step: Step, without_effect: bool) -> Event {
@@ -190,8 +205,9 @@ fn every_legal_transition() {
                 phase(&after)
             ));
             let backwards = matches!(after.phase(), Phase::Forward | Phase::Abandoning(_));
+            let taken_back = matches!(event, Event::TakenBack { .. });
             assert!(
-                !(saga.is_committed() && backwards),
+                !(saga.is_committed() && backwards) || taken_back,
                 "{saga:?} left the commit by {event:?}"
             );
             if seen.insert(format!("{after:?}")) {
@@ -214,11 +230,14 @@ abandoning      CompensationFailed   abandoning
 abandoning      CompensationFailed   stuck
 abandoning      CompensationPutOff   undone
 abandoning      CompensationStarted  abandoning
+abandoning      Conflict             undone
 committed       StepDone             committed
 committed       StepDone             done
 committed       StepStarted          committed
+committed       TakenBack            abandoning
 done            Finished             ended
 ended, put off  CompensationDone     ended
+ended, put off  Conflict             ended
 forward         Abandoned            abandoning
 forward         Abandoned            undone
 forward         StepDone             forward
@@ -232,6 +251,7 @@ stuck           CompensationDone     abandoning
 stuck           CompensationDone     undone
 stuck           CompensationFailed   stuck
 stuck           CompensationPutOff   undone
+stuck           Conflict             undone
 undone          Finished             ended
 undone          Finished             ended, put off
 ";
@@ -278,6 +298,65 @@ fn compensations_run_in_reverse_and_only_for_what_was_begun() {
     }
     assert_eq!(undone(Step::SendSpecification, true), [0; 0]);
     assert_eq!(undone(Step::OpenDataPath, true), [3]);
+}
+
+/// A saga in which the destination was told of the commit and has not answered.
+fn told() -> Saga {
+    let mut saga = begun();
+    while saga.what_next() != Action::Commit {
+        saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
+    }
+    next(Some(saga), &Event::Committed { at_us: 0 }).expect("legal")
+}
+
+#[test]
+fn a_commit_is_taken_back_until_the_destination_runs_it() {
+    let saga = next(Some(told()), &taken_back(Ground::Lost)).expect("legal");
+    assert!(!saga.is_committed());
+    assert_eq!(saga.what_next(), Action::Compensate(Step::Checkpoint));
+    let runs = Event::StepDone {
+        step: Step::Commit,
+        at_us: 0,
+        output: output(Step::Commit),
+    };
+    let saga = next(Some(told()), &runs).expect("legal");
+    for ground in [Ground::Lost, Ground::Operator] {
+        assert!(next(Some(saga.clone()), &taken_back(ground)).is_err());
+    }
+}
+
+#[test]
+fn a_conflict_is_stuck_and_stays_so() {
+    let conflict = Event::Conflict {
+        step: Step::SendSpecification,
+        at_us: 0,
+        error: "it runs there".to_owned(),
+    };
+    let mut saga = next(Some(told()), &taken_back(Ground::Operator)).expect("legal");
+    while saga.what_next() != Action::Compensate(Step::SendSpecification) {
+        saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
+    }
+    saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
+    // Found at once, or when what was put off is caught up with.
+    let put_off = Event::CompensationPutOff {
+        step: Step::SendSpecification,
+        at_us: 0,
+        error: "cut off".to_owned(),
+    };
+    let ended = |saga: Saga| next(Some(saga.clone()), &obey(&saga).expect("an event"));
+    let at_once = next(Some(saga.clone()), &conflict).and_then(ended);
+    let late = next(Some(saga), &put_off).and_then(ended);
+    let late = late.and_then(|saga| next(Some(saga), &conflict));
+    for saga in [at_once.expect("legal"), late.expect("legal")] {
+        let report = saga.report(0, None);
+        assert_eq!(report.outcome, Outcome::Stuck);
+        let error = report.error.expect("a reason");
+        assert!(
+            error.contains("CONFLICT") && error.contains("it runs there"),
+            "{error}"
+        );
+        assert_eq!(saga.what_next(), Action::Rest);
+    }
 }
 
 #[test]
@@ -333,6 +412,7 @@ proptest! {
                 (0..=2, Action::Compensate(step) | Action::Stuck { step, .. }) => {
                     Event::CompensationFailed { step, at_us: 0, error }
                 }
+                (4, Action::Run(PIVOT)) => taken_back(Ground::Lost),
                 (3, Action::Compensate(step)) => Event::CompensationPutOff { step, at_us: 0, error },
                 _ => good,
             };
@@ -347,7 +427,8 @@ proptest! {
         }
         let report = saga.report(0, None);
         let committed = journal.iter().any(|event| matches!(event, Event::Committed { .. }));
-        let expected = if committed { Outcome::Completed } else { Outcome::Abandoned };
+        let taken_back = journal.iter().any(|event| matches!(event, Event::TakenBack { .. }));
+        let expected = if committed && !taken_back { Outcome::Completed } else { Outcome::Abandoned };
         prop_assert_eq!(report.outcome, expected);
     }
 }
