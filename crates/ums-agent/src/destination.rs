@@ -108,14 +108,23 @@ impl Incoming {
     /// What is known of it. Blocks.
     pub fn state(&self, id: MigrationId, agent: &Agent) -> MigrationState {
         let service = agent.service(&self.service).ok();
-        let status = service.and_then(|service| agent.keeper_status(&service).ok());
-        let pending = status.as_ref().map_or(0, |status| status.pages_missing);
+        let status = service.map(|service| agent.keeper_status(&service));
         let view = self.view();
-        let phase = match status.map(|status| (status.phase, status.resumed_at_ns)) {
-            Some((keeper::Phase::Held, _)) => Phase::Held,
-            Some((_, Some(_))) if pending > 0 => Phase::Installing,
-            Some((_, Some(_))) => Phase::Settled,
-            _ => view.phase.unwrap_or(Phase::Prepared),
+        let (phase, pending, lost) = match &status {
+            Some(Ok(status)) => {
+                let (phase, lost) = phase_of(status, view.phase);
+                (phase, status.pages_missing, lost)
+            }
+            Some(Err(error)) if error.is_gone() => {
+                (Phase::Failed, 0, Some("the container's keeper is lost"))
+            }
+            None => (Phase::Failed, 0, Some("its container is gone")),
+            // It may be busy: what it holds is not known now.
+            Some(Err(_)) => (
+                view.phase.unwrap_or(Phase::Prepared).min(Phase::Delivered),
+                0,
+                None,
+            ),
         };
         MigrationState {
             id,
@@ -125,8 +134,33 @@ impl Incoming {
             frozen: false,
             bytes: self.meter.bytes(),
             pages_pending: pending,
-            error: view.error.clone(),
+            error: view.error.clone().or(lost.map(str::to_owned)),
         }
+    }
+}
+
+/// How far an arriving service is, by what its keeper says and what this agent has seen, and why it
+/// can't come any further.
+fn phase_of(status: &keeper::Status, seen: Option<Phase>) -> (Phase, Option<&'static str>) {
+    if status.resumed_at_ns.is_some() {
+        let installing = status.pages_missing > 0;
+        return match installing {
+            true => (Phase::Installing, None),
+            false => (Phase::Settled, None),
+        };
+    }
+    match (&status.phase, seen) {
+        (keeper::Phase::Held, _) => (Phase::Held, None),
+        (keeper::Phase::Restoring, seen) => (seen.unwrap_or(Phase::Delivered), None),
+        (keeper::Phase::Dead { .. }, _) | (_, Some(Phase::Held)) => (
+            Phase::Failed,
+            Some("what was held has died before its first instruction"),
+        ),
+        (_, None) => (
+            Phase::Failed,
+            Some("the agent was restarted while it was received"),
+        ),
+        (_, Some(seen)) => (seen, None),
     }
 }
 

@@ -19,6 +19,8 @@
 //! | `GET /v1/migrations` | query [`HistoryQuery`] | `Vec<`[`MigrationView`]`>`, newest first |
 //! | `GET /v1/migrations/{id}` | query [`WatchQuery`] | [`MigrationView`]; 404 when unknown |
 //! | `POST /v1/migrations/{id}/abort` | [`AbortRequest`] | 202 [`MigrationView`]; 409 once it is committed or over |
+//! | `GET /v1/migrations/{id}/resolve` | | [`ResolveView`] what is known here and what an operator may decide; 409 `not-needed` |
+//! | `POST /v1/migrations/{id}/resolve` | [`ResolveRequest`] | 202 [`MigrationView`]; 409 when it is not needed, 400 when it is not confirmed |
 //!
 //! What the preflight refuses is not a problem document: the migration is accepted, ends as
 //! *abandoned* before anything is frozen, and [`MigrationView::refusals`] says why.
@@ -27,7 +29,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use ums_core::facts::ServiceFacts;
-use ums_core::id::{ServiceName, SystemName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::preflight::{Refusal, Wishes};
 use ums_core::report::MigrationReport;
 use ums_core::technique::{Approach, Technique};
@@ -110,6 +112,63 @@ pub struct AbortRequest {
     pub reason: Option<String>,
 }
 
+/// What an operator may decide about a migration that was cut off at the commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resolution {
+    /// At the source: its own frozen copy goes on, whatever became of the destination's.
+    TakeBack,
+    /// At the destination: the prepared copy is run, although the source can't be asked.
+    Run,
+    /// At the destination: what is there is ended and removed.
+    Discard,
+}
+
+/// One choice, with what it does and what may come of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The choice.
+    pub choice: Resolution,
+    /// What it does.
+    pub effect: String,
+    /// What may come of it at worst.
+    pub risk: String,
+}
+
+/// What is known on this side of a migration that was cut off at the commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveView {
+    /// Which.
+    pub migration_id: MigrationId,
+    /// What was to move.
+    pub service: ServiceName,
+    /// From where.
+    pub source: SystemName,
+    /// To where.
+    pub destination: SystemName,
+    /// The system that answers.
+    pub system: SystemName,
+    /// What is known here, in words.
+    pub known: String,
+    /// For how long nothing more has been known, milliseconds.
+    pub since_ms: u64,
+    /// What the other side may be doing.
+    pub other: String,
+    /// What may be decided here.
+    pub offers: Vec<Offer>,
+}
+
+/// Decides about a migration that was cut off at the commit. What it risks is told by
+/// [`ResolveView`]; who asks has read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// What is decided.
+    pub choice: Resolution,
+    /// The second confirmation: the migration's id or its service's name.
+    pub confirm: String,
+}
+
 /// Which migrations the history shall show.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -145,6 +204,10 @@ pub struct MigrationView {
     pub refusals: Vec<Refusal>,
     /// When it was asked for, milliseconds since the Unix epoch by this system's clock.
     pub asked_at_ms: u64,
+    /// Whether it is cut off at the commit, so that an operator of this system may decide with
+    /// `ums resolve`.
+    #[serde(default)]
+    pub resolvable: bool,
 }
 
 /// How far a migration is.
@@ -242,6 +305,9 @@ pub mod paths {
     /// Abort of one migration, as a route pattern.
     pub const ABORT_ROUTE: &str = "/v1/migrations/{id}/abort";
 
+    /// Decision about one migration, as a route pattern.
+    pub const RESOLVE_ROUTE: &str = "/v1/migrations/{id}/resolve";
+
     /// `/v1/services/{name}`
     pub fn service(name: &ServiceName) -> String {
         format!("{SERVICES}/{name}")
@@ -257,6 +323,11 @@ pub mod paths {
     /// `/v1/migrations/{id}/abort`
     pub fn abort(id: MigrationId) -> String {
         format!("{MIGRATIONS}/{id}/abort")
+    }
+
+    /// `/v1/migrations/{id}/resolve`
+    pub fn resolve(id: MigrationId) -> String {
+        format!("{MIGRATIONS}/{id}/resolve")
     }
 
     /// `/v1/migrations`, with the query of the history.

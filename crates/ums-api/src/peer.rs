@@ -8,7 +8,7 @@
 //! | `POST /peer/v1/migrations/{id}/renew` | `{}` | [`View`] the lease begins anew | destination |
 //! | `POST /peer/v1/migrations/{id}/create` | `{}` | [`CreateAnswer`] | destination |
 //! | `POST /peer/v1/migrations/{id}/restore` | [`RestoreRequest`] | [`RestoreAnswer`] | destination |
-//! | `POST /peer/v1/migrations/{id}/commit` | `{}` | [`CommitAnswer`] | destination |
+//! | `POST /peer/v1/migrations/{id}/commit` | `{}` | [`CommitAnswer`]; 409 `lost`: never executed and never will be; `outcome-unknown`, 409 `discarded`: may have executed, and a person is needed | destination |
 //! | `POST /peer/v1/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
 //! | `POST /peer/v1/migrations/{id}/close` | `{}` | `{}` | destination |
 //! | `GET /peer/v1/migrations/{id}` | | [`View`]; 404 when unknown | destination |

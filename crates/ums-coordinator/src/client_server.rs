@@ -2,6 +2,7 @@
 
 mod migrations;
 mod peers;
+mod resolve;
 
 use std::sync::Arc;
 
@@ -36,6 +37,10 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         )
         .route(paths::MIGRATION_ROUTE, get(migrations::watch))
         .route(paths::ABORT_ROUTE, post(migrations::abort))
+        .route(
+            paths::RESOLVE_ROUTE,
+            get(resolve::look).post(resolve::decide),
+        )
         .fallback(nowhere)
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .with_state(shared)

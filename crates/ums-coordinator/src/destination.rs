@@ -75,6 +75,11 @@ impl Arrivals {
         Arc::clone(slots.entry(id).or_insert_with(make))
     }
 
+    /// How long the source of a migration has not been heard of.
+    pub(crate) fn silent_for(&self, id: MigrationId) -> Duration {
+        self.slot(id).silent_for()
+    }
+
     /// Forgets locks of migrations that are over.
     pub(crate) fn keep(&self, open: &BTreeSet<MigrationId>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +107,7 @@ pub(crate) async fn reserve(
         owned(&known, &source)?;
         return match known.state {
             State::Reserved => Ok(accepted),
-            State::Aborted => Err(Rejected::Aborted.into()),
+            State::Aborted | State::Lost | State::Discarded => Err(Rejected::Aborted.into()),
             _ => Err(Rejected::TooLate.into()),
         };
     }
@@ -146,6 +151,9 @@ pub(crate) async fn reserve(
         running_since: None,
         cleaned: false,
         reason: None,
+        forced: false,
+        stuck: None,
+        conflict: None,
     };
     put(shared, id, &incoming).await?;
     Ok(accepted)
@@ -262,7 +270,8 @@ pub(crate) async fn restore(
     })
 }
 
-/// Step 13: the source has committed, so it is written and run.
+/// Step 13: the source has committed, so it is written and run. What is gone before its first
+/// instruction is answered for as [`Rejected::Lost`], once nothing is left of it.
 pub(crate) async fn commit(
     shared: &Shared,
     source: SystemName,
@@ -271,10 +280,16 @@ pub(crate) async fn commit(
     let began = Instant::now();
     let slot = shared.arrivals.slot(id);
     let _turn = slot.lock.lock().await;
+    slot.renew();
     let mut incoming = known(shared, &source, id).await?;
+    if incoming.state.is_given_up() {
+        discard(shared, id, &mut incoming).await?;
+    }
     let committed = receiver::receive(Some(&incoming.state), &Message::Commit)?;
     if committed != incoming.state {
-        incoming.state = committed;
+        take_on(shared, id, &mut incoming, committed, false).await?;
+    } else if incoming.forced {
+        incoming.forced = false;
         put(shared, id, &incoming).await?;
     }
     run(shared, id, &mut incoming).await?;
@@ -284,22 +299,150 @@ pub(crate) async fn commit(
     })
 }
 
+/// Writes that what is prepared is committed, before our agent is asked to run it; or that it is
+/// lost, if our agent does not hold it any more. While our agent does not answer neither is known,
+/// and nothing is written.
+async fn take_on(
+    shared: &Shared,
+    id: MigrationId,
+    incoming: &mut Incoming,
+    committed: State,
+    forced: bool,
+) -> Reply<()> {
+    match instance(shared, id).await? {
+        Instance::Held => {
+            incoming.state = committed;
+            incoming.forced = forced;
+            put(shared, id, incoming).await
+        }
+        Instance::Gone(why) => {
+            end(shared, id, incoming, &Message::Gone, &why).await?;
+            Err(Rejected::Lost.into())
+        }
+    }
+}
+
+/// What our agent has of an instance that was prepared.
+enum Instance {
+    /// It is held, or runs.
+    Held,
+    /// It is certainly gone, because of this.
+    Gone(String),
+}
+
+async fn instance(shared: &Shared, id: MigrationId) -> Reply<Instance> {
+    let state = match shared.agent.migration(id).await {
+        Ok(state) => state,
+        Err(error) if is_unknown(&error) => {
+            let why = "this system's agent knows nothing of it any more";
+            return Ok(Instance::Gone(why.to_owned()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match state.phase {
+        Phase::Held | Phase::Installing | Phase::Settled => Ok(Instance::Held),
+        Phase::Failed => {
+            let why = state.error.unwrap_or_else(|| "it has failed".to_owned());
+            Ok(Instance::Gone(format!("what was prepared is lost: {why}")))
+        }
+        Phase::Prepared | Phase::Copying | Phase::Checkpointing | Phase::Delivered => {
+            let detail = "the service's keeper does not say what it holds; it is asked again";
+            let title = "the prepared service can't be looked at";
+            Err(Problem::failed("keeper", title, detail).into())
+        }
+    }
+}
+
 /// Runs what is committed, unless it runs.
 async fn run(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply<()> {
     if incoming.state != State::Committed {
         return Ok(());
     }
     let asked_ns = monotonic_ns();
-    let running = shared.agent.run(id).await?;
     // Later than the answer it can't have been, whatever the agent reckons; a repeated `run` that
     // finds it running says what the first one took.
-    let ran_ns = asked_ns
-        .saturating_add(running.resume_us.saturating_mul(1000))
-        .min(monotonic_ns());
+    let ran_ns = match shared.agent.run(id).await {
+        Ok(running) => asked_ns
+            .saturating_add(running.resume_us.saturating_mul(1000))
+            .min(monotonic_ns()),
+        Err(error) if is_unknown(&error) && has_arrived(shared, incoming).await? => asked_ns,
+        Err(error) => return Err(doubt(shared, id, incoming, error).await),
+    };
     incoming.running_since = Some((ran_ns, boot()));
     incoming.ended_at_ms = Some(unix_ms());
     incoming.state = receiver::receive(Some(&incoming.state), &Message::Ran)?;
+    incoming.stuck = None;
     put(shared, id, incoming).await
+}
+
+/// Whether the service is our agent's own already: an agent lets go of a migration only after the
+/// service has been let run, and a restarted one does not remember that it did.
+async fn has_arrived(shared: &Shared, incoming: &Incoming) -> Reply<bool> {
+    let services = shared.agent.services().await?;
+    Ok(services
+        .iter()
+        .any(|view| incoming.is_of(&view.specification.name) && view.migration.is_none()))
+}
+
+/// Our agent was asked to run it, and it does not run. If it is gone it may have executed: that is
+/// written, and a person has to decide; else it is tried again.
+async fn doubt(
+    shared: &Shared,
+    id: MigrationId,
+    incoming: &mut Incoming,
+    error: ums_api::http::ClientError,
+) -> Refused {
+    let why = match instance(shared, id).await {
+        Ok(Instance::Gone(why)) => why,
+        Ok(Instance::Held) => return error.into(),
+        Err(refused) => return refused,
+    };
+    let system = &shared.config.system;
+    let detail = format!(
+        "`{system}` was asked to run the service, and it is gone since ({why}): it may have \
+         executed; decide with `ums resolve {id}` on `{system}`"
+    );
+    if incoming.stuck.as_ref() != Some(&detail) {
+        tracing::error!(migration = %id, why, "stuck: a person is needed");
+        incoming.stuck = Some(detail.clone());
+        if let Err(refused) = put(shared, id, incoming).await {
+            return refused;
+        }
+    }
+    let title = "whether the service has executed is not known";
+    Refused(Problem {
+        fault: Fault::Peer,
+        ..Problem::failed("outcome-unknown", title, detail)
+    })
+}
+
+/// What the operator decides about an arriving service whose source can't be asked.
+pub(crate) async fn decide(shared: &Shared, id: MigrationId, message: &Message) -> Reply<()> {
+    let slot = shared.arrivals.slot(id);
+    let _turn = slot.lock.lock().await;
+    let known = shared.journal(move |journal| journal.incoming(id)).await?;
+    let mut incoming = known.ok_or(Rejected::Aborted)?;
+    let state = receiver::receive(Some(&incoming.state), message)?;
+    let reason = format!("decided by the operator of `{}`", shared.config.system);
+    tracing::warn!(migration = %id, ?message, "decided by the operator");
+    if state.is_given_up() {
+        incoming.stuck = None;
+        return end(
+            shared,
+            id,
+            &mut incoming,
+            message,
+            &format!("{reason}: discarded"),
+        )
+        .await;
+    }
+    if state != incoming.state {
+        incoming.reason = Some(format!(
+            "{reason}: run though the source could not be asked"
+        ));
+        take_on(shared, id, &mut incoming, state, true).await?;
+    }
+    run(shared, id, &mut incoming).await
 }
 
 fn running_for_us(since: &(u64, String)) -> u64 {
@@ -309,6 +452,16 @@ fn running_for_us(since: &(u64, String)) -> u64 {
         monotonic_ns().saturating_sub(*ran_ns) / 1000
     } else {
         0
+    }
+}
+
+/// Whether a prepared service has waited for its source's word for so long that a person may want
+/// to decide.
+pub(crate) fn is_cut_off(shared: &Shared, id: MigrationId, incoming: &Incoming) -> bool {
+    let silent_for = || shared.arrivals.silent_for(id);
+    match incoming.state {
+        State::Prepared { .. } => silent_for() > 2 * shared.config.limits.doubt_after,
+        _ => incoming.stuck.is_some(),
     }
 }
 
@@ -331,15 +484,37 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
             running_since: None,
             cleaned: true,
             reason: Some("aborted before it was known".to_owned()),
+            forced: false,
+            stuck: None,
+            conflict: None,
         };
         return put(shared, id, &tombstone).await;
     };
     owned(&incoming, &source)?;
+    if incoming.state.is_committed() {
+        in_conflict(shared, id, &mut incoming).await?;
+    }
     let reason = "the source has given it up";
     end(shared, id, &mut incoming, &Message::Abort, reason).await
 }
 
-/// Writes that it is aborted, then discards it.
+/// The source has given up what is this system's here. Neither side can mend that by itself.
+async fn in_conflict(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply<()> {
+    if incoming.conflict.is_some() {
+        return Ok(());
+    }
+    let (source, system) = (&incoming.source, &shared.config.system);
+    let text = format!(
+        "CONFLICT, two copies may execute: `{source}` has taken its own copy back, and `{system}` \
+         runs this one; keep one and delete the other with `ums rm`"
+    );
+    tracing::error!(migration = %id, "{text}");
+    incoming.conflict = Some(text);
+    incoming.forced = false;
+    put(shared, id, incoming).await
+}
+
+/// Writes that it is given up, then discards it.
 async fn end(
     shared: &Shared,
     id: MigrationId,
@@ -348,10 +523,10 @@ async fn end(
     reason: &str,
 ) -> Reply<()> {
     let state = receiver::receive(Some(&incoming.state), message)?;
-    if state != State::Aborted {
+    if !state.is_given_up() {
         return Ok(());
     }
-    if incoming.state != State::Aborted {
+    if incoming.state != state {
         incoming.state = state;
         incoming.reason = Some(reason.to_owned());
         incoming.ended_at_ms = Some(unix_ms());
@@ -409,9 +584,11 @@ pub(crate) async fn reconcile(shared: &Shared, id: MigrationId) -> Reply<bool> {
         State::Prepared { .. } => return Ok(slot.silent_for() > limits.doubt_after),
         State::Committed => run(shared, id, &mut incoming).await?,
         State::Running | State::Closed => settle(shared, id, &mut incoming).await?,
-        State::Aborted => discard(shared, id, &mut incoming).await?,
+        State::Aborted | State::Lost | State::Discarded => {
+            discard(shared, id, &mut incoming).await?;
+        }
     }
-    Ok(false)
+    Ok(incoming.forced)
 }
 
 /// Once all pages are in, the agent drops the migration's working state.

@@ -66,6 +66,11 @@ impl From<Rejected> for Refused {
         let (kind, title) = match rejected {
             Rejected::Committed => ("committed", "the migration is committed"),
             Rejected::Aborted => ("aborted", "the migration was aborted"),
+            Rejected::Lost => (
+                "lost",
+                "the prepared service is lost, and was never executed",
+            ),
+            Rejected::Discarded => ("discarded", "the operator has discarded the service"),
             Rejected::TooEarly => ("too-early", "the migration is not that far"),
             Rejected::TooLate => ("too-late", "the migration is further than that"),
             Rejected::Digest => ("digest-mismatch", "the digests differ"),

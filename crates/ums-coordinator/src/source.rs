@@ -1,7 +1,8 @@
 //! The source: one task owns one migration, and takes it through the 15 steps (UMS §III-B).
 //!
 //! [`run`] is the whole of it: the steps to the commit as a list, the unwinding below them, and
-//! what comes after the commit, which knows no way back. Everything it does is written to the
+//! what comes after the commit, which knows one way back only: on the destination's word that it has
+//! not executed the service and never will, or on the operator's decision. Everything it does is written to the
 //! journal through the saga's transition function before or right after it is done.
 
 mod migration;
@@ -43,10 +44,11 @@ async fn run(mut migration: Migration, fresh: bool) {
             m.give_up(failure).await;
         }
     }
-    match m.saga().phase() {
-        Phase::Committed => from_the_commit(m).await,
-        Phase::Abandoning(_) => undo::undo(m).await,
-        Phase::Forward | Phase::Ended(_) => {}
+    if *m.saga().phase() == Phase::Committed {
+        from_the_commit(m).await;
+    }
+    if matches!(m.saga().phase(), Phase::Abandoning(_)) {
+        undo::undo(m).await;
     }
     if let Action::Finish(outcome) = m.saga().what_next() {
         m.finish(outcome).await;
@@ -67,9 +69,13 @@ async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
     m.commit().await //                                                       13: no way back
 }
 
-/// What follows the commit. Each step is repeated until it is done, over restarts too.
+/// What follows the commit. Each step is repeated until it is done, over restarts too; only the
+/// first may end with the commit taken back.
 async fn from_the_commit(m: &mut Migration) {
     steps::run_at_destination(m).await; //                                    13
+    if *m.saga().phase() != Phase::Committed {
+        return;
+    }
     steps::announce(m).await; //                                              14
     steps::delete_source(m).await; //                                         15
 }

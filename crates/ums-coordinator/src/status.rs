@@ -151,6 +151,7 @@ impl Inner {
         let live = Arc::new(Live {
             view: watch::Sender::new(view),
             abort: watch::Sender::new(None),
+            resolving: watch::Sender::new(Resolving::NotNeeded),
             door: Mutex::new(Door::Open),
         });
         self.live.insert(id, Arc::clone(&live));
@@ -163,6 +164,7 @@ impl Inner {
 pub(crate) struct Live {
     view: watch::Sender<MigrationView>,
     abort: watch::Sender<Option<String>>,
+    resolving: watch::Sender<Resolving>,
     door: Mutex<Door>,
 }
 
@@ -173,6 +175,18 @@ enum Door {
     Open,
     Aborting,
     Closed,
+}
+
+/// Whether an operator may take a committed migration back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Resolving {
+    NotNeeded,
+    /// The destination has not answered, or not well, since then.
+    Offered {
+        since: std::time::Instant,
+        why: String,
+    },
+    Decided,
 }
 
 impl Live {
@@ -226,6 +240,54 @@ impl Live {
             Ok(reason) => reason.unwrap_or_default(),
             // The sender is ours, so this can't be; to wait on is the same as no abort.
             Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Lets an operator decide, because of this, from now on.
+    pub(crate) fn offer(&self, why: &str) {
+        self.resolving.send_modify(|state| match state {
+            Resolving::Decided => {}
+            Resolving::Offered { why: known, .. } => why.clone_into(known),
+            Resolving::NotNeeded => {
+                let (since, why) = (std::time::Instant::now(), why.to_owned());
+                *state = Resolving::Offered { since, why };
+            }
+        });
+        self.update(|view| view.resolvable = true);
+    }
+
+    /// The operator has nothing to decide any more.
+    pub(crate) fn withdraw(&self) {
+        self.resolving.send_replace(Resolving::NotNeeded);
+        self.update(|view| view.resolvable = false);
+    }
+
+    /// For how long, and why, an operator may decide; `None` when that is not needed.
+    pub(crate) fn offered(&self) -> Option<(std::time::Duration, String)> {
+        match &*self.resolving.borrow() {
+            Resolving::Offered { since, why } => Some((since.elapsed(), why.clone())),
+            Resolving::NotNeeded | Resolving::Decided => None,
+        }
+    }
+
+    /// The operator takes it back; `false` when there was nothing to decide.
+    pub(crate) fn decide(&self) -> bool {
+        self.resolving.send_if_modified(|state| {
+            let offered = matches!(state, Resolving::Offered { .. });
+            if offered {
+                *state = Resolving::Decided;
+            }
+            offered
+        })
+    }
+
+    /// Waits until the operator takes it back.
+    pub(crate) async fn decided(&self) {
+        let mut changes = self.resolving.subscribe();
+        let decided = changes.wait_for(|state| *state == Resolving::Decided);
+        if decided.await.is_err() {
+            // The sender is ours, so this can't be; to wait on is the same as no decision.
+            std::future::pending::<()>().await;
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    abort, ca, doctor, history, list, migrate, peer, plan, rm, run, serve, status,
+    abort, ca, doctor, history, list, migrate, peer, plan, resolve, rm, run, serve, status,
 };
 use crate::config::Layer;
 use crate::exit::Exit;
@@ -44,6 +44,8 @@ pub(crate) enum Command {
     History(history::Args),
     /// Give up a migration: the service goes on at the source
     Abort(abort::Args),
+    /// Decide about a migration that was cut off at the commit, and that nobody else can settle
+    Resolve(resolve::Args),
     /// Delete a service and its files
     Rm(rm::Args),
     /// Tell what this host can and can't do, and how to mend it
@@ -144,6 +146,11 @@ mod test {
             (
                 "ums migrate web --to b --max-downtime 500",
                 "`500` is not a span of time",
+            ),
+            ("ums resolve web --run --discard", "cannot be used with"),
+            (
+                "ums resolve web --accept-risk-for web",
+                "--take-back|--run|--discard",
             ),
             ("ums peer add b", "--address"),
             (

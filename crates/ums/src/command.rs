@@ -8,6 +8,7 @@ pub(crate) mod list;
 pub(crate) mod migrate;
 pub(crate) mod peer;
 pub(crate) mod plan;
+pub(crate) mod resolve;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -58,6 +59,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Status(args) => status::execute(args, coordinator).await,
         Command::History(args) => history::execute(args, coordinator).await,
         Command::Abort(args) => abort::execute(args, coordinator).await,
+        Command::Resolve(args) => resolve::execute(args, coordinator).await,
         Command::Rm(args) => rm::execute(args, coordinator).await,
         Command::Doctor(args) => doctor::execute(args, config).await,
         Command::Peer(command) => peer::execute(command, config, coordinator).await,

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use time::OffsetDateTime;
 use time::macros::format_description;
 use ums_api::agent::ServiceStatus;
-use ums_api::client::{MigrationView, PeerStatus, PeerView, ServiceDetail, ServiceView};
+use ums_api::client::{
+    MigrationView, PeerStatus, PeerView, Resolution, ResolveView, ServiceDetail, ServiceView,
+};
 use ums_core::facts::ServiceFacts;
 use ums_core::plan::{Choice, Plan};
 use ums_core::preflight::Refusal;
@@ -251,7 +253,77 @@ pub(crate) fn history(views: &[MigrationView]) -> String {
     let head = [
         "ASKED", "SERVICE", "ROUTE", "OUTCOME", "TOTAL", "DOWNTIME", "WIRE", "ID",
     ];
-    table(&head, &views.iter().map(row).collect::<Vec<_>>())
+    table(&head, &views.iter().map(row).collect::<Vec<_>>()) + &troubles(views)
+}
+
+/// What needs a person, a line each; nothing when nothing does.
+pub(crate) fn troubles(views: &[MigrationView]) -> String {
+    let troubled = |view: &&MigrationView| needs_a_person(view);
+    let line = |view: &MigrationView| {
+        let report = &view.report;
+        let (id, error) = (report.migration_id, report.error.as_deref());
+        let why = clipped(error.unwrap_or(&view.progress.phase), 300);
+        let (service, remedy) = (&report.service, remedy(view));
+        format!("{service}: migration {id} needs a person: {why}\n  {remedy}\n")
+    };
+    let lines: String = views.iter().filter(troubled).map(line).collect();
+    match lines.is_empty() {
+        true => lines,
+        false => format!("\n{lines}"),
+    }
+}
+
+fn needs_a_person(view: &MigrationView) -> bool {
+    view.resolvable || view.report.outcome == Outcome::Stuck
+}
+
+fn remedy(view: &MigrationView) -> String {
+    let id = view.report.migration_id;
+    match view.resolvable {
+        true => format!("`ums resolve {id}` tells what can be decided; see docs/runbook.md"),
+        false => "see docs/runbook.md".to_owned(),
+    }
+}
+
+/// `ums resolve`: what is known here, and what may be decided.
+pub(crate) fn resolution(known: &ResolveView) -> String {
+    let mut text = format!(
+        "{}: {} → {}  cut off at the commit, seen from {}\n",
+        known.service, known.source, known.destination, known.system
+    );
+    text.push_str(&pairs(&[
+        ("migration", known.migration_id.to_string()),
+        ("known here", known.known.clone()),
+        ("for", span_ms(known.since_ms as f64)),
+        ("other side", known.other.clone()),
+    ]));
+    for offer in &known.offers {
+        text.push('\n');
+        text.push_str(&risk(known, offer.choice));
+    }
+    text
+}
+
+/// One choice, with what it does and what may come of it.
+pub(crate) fn risk(known: &ResolveView, choice: Resolution) -> String {
+    let offers = known.offers.iter().filter(|offer| offer.choice == choice);
+    let text = |offer: &ums_api::client::Offer| {
+        let command = format!("ums resolve {} {}", known.migration_id, flag(choice));
+        pairs(&[
+            ("decision", command),
+            ("effect", offer.effect.clone()),
+            ("RISK", offer.risk.clone()),
+        ])
+    };
+    offers.map(text).collect()
+}
+
+fn flag(choice: Resolution) -> &'static str {
+    match choice {
+        Resolution::TakeBack => "--take-back",
+        Resolution::Run => "--run",
+        Resolution::Discard => "--discard",
+    }
 }
 
 /// The account of one migration, with the timeline of its steps.
@@ -290,6 +362,12 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     }
     if let Some(error) = &report.error {
         rows.push(("because", error.clone()));
+    }
+    if report.outcome == Outcome::Running && !view.progress.phase.is_empty() {
+        rows.push(("now", view.progress.phase.clone()));
+    }
+    if needs_a_person(view) {
+        rows.push(("remedy", remedy(view)));
     }
     text.push_str(&pairs(&rows));
     text.push('\n');

@@ -47,6 +47,20 @@ pub enum Error {
     Start(String),
 }
 
+impl Error {
+    /// Whether it is certain that no keeper lives there, and that what it held can't be resumed by
+    /// anybody: there is no socket, or nobody listens at it.
+    pub fn is_gone(&self) -> bool {
+        let Self::Unreachable { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        )
+    }
+}
+
 /// A connection to a keeper.
 #[derive(Debug)]
 pub struct Keeper {

@@ -25,7 +25,7 @@ use crate::problem::{Given, Refused, Reply, ending, json, ok, unknown};
 use crate::shared::Shared;
 use crate::source::{self, Migration, finished_view, view_of};
 use crate::status::final_progress;
-use crate::{peer, policy};
+use crate::{destination, peer, policy};
 
 pub(super) async fn plan(
     State(shared): Own,
@@ -243,6 +243,10 @@ pub(super) async fn abort(
     match shared.registry.get(id) {
         Some(live) if is_over(&live) => Err(late("it is over".to_owned())),
         Some(live) if live.abort(reason) => Ok(json(StatusCode::ACCEPTED, &live.view())),
+        Some(live) if live.offered().is_some() => Err(late(format!(
+            "it is committed, and the destination does not say that it runs; \
+             `ums resolve {id}` tells what can be decided"
+        ))),
         Some(_) => Err(late(
             "it is committed: the service is the destination's now".to_owned(),
         )),
@@ -258,7 +262,7 @@ pub(super) async fn abort(
 }
 
 /// What the journal tells about a migration that no task of ours runs.
-async fn remembered(shared: &Shared, id: MigrationId) -> Reply<Option<MigrationView>> {
+pub(super) async fn remembered(shared: &Shared, id: MigrationId) -> Reply<Option<MigrationView>> {
     if let Some((saga, _)) = shared.journal(move |journal| journal.saga(id)).await? {
         let over = matches!(saga.what_next(), Action::Rest | Action::CatchUp(_));
         return Ok(Some(if over {
@@ -275,9 +279,11 @@ async fn remembered(shared: &Shared, id: MigrationId) -> Reply<Option<MigrationV
 /// steps. `None` for one of which nothing but the abort is known.
 fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<MigrationView> {
     let service = incoming.service.as_ref()?;
-    let outcome = match incoming.state {
+    let trouble = incoming.conflict.as_ref().or(incoming.stuck.as_ref());
+    let outcome = match &incoming.state {
+        _ if trouble.is_some() => Outcome::Stuck,
         receiver::State::Running | receiver::State::Closed => Outcome::Completed,
-        receiver::State::Aborted => Outcome::Abandoned,
+        state if state.is_given_up() => Outcome::Abandoned,
         _ => Outcome::Running,
     };
     let until = incoming.ended_at_ms.unwrap_or_else(unix_ms);
@@ -301,7 +307,7 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
             .first()
             .filter(|_| running)
             .map(ToString::to_string),
-        error: incoming.reason.clone(),
+        error: trouble.or(incoming.reason.as_ref()).cloned(),
     };
     let words = format!("arriving: {}", incoming.state.name());
     let mut progress = final_progress(None, &words, report.total_ms, 0);
@@ -314,15 +320,16 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
         progress,
         refusals: Vec::new(),
         asked_at_ms: incoming.asked_at_ms,
+        resolvable: destination::is_cut_off(shared, id, incoming),
     })
 }
 
-fn migration_unknown(id: MigrationId) -> Refused {
+pub(super) fn migration_unknown(id: MigrationId) -> Refused {
     let detail = format!("no migration {id} is known here; `ums history` shows those that are");
     unknown("migration-unknown", "no such migration", detail)
 }
 
-fn parse_id(text: &str) -> Reply<MigrationId> {
+pub(super) fn parse_id(text: &str) -> Reply<MigrationId> {
     text.parse().map_err(|_| {
         unknown(
             "migration-unknown",

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use ums_api::peer::CreateAnswer;
 use ums_core::facts::ServiceFacts;
-use ums_core::id::SystemName;
+use ums_core::id::{ServiceName, SystemName};
 use ums_core::receiver::State;
 
 /// One incoming migration.
@@ -26,14 +26,30 @@ pub(crate) struct Incoming {
     pub(crate) running_since: Option<(u64, String)>,
     /// Whether nothing is left to do for the agent: discarded, or settled.
     pub(crate) cleaned: bool,
-    /// Why it was aborted.
+    /// Why it was given up, or who had it run.
     pub(crate) reason: Option<String>,
+    /// The operator had it run, and what the source has decided is not known yet.
+    #[serde(default)]
+    pub(crate) forced: bool,
+    /// Why nobody knows whether it executes here.
+    #[serde(default)]
+    pub(crate) stuck: Option<String>,
+    /// What tells that the source has given up what is committed here: two copies may execute.
+    #[serde(default)]
+    pub(crate) conflict: Option<String>,
 }
 
 impl Incoming {
     /// Whether nothing is left to do, so that it may be forgotten some day.
     pub(crate) fn is_over(&self) -> bool {
-        self.cleaned && matches!(self.state, State::Running | State::Closed | State::Aborted)
+        let ended = matches!(self.state, State::Running | State::Closed);
+        self.cleaned && !self.forced && (ended || self.state.is_given_up())
+    }
+
+    /// Whether this is the service that arrives.
+    pub(crate) fn is_of(&self, name: &ServiceName) -> bool {
+        let service = self.service.as_ref();
+        service.is_some_and(|service| service.specification.name == *name)
     }
 
     /// Where it answers, or will.

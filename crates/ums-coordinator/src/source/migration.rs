@@ -9,7 +9,7 @@ use ums_api::problem::Effect;
 use ums_core::id::MigrationId;
 use ums_core::preflight::Refusal;
 use ums_core::report::{Bytes, Outcome};
-use ums_core::saga::{self, Action, Event, Output, Phase, Saga};
+use ums_core::saga::{self, Action, Event, Ground, Output, Phase, Saga};
 use ums_core::step::Step;
 
 use super::{abandon, ending_in_words};
@@ -234,6 +234,28 @@ impl Migration {
         }
     }
 
+    /// The commit is taken back: what is here is the service after all. Returns when that is in the
+    /// journal, durably.
+    pub(super) async fn take_back(&mut self, ground: Ground, reason: String) {
+        tracing::warn!(migration = %self.id(), ?ground, reason, "taken back after the commit");
+        let at_us = self.now_us();
+        self.insist(vec![Event::TakenBack {
+            at_us,
+            ground,
+            reason,
+        }])
+        .await;
+        self.live.withdraw();
+    }
+
+    /// A person is needed, because of this. It is tried on.
+    pub(super) fn stuck(&self, error: &str) {
+        self.live.update(|view| {
+            view.report.outcome = Outcome::Stuck;
+            view.report.error = Some(error.to_owned());
+        });
+    }
+
     /// Whether a commit that could not be written was written after all is known only from the
     /// journal, opened again. Until it is known the service stays frozen: to thaw it would be a
     /// guess.
@@ -358,6 +380,7 @@ pub(crate) fn view_of(saga: &Saga) -> MigrationView {
         progress,
         refusals,
         asked_at_ms: saga.request().asked_at_ms,
+        resolvable: false,
     }
 }
 

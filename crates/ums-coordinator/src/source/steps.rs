@@ -7,11 +7,11 @@ use std::time::Duration;
 use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest};
 use ums_api::client::Permission;
 use ums_api::http::ClientError;
-use ums_api::peer::{CreateAnswer, ReserveRequest, RestoreRequest};
+use ums_api::peer::{CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{self, Estimates, Refusal, Wishes};
-use ums_core::saga::{Event, Output, Request};
+use ums_core::saga::{Event, Ground, Output, Request};
 use ums_core::step::Step;
 use ums_core::technique::Technique;
 
@@ -281,28 +281,15 @@ pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Fai
 }
 
 /// UMS §III-B, Step 13, after the commit was written: the destination is told until it answers that
-/// the service runs.
+/// the service runs, or that it is lost there and never ran, or until the operator takes it back.
 pub(super) async fn run_at_destination(m: &mut Migration) {
     if m.saga().output(Step::Commit).is_some() {
         return;
     }
-    let id = m.id();
-    let mut pause = Pause::new(m.limits());
-    let (answer, sent_ns, arrived_ns) = loop {
-        let sent_ns = monotonic_ns();
-        m.told_at_us.get_or_insert(m.stopwatch.at_ns(sent_ns));
-        let error = match m.peer() {
-            Some(client) => match client.commit(id).await {
-                Ok(answer) => break (answer, sent_ns, monotonic_ns()),
-                Err(error) => error.chain(),
-            },
-            None => "the destination is no peer any more; add it again".to_owned(),
-        };
-        m.waiting(&format!(
-            "the destination has to be told of the commit: {error}"
-        ));
-        pause.wait().await;
+    let Some((answer, sent_ns, arrived_ns)) = commit_at_destination(m).await else {
+        return;
     };
+    m.live.withdraw();
     // The first instruction was executed `running_for` before the answer left, and the answer took
     // half of what the exchange took beyond the destination's own time. Both are differences on one
     // clock, so the two systems' clocks need not agree.
@@ -332,6 +319,88 @@ pub(super) async fn run_at_destination(m: &mut Migration) {
         },
     ])
     .await;
+}
+
+/// Tells the destination of the commit until it answers: the answer, when it was asked and when it
+/// answered; `None` when the commit was taken back.
+async fn commit_at_destination(m: &mut Migration) -> Option<(CommitAnswer, u64, u64)> {
+    let mut pause = Pause::new(m.limits());
+    loop {
+        let sent_ns = monotonic_ns();
+        m.told_at_us.get_or_insert(m.stopwatch.at_ns(sent_ns));
+        let told = tokio::select! {
+            biased;
+            told = told(m) => told,
+            () = m.live.decided() => Err(Untold::TakenBack),
+            never = offer_in_time(m) => match never {},
+        };
+        match told {
+            Ok(answer) => return Some((answer, sent_ns, monotonic_ns())),
+            Err(Untold::Lost(reason)) => {
+                m.take_back(Ground::Lost, reason).await;
+                return None;
+            }
+            Err(Untold::TakenBack) => return taken_back(m).await,
+            Err(Untold::Stuck(why)) => {
+                m.stuck(&why);
+                m.live.offer(&why);
+            }
+            Err(Untold::Unknown(why)) => {
+                m.waiting(&format!(
+                    "the destination has to be told of the commit: {why}"
+                ));
+                m.live.offer(&why);
+            }
+        }
+        tokio::select! {
+            () = pause.wait() => {}
+            () = m.live.decided() => return taken_back(m).await,
+        }
+    }
+}
+
+async fn taken_back<T>(m: &mut Migration) -> Option<T> {
+    let (here, there) = (&m.saga().request().source, &m.saga().request().destination);
+    let reason = format!(
+        "taken back by the operator of `{here}` after the commit, without the word of `{there}`"
+    );
+    m.take_back(Ground::Operator, reason).await;
+    None
+}
+
+/// Why the destination is not known to run the service.
+enum Untold {
+    /// It says that it never has, and never will.
+    Lost(String),
+    /// It says that nobody knows, or that it is no more: a person is needed.
+    Stuck(String),
+    /// It does not answer, or is not that far.
+    Unknown(String),
+    /// The operator has decided meanwhile.
+    TakenBack,
+}
+
+async fn told(m: &Migration) -> Result<CommitAnswer, Untold> {
+    let Some(client) = m.peer() else {
+        let why = "the destination is no peer any more; add it again";
+        return Err(Untold::Unknown(why.to_owned()));
+    };
+    client.commit(m.id()).await.map_err(|error| {
+        let kind = error.problem().map(|problem| problem.kind.as_str());
+        match kind {
+            Some("lost") => Untold::Lost(words(&error)),
+            Some("outcome-unknown" | "discarded" | "aborted") => Untold::Stuck(words(&error)),
+            _ => Untold::Unknown(error.chain()),
+        }
+    })
+}
+
+/// A destination that keeps us waiting may be gone for good: the operator need not wait until the
+/// request is given up.
+async fn offer_in_time(m: &Migration) -> Infallible {
+    tokio::time::sleep(m.limits().doubt_after).await;
+    m.live.offer("the destination does not answer");
+    std::future::pending().await
 }
 
 /// UMS §III-B, Step 14. The endpoint is in the report from the moment of the commit.

@@ -47,7 +47,8 @@ pub(super) async fn undo(m: &mut Migration) {
                 })
                 .await;
             }
-            Err(error) if row.compensation.may_be_put_off() => {
+            Err(Failed::Conflict(error)) => m.insist(vec![conflict(m, step, error)]).await,
+            Err(Failed::Again(error)) if row.compensation.may_be_put_off() => {
                 m.note(Event::CompensationPutOff {
                     step,
                     at_us: m.now_us(),
@@ -55,7 +56,7 @@ pub(super) async fn undo(m: &mut Migration) {
                 })
                 .await;
             }
-            Err(error) => {
+            Err(Failed::Again(error)) => {
                 m.waiting(&format!("step {} has to be undone: {error}", step.number()));
                 // Once stuck, further failures are no news, and a journal must not grow with them.
                 if matches!(m.saga().what_next(), Action::Compensate(_)) {
@@ -90,7 +91,8 @@ pub(super) async fn catch_up(m: &mut Migration) {
                 }])
                 .await;
             }
-            Err(error) => {
+            Err(Failed::Conflict(error)) => m.insist(vec![conflict(m, step, error)]).await,
+            Err(Failed::Again(error)) => {
                 tracing::debug!(migration = %m.id(), error, "the destination can't be told yet");
                 pause.wait().await;
             }
@@ -98,12 +100,36 @@ pub(super) async fn catch_up(m: &mut Migration) {
     }
 }
 
+/// Why a compensation is not done.
+enum Failed {
+    /// It may be, when it is tried again.
+    Again(String),
+    /// The destination runs what was given up here.
+    Conflict(String),
+}
+
+impl From<String> for Failed {
+    fn from(error: String) -> Self {
+        Self::Again(error)
+    }
+}
+
+/// What neither side can mend: it is written, and shown until a person has chosen.
+fn conflict(m: &Migration, step: Step, error: String) -> Event {
+    tracing::error!(migration = %m.id(), error, "conflict: two copies may execute");
+    Event::Conflict {
+        step,
+        at_us: m.now_us(),
+        error,
+    }
+}
+
 /// Undoes one step. Idempotent, and content when the step never had an effect.
-async fn compensate(m: &Migration, step: Step) -> Result<Option<u64>, String> {
+async fn compensate(m: &Migration, step: Step) -> Result<Option<u64>, Failed> {
     match row_of(step).compensation {
         Compensation::ReleaseDestination => release_destination(m).await.map(|()| None),
-        Compensation::CloseDataPath => close_data_path(m).await.map(|()| None),
-        Compensation::ResumeSource => resume_source(m).await,
+        Compensation::CloseDataPath => Ok(close_data_path(m).await.map(|()| None)?),
+        Compensation::ResumeSource => Ok(resume_source(m).await?),
         Compensation::Nothing(_) | Compensation::CoveredBy(_) | Compensation::ForwardOnly => {
             Ok(None)
         }
@@ -135,11 +161,21 @@ async fn close_data_path(m: &Migration) -> Result<(), String> {
     settled(agent.unblock(id, &service).await)
 }
 
-async fn release_destination(m: &Migration) -> Result<(), String> {
-    let client = m
-        .peer()
-        .ok_or("the destination is no peer any more; add it again")?;
-    client.abort(m.id()).await.map_err(|error| error.chain())
+async fn release_destination(m: &Migration) -> Result<(), Failed> {
+    let unknown = || "the destination is no peer any more; add it again".to_owned();
+    let client = m.peer().ok_or_else(unknown)?;
+    client
+        .abort(m.id())
+        .await
+        .map_err(|error| match error.problem() {
+            Some(problem) if problem.kind == "committed" => {
+                let there = &m.saga().request().destination;
+                Failed::Conflict(format!(
+                    "`{there}` runs the service too; keep one and delete the other with `ums rm`"
+                ))
+            }
+            _ => Failed::Again(error.chain()),
+        })
 }
 
 fn settled(answer: Result<(), ClientError>) -> Result<(), String> {

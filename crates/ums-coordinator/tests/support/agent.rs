@@ -96,6 +96,18 @@ impl FakeAgent {
         });
     }
 
+    /// Loses what is held for a migration: the container's keeper is killed, or the node rebooted.
+    pub fn lose(&self, id: MigrationId) {
+        let what = format!("{}: the keeper is lost", self.system);
+        self.world.change(&what, |world| {
+            let node = world.node(&self.system);
+            let held = node.held.get_mut(&id).expect("it is held");
+            held.phase = Phase::Failed;
+            let service = node.services.get_mut(&held.service);
+            service.expect("it was created").state = Life::Exited;
+        });
+    }
+
     /// Lets what hangs go on.
     pub fn release(&self) {
         self.released.notify_one();
@@ -426,7 +438,6 @@ fn run(world: &mut Inner, me: &str, id: MigrationId) -> Answer {
     let Some(held) = node.held.get_mut(&id) else {
         return Err(unknown());
     };
-    held.phase = Phase::Installing;
     let service = node
         .services
         .get_mut(&held.service)
@@ -434,6 +445,7 @@ fn run(world: &mut Inner, me: &str, id: MigrationId) -> Answer {
     if !matches!(service.state, Life::Held | Life::Executing) {
         return Err(refused("it was not restored"));
     }
+    held.phase = Phase::Installing;
     service.state = Life::Executing;
     Ok(json!(Running { resume_us: 10 }))
 }

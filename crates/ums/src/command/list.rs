@@ -1,10 +1,13 @@
 //! `ums list`.
 
-use ums_api::client::{ServiceView, paths};
+use ums_api::client::{HistoryQuery, MigrationView, ServiceView, paths};
 
 use super::{Outcome, print_either};
 use crate::connection::Connection;
 use crate::show;
+
+/// How many of the newest migrations are looked through for those that need a person.
+const RECENT: usize = 100;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -15,5 +18,12 @@ pub(crate) struct Args {
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
     let services: Vec<ServiceView> = coordinator.get(paths::SERVICES).await?;
-    print_either(args.json, &services, |services| show::services(services))
+    let query = HistoryQuery {
+        service: None,
+        limit: Some(RECENT),
+    };
+    let recent: Vec<MigrationView> = coordinator.get(&paths::history(&query)).await?;
+    print_either(args.json, &services, |services| {
+        show::services(services) + &show::troubles(&recent)
+    })
 }

@@ -33,6 +33,7 @@ pub(crate) fn view() -> MigrationView {
         },
         progress: Progress::default(),
         refusals: Vec::new(),
+        resolvable: false,
         asked_at_ms: 1_700_000_000_123,
     }
 }

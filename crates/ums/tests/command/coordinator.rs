@@ -13,7 +13,8 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use ums_api::client::{
-    AbortRequest, Hello, MigrateRequest, MigrationView, Progress, SOCKET_NAME, ServiceView, paths,
+    AbortRequest, Hello, MigrateRequest, MigrationView, Offer, Progress, Resolution,
+    ResolveRequest, ResolveView, SOCKET_NAME, ServiceView, paths,
 };
 use ums_api::problem::Problem;
 use ums_core::id::MigrationId;
@@ -37,6 +38,8 @@ pub(crate) enum Script {
     RestartsOnce,
     /// It goes on until it is aborted.
     UntilAborted,
+    /// It is cut off at the commit, until it is taken back.
+    CutOff,
 }
 
 impl Script {
@@ -50,6 +53,7 @@ impl Script {
 struct Seen {
     watches: u32,
     aborts: u32,
+    decisions: Vec<ResolveRequest>,
 }
 
 #[derive(Debug)]
@@ -120,6 +124,15 @@ impl Fake {
         assert!(!waited.timed_out(), "nobody watches");
     }
 
+    pub(crate) fn decisions(&self) -> Vec<ResolveRequest> {
+        self.shared
+            .seen
+            .lock()
+            .expect("not poisoned")
+            .decisions
+            .clone()
+    }
+
     pub(crate) fn aborts(&self) -> u32 {
         self.shared.seen.lock().expect("not poisoned").aborts
     }
@@ -145,6 +158,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route(paths::MIGRATIONS, post(migrate).get(history))
         .route(paths::MIGRATION_ROUTE, get(watch))
         .route(paths::ABORT_ROUTE, post(abort))
+        .route(paths::RESOLVE_ROUTE, get(resolution).post(resolve))
         .with_state(shared)
 }
 
@@ -177,8 +191,62 @@ async fn migrate(
     }
 }
 
-async fn history() -> Json<Vec<MigrationView>> {
-    Json(vec![ended(Outcome::Completed)])
+async fn history(State(shared): State<Arc<Shared>>) -> Json<Vec<MigrationView>> {
+    Json(vec![match shared.script {
+        Script::CutOff => stuck(),
+        _ => ended(Outcome::Completed),
+    }])
+}
+
+fn stuck() -> MigrationView {
+    let mut view = ended(Outcome::Stuck);
+    view.report.error = Some("it is gone, and may have executed".to_owned());
+    view.resolvable = true;
+    view
+}
+
+async fn resolution(State(shared): State<Arc<Shared>>) -> Response {
+    let view = running().report;
+    if shared.script != Script::CutOff {
+        let problem = Problem::refused(
+            409,
+            "not-needed",
+            "there is nothing to decide",
+            "it is over",
+        );
+        return (StatusCode::CONFLICT, Json(problem)).into_response();
+    }
+    Json(ResolveView {
+        migration_id: view.migration_id,
+        service: view.service,
+        system: view.source.clone(),
+        source: view.source,
+        destination: view.destination,
+        known: "committed".to_owned(),
+        since_ms: 61_000,
+        other: "it holds the service, or runs it".to_owned(),
+        offers: vec![Offer {
+            choice: Resolution::TakeBack,
+            effect: "it goes on here".to_owned(),
+            risk: "two copies execute".to_owned(),
+        }],
+    })
+    .into_response()
+}
+
+async fn resolve(
+    State(shared): State<Arc<Shared>>,
+    Json(request): Json<ResolveRequest>,
+) -> Response {
+    shared
+        .seen
+        .lock()
+        .expect("not poisoned")
+        .decisions
+        .push(request);
+    let mut view = running();
+    view.resolvable = true;
+    (StatusCode::ACCEPTED, Json(view)).into_response()
 }
 
 async fn watch(State(shared): State<Arc<Shared>>, Path(id): Path<MigrationId>) -> Response {
@@ -201,6 +269,7 @@ async fn watch(State(shared): State<Arc<Shared>>, Path(id): Path<MigrationId>) -
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             running()
         }
+        (Script::CutOff, _) => ended(Outcome::Abandoned),
         (Script::Unknown, _) => return unknown(),
     };
     Json(view).into_response()
@@ -249,6 +318,7 @@ fn running() -> MigrationView {
             ..Progress::default()
         },
         refusals: Vec::new(),
+        resolvable: false,
         asked_at_ms: 1_700_000_000_000,
     }
 }

@@ -170,6 +170,86 @@ fn lists_come_in_both_forms() {
 }
 
 #[test]
+fn what_needs_a_person_never_hides() {
+    let fake = Fake::start(Script::CutOff);
+    for arguments in [
+        &["list"][..],
+        &["history"],
+        &["status"],
+        &["status", "redis"],
+    ] {
+        let (code, out, err) = run(ums(arguments).arg("--run-dir").arg(fake.run_dir()));
+        assert_eq!(code, 0, "{arguments:?}: {err}");
+        for wanted in [
+            "it is gone, and may have executed",
+            "`ums resolve 0190f0f0-",
+            "docs/runbook.md",
+        ] {
+            assert!(out.contains(wanted), "{arguments:?}: {out}");
+        }
+    }
+}
+
+#[test]
+fn a_decision_is_told_its_risk_and_confirmed() {
+    let fake = Fake::start(Script::CutOff);
+    let asked = |arguments: &[&str]| run(ums(arguments).arg("--run-dir").arg(fake.run_dir()));
+    let (code, out, _) = asked(&["resolve", "redis"]);
+    assert_eq!(code, 0);
+    for wanted in [
+        "known here  committed",
+        "61.00 s",
+        "--take-back",
+        "RISK      two copies execute",
+    ] {
+        assert!(out.contains(wanted), "`{wanted}` is not in {out}");
+    }
+    let (code, _, err) = asked(&["resolve", "redis", "--take-back"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("--accept-risk-for redis"), "{err}");
+    let (code, _, err) = asked(&["resolve", "redis", "--run", "--accept-risk-for", "redis"]);
+    assert_eq!(code, 3, "{err}");
+    assert_eq!(fake.decisions(), []);
+    let decide = [
+        "resolve",
+        "redis",
+        "--take-back",
+        "--accept-risk-for",
+        "redis",
+        "--json",
+    ];
+    let (code, out, err) = asked(&decide);
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).expect("one JSON object");
+    assert_eq!(report["outcome"], "abandoned");
+    let [decided] = &fake.decisions()[..] else {
+        panic!("decided once");
+    };
+    assert_eq!(decided.confirm, "redis");
+}
+
+#[test]
+fn nothing_to_decide_is_refused() {
+    let fake = Fake::start(Script::ends(Outcome::Completed));
+    let asked = |which: &str| {
+        run(ums(&["resolve", which])
+            .arg("--run-dir")
+            .arg(fake.run_dir()))
+    };
+    let (code, _, err) = asked("0190f0f0-0000-7000-8000-000000000001");
+    assert_eq!(
+        (code, err.as_str()),
+        (3, "ums: there is nothing to decide: it is over\n")
+    );
+    let (code, _, err) = asked("redis");
+    assert_eq!(code, 3);
+    assert!(
+        err.contains("no migration of `redis` is cut off here"),
+        "{err}"
+    );
+}
+
+#[test]
 fn a_bad_configuration_is_named_with_its_place_and_exits_with_2() {
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("ums.toml");
