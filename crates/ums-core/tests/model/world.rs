@@ -259,7 +259,7 @@ impl World {
                 Some(if self.risk_taken { "decided" } else { "stayed" })
             }
             // Told on both sides, after a decision that risked it.
-            Outcome::Stuck if self.risk_taken && self.is(State::is_committed) => Some("conflict"),
+            Outcome::Stuck if self.risk_taken => Some("conflict"),
             _ => None,
         }
     }
