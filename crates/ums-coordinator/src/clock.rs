@@ -1,27 +1,42 @@
 //! Time: the host's monotonic clock, which the agent's answers are in too, and the wall clock where
 //! a reboot lies between.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use rustix::time::{ClockId, clock_gettime};
 use ums_core::saga::Request;
 
-/// Nanoseconds of CLOCK_MONOTONIC.
-pub(crate) fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
-}
+#[cfg(test)]
+pub(crate) use crate::simulation::host::{fresh_uuid, monotonic_ns, unix_ms};
+#[cfg(not(test))]
+pub(crate) use host::{fresh_uuid, monotonic_ns, unix_ms};
 
-/// Milliseconds since the Unix epoch.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// What only the host can tell. Tests have a host of their own, whose time they let pass.
+#[cfg(not(test))]
+mod host {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub(crate) fn monotonic_ns() -> u64 {
+        let now = clock_gettime(ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(nanoseconds)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub(crate) fn unix_ms() -> u64 {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// An id that nobody has had.
+    pub(crate) fn fresh_uuid() -> uuid::Uuid {
+        uuid::Uuid::now_v7()
+    }
 }
 
 /// Which boot the monotonic clock belongs to.

@@ -20,6 +20,8 @@ mod policy;
 mod problem;
 mod reconciler;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod source;
 mod status;
 mod tasks;
@@ -39,7 +41,7 @@ pub use config::{AgentCommand, Config, Limits, PeerConfig};
 pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError, OpenStore};
 
 use journal::Journal;
-use shared::Shared;
+use shared::{Desk, Shared};
 use tasks::Tasks;
 
 /// A Coordinator can't start.
@@ -143,12 +145,13 @@ impl Coordinator {
             limits.request_timeout,
             limits.copy_timeout,
         );
-        let peers = peer::Peers::new(client_tls, limits.request_timeout);
+        let peers = peer::Peers::new(peer::over_tls(client_tls), limits.request_timeout);
         let tasks = Arc::new(Tasks::new());
         let agent_command = config.agent_command.clone();
         let shared = Arc::new(Shared {
             config,
             journal,
+            desk: Desk::Blocking,
             agent,
             peers,
             registry: status::Registry::default(),

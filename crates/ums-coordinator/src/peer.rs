@@ -20,17 +20,32 @@ use ums_tls::TlsError;
 /// How long TCP and TLS may take each.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Leads to a peer at an address.
+pub(crate) type Dial = Box<dyn Fn(&SystemName, SocketAddr) -> Client + Send + Sync>;
+
+/// Leads to peers over TCP and mutual TLS.
+pub(crate) fn over_tls(config: Arc<ClientConfig>) -> Dial {
+    Box::new(move |system, address| {
+        let mtls = Mtls {
+            system: system.clone(),
+            address,
+            config: Arc::clone(&config),
+        };
+        Client::new(mtls, peer::BODY_BYTES_MAX)
+    })
+}
+
 /// Connections to all peers, kept open and shared.
 pub(crate) struct Peers {
-    tls: Arc<ClientConfig>,
+    dial: Dial,
     timeout: Duration,
     clients: Mutex<BTreeMap<(SystemName, SocketAddr), PeerClient>>,
 }
 
 impl Peers {
-    pub(crate) fn new(tls: Arc<ClientConfig>, timeout: Duration) -> Self {
+    pub(crate) fn new(dial: Dial, timeout: Duration) -> Self {
         Self {
-            tls,
+            dial,
             timeout,
             clients: Mutex::default(),
         }
@@ -40,14 +55,7 @@ impl Peers {
     pub(crate) fn client(&self, system: &SystemName, address: SocketAddr) -> PeerClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || PeerClient {
-            client: Client::new(
-                Mtls {
-                    system: system.clone(),
-                    address,
-                    config: Arc::clone(&self.tls),
-                },
-                peer::BODY_BYTES_MAX,
-            ),
+            client: (self.dial)(system, address),
             timeout: self.timeout,
         };
         clients

@@ -15,11 +15,21 @@ use crate::tasks::Tasks;
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) journal: Arc<Journal>,
+    pub(crate) desk: Desk,
     pub(crate) agent: AgentClient,
     pub(crate) peers: Peers,
     pub(crate) registry: Registry,
     pub(crate) arrivals: Arrivals,
     pub(crate) tasks: Arc<Tasks>,
+}
+
+/// Where the journal is used.
+pub(crate) enum Desk {
+    /// On threads that may wait for the disk.
+    Blocking,
+    /// At once, so that a run of the simulation can be repeated.
+    #[cfg(test)]
+    Simulated(crate::simulation::Desk),
 }
 
 impl Shared {
@@ -29,6 +39,10 @@ impl Shared {
         work: impl FnOnce(&Journal) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let journal = Arc::clone(&self.journal);
+        #[cfg(test)]
+        if let Desk::Simulated(desk) = &self.desk {
+            return desk.journal(|| work(&journal)).await;
+        }
         match tokio::task::spawn_blocking(move || work(&journal)).await {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, ServiceName};
 
-use super::{Client, ClientError, Unix};
+use super::{Client, ClientError, Connector, Unix};
 use crate::agent::{
     CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState,
     OfService, OpenRequest, Restored, RunRequest, Running, ServiceView, paths,
@@ -33,9 +33,18 @@ impl AgentClient {
         request_timeout: Duration,
         copy_timeout: Duration,
     ) -> Self {
-        let client = Client::new(Unix::new("the agent", socket), RESPONSE_BYTES_MAX);
+        let unix = Unix::new("the agent", socket);
+        Self::over(unix, request_timeout, copy_timeout)
+    }
+
+    /// The same, over whatever leads to the agent.
+    pub fn over(
+        connector: impl Connector,
+        request_timeout: Duration,
+        copy_timeout: Duration,
+    ) -> Self {
         Self {
-            client,
+            client: Client::new(connector, RESPONSE_BYTES_MAX),
             request_timeout,
             copy_timeout,
         }

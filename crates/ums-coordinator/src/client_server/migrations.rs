@@ -19,7 +19,7 @@ use ums_core::report::{Bytes, MigrationReport, Outcome};
 use ums_core::saga::{self, Action, Event, Request};
 
 use super::{Own, parse_query};
-use crate::clock::{boot, monotonic_ns, unix_ms};
+use crate::clock::{boot, fresh_uuid, monotonic_ns, unix_ms};
 use crate::journal::{Incoming, Write};
 use crate::problem::{Given, Refused, Reply, ending, json, ok, unknown};
 use crate::shared::Shared;
@@ -113,7 +113,7 @@ async fn admit(shared: &Arc<Shared>, wanted: MigrateRequest) -> Reply<Response> 
         return Err(super::service_unknown(&wanted.service));
     }
     let request = Request {
-        id: MigrationId(uuid::Uuid::now_v7()),
+        id: MigrationId(fresh_uuid()),
         service: wanted.service,
         source: shared.config.system.clone(),
         destination: wanted.destination,

@@ -1,0 +1,233 @@
+//! The runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::fault::{Chance, Fault, Kind, Moment, Strike, Will};
+use super::run::{End, Played, play};
+use super::table;
+use super::world::Mutant;
+
+/// Seeds that a default test plays.
+const SEEDS: u64 = 2000;
+/// Seeds that a long one does.
+const SEEDS_LONG: u64 = 100_000;
+
+/// What happens first, so that another way is walked: the way back from each step that has one.
+const WAYS: [(&str, Option<(&str, Fault)>); 5] = [
+    ("", None),
+    ("back from 7", Some(("a agent open after", Fault::Fail(1)))),
+    ("back from 8", Some(("a agent frontman/hold after", Fault::Fail(1)))),
+    ("back from 10", Some(("a agent checkpoint after", Fault::Fail(1)))),
+    ("back from 12", Some(("b agent restore after", Fault::Fail(1)))),
+];
+
+fn is_long() -> bool {
+    std::env::var_os("UMS_TEST_LONG").is_some()
+}
+
+/// One cell: a way, and what strikes on it.
+struct Cell {
+    row: String,
+    strikes: Vec<Strike>,
+}
+
+fn strike(place: &str, nth: u32, fault: Fault) -> Strike {
+    let place = place.to_owned();
+    let at = Moment { place, nth };
+    Strike { at, fault }
+}
+
+/// Every moment of a way × every fault that can strike there.
+fn cells(way: &str, first: Option<(&str, Fault)>) -> Vec<Cell> {
+    let first: Vec<Strike> = first.iter().map(|(place, fault)| strike(place, 1, *fault)).collect();
+    let baseline = play(Will::Script(first.clone()), None);
+    assert!(baseline.wrong.is_empty(), "{:#?}\n{}", baseline.wrong, baseline.trace.join("\n"));
+    let steps = table::steps(&baseline.moments);
+    let begin = match first.first() {
+        Some(strike) => baseline.moments.iter().position(|(_, moment)| *moment == strike.at),
+        None => None,
+    };
+    let walked = &baseline.moments[begin.map_or(0, |at| at + 1)..];
+    let mut cells = Vec::new();
+    for (kind, moment) in walked {
+        let row = match way {
+            "" => format!("{:>2} {}", steps[moment].number(), steps[moment].name()),
+            way => way.to_owned(),
+        };
+        for fault in kind.faults() {
+            let mut strikes = first.clone();
+            let at = moment.clone();
+            strikes.push(Strike { at, fault });
+            let row = row.clone();
+            cells.push(Cell { row, strikes });
+        }
+    }
+    cells
+}
+
+/// Plays on all processors: the index of each run, and what it was.
+fn play_all<T: Send>(count: usize, job: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::SeqCst);
+                    if index >= count {
+                        return;
+                    }
+                    let result = job(index);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+}
+
+/// What a failed run has to say.
+fn account(title: &str, played: &Played) -> String {
+    format!("{title}: {:#?}\nstruck: {:#?}\n{}", played.wrong, played.struck, played.trace.join("\n"))
+}
+
+/// Panics with all failures in short, and the first at length.
+fn assert_none(failures: Vec<(String, String)>) {
+    if let Some((_, first)) = failures.first() {
+        let titles: Vec<&str> = failures.iter().map(|(title, _)| title.as_str()).collect();
+        panic!("{first}\n\n{} failed:\n{}", titles.len(), titles.join("\n"));
+    }
+}
+
+#[test]
+fn every_moment_times_every_fault() {
+    let began = std::time::Instant::now();
+    let cells: Vec<Cell> = WAYS.iter().flat_map(|(way, first)| cells(way, *first)).collect();
+    // Which cells are sampled must not depend on the machine.
+    let every = if is_long() { 1 } else { CELLS_SAMPLED };
+    let chosen: Vec<&Cell> = cells.iter().step_by(every).collect();
+    let played = play_all(chosen.len(), |index| {
+        let strikes = &chosen[index].strikes;
+        let played = play(Will::Script(strikes.clone()), None);
+        let last = strikes.last().map(|it| format!("{} {}: {:?}", it.at.place, it.at.nth, it.fault));
+        let title = format!("[{}] {}", chosen[index].row, last.unwrap_or_default());
+        let wrong = (!played.wrong.is_empty() || played.end.is_none())
+            .then(|| (format!("{title} {:?}", played.wrong), account(&title, &played)));
+        (played.end, wrong)
+    });
+    let mut counts = table::Counts::new();
+    let mut failures = Vec::new();
+    for (cell, (end, wrong)) in chosen.iter().zip(played) {
+        failures.extend(wrong);
+        if let Some(end) = end {
+            *counts.entry(cell.row.clone()).or_default().entry(end).or_default() += 1;
+        }
+    }
+    println!("{} of {} cells in {:?}\n{}", chosen.len(), cells.len(), began.elapsed(), table::section(&counts));
+    assert_none(failures);
+    if every == 1 {
+        table::check(&table::section(&counts));
+    }
+}
+
+/// One in how many cells a default test plays.
+const CELLS_SAMPLED: usize = 7;
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match (number("UMS_SIM_SEED"), number("UMS_SIM_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(count)) => 0..count,
+        (None, None) if is_long() => 0..SEEDS_LONG,
+        (None, None) => 0..SEEDS,
+    }
+}
+
+fn of_seed(seed: u64) -> Played {
+    play(Will::Chance(Chance::new(seed)), None)
+}
+
+#[test]
+fn random_faults() {
+    let began = std::time::Instant::now();
+    let seeds: Vec<u64> = seeds().collect();
+    let played = play_all(seeds.len(), |index| {
+        let (seed, played) = (seeds[index], of_seed(seeds[index]));
+        if seeds.len() == 1 {
+            println!("{}", played.trace.join("\n"));
+        }
+        let title = format!("UMS_SIM_SEED={seed}");
+        let wrong = (!played.wrong.is_empty() || played.end.is_none())
+            .then(|| (format!("{title} {:?}", played.wrong), account(&title, &played)));
+        (played.end, played.struck.len(), wrong)
+    });
+    let mut ends = BTreeMap::<Option<End>, usize>::new();
+    let mut faults = 0;
+    let mut failures = Vec::new();
+    for (end, struck, wrong) in played {
+        *ends.entry(end).or_default() += 1;
+        faults += struck;
+        failures.extend(wrong);
+    }
+    println!("{} seeds, {faults} faults in {:?}: {ends:?}", seeds.len(), began.elapsed());
+    assert_none(failures);
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 0..8 {
+        assert_eq!(of_seed(seed).trace, of_seed(seed).trace, "seed {seed}");
+    }
+}
+
+/// Plays a broken protocol with each single fault until something is wrong that is not wrong
+/// without the breakage.
+fn caught(mutant: Mutant, kinds: &[Kind], words: &str) {
+    let cells = cells("", None);
+    let mut tried = 0;
+    for cell in cells {
+        let strike = cell.strikes.last().expect("one");
+        let of_kind = kinds.iter().any(|kind| kind.faults().contains(&strike.fault));
+        if !of_kind {
+            continue;
+        }
+        tried += 1;
+        let played = play(Will::Script(cell.strikes.clone()), Some(mutant));
+        if played.wrong.iter().any(|wrong| wrong.contains(words)) {
+            println!("{mutant:?} is caught by run {tried}, {:?}: {:?}", cell.strikes, played.wrong);
+            return;
+        }
+    }
+    panic!("{mutant:?} is not caught");
+}
+
+#[test]
+fn a_commit_that_is_sent_before_it_is_durable_is_caught() {
+    let strikes = [
+        strike("a commit answered", 1, Fault::Coordinator(super::fault::Which::A)),
+    ];
+    let played = play(Will::Script(strikes.to_vec()), Some(Mutant::CommitsBeforeItIsDurable));
+    let wrong = played.wrong.join("; ");
+    assert!(wrong.contains("two instances execute"), "{wrong}\n{}", played.trace.join("\n"));
+}
+
+#[test]
+fn a_prepared_that_is_answered_before_it_is_durable_is_caught() {
+    let strikes = [strike("a restore answered", 1, Fault::Coordinator(super::fault::Which::B))];
+    let played = play(Will::Script(strikes.to_vec()), Some(Mutant::PreparesBeforeItIsDurable));
+    let wrong = played.wrong.join("; ");
+    assert!(wrong.contains("does not end"), "{wrong}\n{}", played.trace.join("\n"));
+}
+
+#[test]
+fn a_thaw_after_the_commit_is_caught() {
+    caught(Mutant::ThawsAfterTheCommit, &[Kind::Message], "two instances execute");
+}
+
+#[test]
+fn a_run_before_the_commit_is_caught() {
+    caught(Mutant::RunsAtRestore, &[Kind::Message, Kind::Agent], "two instances execute");
+}
