@@ -1,8 +1,8 @@
 //! What must be kept true for ever: compares what the journal says with what is, and mends it.
 //!
 //! At the start every outgoing migration that is not over is taken up again: abandoned when it was
-//! not committed, carried forward when it was. Then, periodically, arriving services are looked
-//! after: leases reclaimed, doubts resolved with the source, commits carried out, pages that are all
+//! not committed, carried forward when it was. So is, later, one whose first line was written though
+//! an error said otherwise. And periodically arriving services are looked after: leases reclaimed, doubts resolved with the source, commits carried out, pages that are all
 //! in settled, what was aborted discarded.
 
 use std::collections::BTreeSet;
@@ -19,11 +19,11 @@ use crate::policy;
 use crate::shared::Shared;
 use crate::source;
 
-/// Takes up what a restart has interrupted. To be called before anybody can ask for anything, so
-/// that no new migration takes a service that an old one has.
+/// Takes up what no task runs, because a restart has interrupted it. To be called before anybody can
+/// ask for anything, so that no new migration takes a service that an old one has.
 pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), JournalError> {
     for (id, _, open) in shared.journal(|journal| journal.outgoing()).await? {
-        if !open {
+        if !open || shared.registry.get(id).is_some() {
             continue;
         }
         let Some((saga, written)) = shared.journal(move |journal| journal.saga(id)).await? else {
@@ -43,6 +43,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        if let Err(error) = take_up(&shared).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "the reconciler can't take up what nobody runs");
+        }
         let open = match shared.journal(|journal| journal.all_incoming(true)).await {
             Ok(open) => open,
             Err(error) => {

@@ -146,8 +146,10 @@ impl Inner {
 
     fn enter(&mut self, view: MigrationView) -> Arc<Live> {
         let id = view.report.migration_id;
+        // One that is taken up late does not take the service from one that was admitted since.
         self.claims
-            .insert(view.report.service.clone(), Claim::Migration(id));
+            .entry(view.report.service.clone())
+            .or_insert(Claim::Migration(id));
         let live = Arc::new(Live {
             view: watch::Sender::new(view),
             abort: watch::Sender::new(None),

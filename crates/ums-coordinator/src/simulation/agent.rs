@@ -503,7 +503,10 @@ impl Agent {
             Ok(())
         })?;
         // The record is there, and the rest is not yet.
-        self.part("connect-network", "after").await?;
+        if let Err(problem) = self.part("connect-network", "after").await {
+            self.change(|node| node.service = None);
+            return Err(problem);
+        }
         Ok(Created {
             data_port: 9,
             permit: format!("permit {}", monotonic_ns()),
