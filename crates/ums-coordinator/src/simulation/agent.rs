@@ -625,13 +625,12 @@ impl Agent {
         let migration = self.memory().migrations.get(&id).cloned().ok_or_else(unknown)?;
         let truth = self.world.truth();
         let life = truth.life(self.side);
-        let resumed = truth.nodes[self.side.index()].service.as_ref().and_then(|it| it.keeper.as_ref());
-        let resumed = resumed.is_some_and(|keeper| keeper.resumed);
+        let service = truth.nodes[self.side.index()].service.as_ref();
         let view = migration.view();
-        let phase = match (migration.role, life) {
-            (Role::Destination, Some(Life::Held)) => Phase::Held,
-            (Role::Destination, _) if resumed => Phase::Settled,
-            _ => view.phase.unwrap_or(Phase::Prepared),
+        let (phase, lost) = match (migration.role, service) {
+            (Role::Source, _) => (view.phase.unwrap_or(Phase::Prepared), None),
+            (Role::Destination, None) => (Phase::Failed, Some("its container is gone")),
+            (Role::Destination, Some(service)) => arriving_phase(service, view.phase),
         };
         Ok(MigrationState {
             id,
@@ -641,7 +640,7 @@ impl Agent {
             frozen: migration.role == Role::Source && life == Some(Life::Frozen),
             bytes: Moved::default(),
             pages_pending: 0,
-            error: view.error.clone(),
+            error: view.error.clone().or(lost.map(str::to_owned)),
         })
     }
 
@@ -704,6 +703,20 @@ impl Agent {
             ports: BTreeSet::new(),
             images: BTreeSet::new(),
         }
+    }
+}
+
+/// How far an arriving service is, by its keeper and by what the agent has seen.
+fn arriving_phase(service: &Container, seen: Option<Phase>) -> (Phase, Option<&'static str>) {
+    let Some(keeper) = &service.keeper else {
+        return (Phase::Failed, Some("the container's keeper is lost"));
+    };
+    match (keeper.phase, seen) {
+        _ if keeper.resumed => (Phase::Settled, None),
+        (Life::Held, _) => (Phase::Held, None),
+        (Life::Dead, _) | (_, Some(Phase::Held)) => (Phase::Failed, Some("what was held has died")),
+        (_, None) => (Phase::Failed, Some("the agent was restarted while it was received")),
+        (_, Some(seen)) => (seen, None),
     }
 }
 

@@ -187,7 +187,8 @@ pub(super) struct Chance {
 impl Chance {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let rate = 0.01 + 0.12 * rng.f64();
+        // Most runs should get far before something strikes.
+        let rate = 0.004 * 10_f64.powf(rng.f64());
         let left = rng.u32(1..=6);
         Self { rng, rate, left }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::fault::{Chance, Fault, Kind, Moment, Strike, Will};
+use super::fault::{Chance, Fault, Moment, Strike, Which, Will};
 use super::run::{End, Played, play};
 use super::table;
 use super::world::Mutant;
@@ -183,51 +183,39 @@ fn a_seed_replays_exactly() {
     }
 }
 
-/// Plays a broken protocol with each single fault until something is wrong that is not wrong
-/// without the breakage.
-fn caught(mutant: Mutant, kinds: &[Kind], words: &str) {
-    let cells = cells("", None);
-    let mut tried = 0;
-    for cell in cells {
-        let strike = cell.strikes.last().expect("one");
-        let of_kind = kinds.iter().any(|kind| kind.faults().contains(&strike.fault));
-        if !of_kind {
-            continue;
-        }
-        tried += 1;
-        let played = play(Will::Script(cell.strikes.clone()), Some(mutant));
-        if played.wrong.iter().any(|wrong| wrong.contains(words)) {
-            println!("{mutant:?} is caught by run {tried}, {:?}: {:?}", cell.strikes, played.wrong);
-            return;
-        }
-    }
-    panic!("{mutant:?} is not caught");
+/// Plays a broken protocol with one fault: what must be found wrong.
+fn caught(mutant: Mutant, place: &str, fault: Fault, words: &str) {
+    let script = |mutant| play(Will::Script(vec![strike(place, 1, fault)]), mutant);
+    let sound = script(None);
+    assert!(sound.wrong.is_empty(), "{}", account("unbroken", &sound));
+    let broken = script(Some(mutant));
+    let found = broken.wrong.iter().any(|wrong| wrong.contains(words));
+    assert!(found, "{}", account("not caught", &broken));
 }
 
 #[test]
 fn a_commit_that_is_sent_before_it_is_durable_is_caught() {
-    let strikes = [
-        strike("a commit answered", 1, Fault::Coordinator(super::fault::Which::A)),
-    ];
-    let played = play(Will::Script(strikes.to_vec()), Some(Mutant::CommitsBeforeItIsDurable));
-    let wrong = played.wrong.join("; ");
-    assert!(wrong.contains("two instances execute"), "{wrong}\n{}", played.trace.join("\n"));
+    let fault = Fault::Coordinator(Which::A);
+    let mutant = Mutant::CommitsBeforeItIsDurable;
+    caught(mutant, "a commit answered", fault, "two instances execute");
 }
 
 #[test]
 fn a_prepared_that_is_answered_before_it_is_durable_is_caught() {
-    let strikes = [strike("a restore answered", 1, Fault::Coordinator(super::fault::Which::B))];
-    let played = play(Will::Script(strikes.to_vec()), Some(Mutant::PreparesBeforeItIsDurable));
-    let wrong = played.wrong.join("; ");
-    assert!(wrong.contains("does not end"), "{wrong}\n{}", played.trace.join("\n"));
+    let fault = Fault::Coordinator(Which::B);
+    let mutant = Mutant::PreparesBeforeItIsDurable;
+    caught(mutant, "a commit asked", fault, "does not end");
 }
 
 #[test]
 fn a_thaw_after_the_commit_is_caught() {
-    caught(Mutant::ThawsAfterTheCommit, &[Kind::Message], "two instances execute");
+    let mutant = Mutant::ThawsAfterTheCommit;
+    caught(mutant, "a commit asked", Fault::Lose, "two instances execute");
 }
 
 #[test]
 fn a_run_before_the_commit_is_caught() {
-    caught(Mutant::RunsAtRestore, &[Kind::Message, Kind::Agent], "two instances execute");
+    let mutant = Mutant::RunsAtRestore;
+    let fault = Fault::Fail(1);
+    caught(mutant, "b agent restore after", fault, "executes with");
 }
