@@ -21,14 +21,53 @@ use crate::record::{self, Record};
 use crate::{frontman, tunnel};
 
 fn kill_cgroup(agent: &Agent, service: &Service) -> Result<(), Problem> {
-    let path = bundle::cgroup_path(&agent.config.system, &service.record.specification.name);
-    let killed = Cgroup::at(&path).and_then(|cgroup| {
-        match Freezer::of(&cgroup).and_then(|freezer| freezer.kill()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => cgroup.remove(),
-        }
-    });
+    let cgroup = cgroup_of(agent, service)?;
+    let killed = match Freezer::of(&cgroup).and_then(|freezer| freezer.kill()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => cgroup.remove(),
+    };
     killed.map_err(|error| problem::failed("cgroup", "the container can't be killed")(&error))
+}
+
+/// Lets a service whose keeper is lost run on: the freeze is the kernel's, so nobody else is needed
+/// to end it. True when there was no keeper to ask, and it was done.
+pub async fn thaw_without_keeper(agent: &Arc<Agent>, service: &Service) -> Result<bool, Problem> {
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let orphans = blocking(move || match this.keeper_status(&of) {
+        Err(ums_checkpoint::keeper::client::Error::Unreachable { .. }) => {
+            cgroup_of(&this, &of).map(Some)
+        }
+        _ => Ok(None),
+    })
+    .await?;
+    let Some(cgroup) = orphans else {
+        return Ok(false);
+    };
+    // Its network namespace is where its processes are.
+    let released = match cgroup.processes().first() {
+        Some(pid) => {
+            let netns = std::path::PathBuf::from(format!("/proc/{pid}/ns/net"));
+            agent.network.direct(&netns, network::Packets::Pass).await
+        }
+        None => Ok(()),
+    };
+    blocking(
+        move || match Freezer::of(&cgroup).and_then(|freezer| freezer.thaw()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(problem::failed(
+                "cgroup",
+                "the container can't be thawed",
+            )(&error)),
+            _ => Ok(()),
+        },
+    )
+    .await?;
+    released.map_err(|error| problem::failed("network", "packets can't be released")(&error))?;
+    Ok(true)
+}
+
+fn cgroup_of(agent: &Agent, service: &Service) -> Result<Cgroup, Problem> {
+    let path = bundle::cgroup_path(&agent.config.system, &service.record.specification.name);
+    Cgroup::at(&path).map_err(|error| problem::failed("cgroup", "no control groups")(&error))
 }
 
 /// Runs what blocks where it may.

@@ -26,7 +26,7 @@ use ums_sync::send::{PageWriter, SendError, Sender, Settings};
 use crate::agent::{Agent, Migration, Service};
 use crate::container::{keeper_path, netns_path};
 use crate::network::Packets;
-use crate::services::{Keep, blocking, destroy};
+use crate::services::{Keep, blocking, destroy, thaw_without_keeper};
 use crate::{inspect, problem, tunnel};
 
 mod freeze;
@@ -593,6 +593,9 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
         Ok(service) if service.record.gate.is_none_or(|gate| gate == id) => service,
         Ok(_) | Err(_) => return Ok(()),
     };
+    if thaw_without_keeper(agent, &service).await? {
+        return Ok(());
+    }
     let (this, of) = (Arc::clone(agent), service.clone());
     let status = blocking(move || after_dump(&this, &of)).await?;
     if !matches!(status.phase, keeper::Phase::Frozen | keeper::Phase::Running) {

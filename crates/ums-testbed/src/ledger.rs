@@ -80,11 +80,14 @@ impl Trail {
     }
 }
 
-/// The time of the first whole line from `offset` on, nanoseconds since the Unix epoch.
-pub fn first_time(bytes: &[u8], offset: usize) -> Option<u64> {
+/// The earliest time at which it can have gone on at `offset`, nanoseconds since the Unix epoch: what
+/// the second line there says. The first one may bear a time that was read before a freeze.
+pub fn time_after(bytes: &[u8], offset: usize) -> Option<u64> {
     let rest = std::str::from_utf8(bytes.get(offset..)?).ok()?;
-    let (line, _) = rest.split_once('\n')?;
-    line.rsplit(' ').next()?.parse().ok()
+    let mut whole = rest
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    whole.nth(1)?.trim().rsplit(' ').next()?.parse().ok()
 }
 
 /// Asks the ledger at `address`, from the network namespace of the calling thread.
@@ -117,9 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_time_after_an_offset_is_found() {
-        let bytes = b"t 1 10\nt 2 12\n";
-        assert_eq!(first_time(bytes, 7), Some(12));
-        assert_eq!(first_time(bytes, bytes.len()), None);
+    fn the_second_line_tells_when_it_went_on() {
+        let bytes = b"t 1 10\nt 2 12\nt 3 14\nt 4";
+        assert_eq!(time_after(bytes, 7), Some(14));
+        assert_eq!(time_after(bytes, 14), None);
+        assert_eq!(time_after(bytes, bytes.len() + 1), None);
     }
 }

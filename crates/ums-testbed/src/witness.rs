@@ -10,8 +10,9 @@
 //! them are equal up to the end of the shorter one. An instance that executed beside another one,
 //! or that went on from a state that was not the last, has written other times for the same numbers:
 //! neither of the two files is the beginning of the other, whatever anybody does afterwards. No
-//! clocks are compared, nothing is sampled, and no message can be lost; what is not seen is an
-//! execution that ended within one [`crate::ledger::PERIOD`] and acknowledged nothing.
+//! clocks are compared, nothing is sampled, and no message can be lost. What is not seen is an
+//! execution that ended before its second line, which is within one [`crate::ledger::PERIOD`]: its
+//! first line may have been on its way, with its time, when the service was frozen.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::ledger::{Trail, first_time};
+use crate::ledger::{Trail, time_after};
 
 /// How often it is looked for new files: a file is there long before an instance is restored on it.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
@@ -53,7 +54,7 @@ pub struct Testimony {
     pub trail: Trail,
     /// The place where it executed last.
     pub at: usize,
-    /// When it executed for the first time there beyond all that is known of it elsewhere:
+    /// When it executed there beyond all that is known of it elsewhere, at its second line:
     /// nanoseconds since the Unix epoch, by its own account.
     pub since_ns: Option<u64>,
 }
@@ -137,7 +138,7 @@ fn judge(mut files: Vec<(usize, Vec<u8>)>) -> Result<Testimony> {
     Ok(Testimony {
         trail: Trail::read(bytes)?,
         at: *at,
-        since_ns: first_time(bytes, elsewhere.unwrap_or_default()),
+        since_ns: time_after(bytes, elsewhere.unwrap_or_default()),
     })
 }
 
@@ -163,9 +164,9 @@ mod tests {
     fn copies_that_were_carried_on_one_after_the_other_are_one_execution() {
         let first_pass = (1, "t 1 10\n");
         let frozen = (0, "t 1 10\nr 1 11\n");
-        let moved = (1, "t 1 10\nr 1 11\nt 2 90\n");
+        let moved = (1, "t 1 10\nr 1 11\nt 2 12\nt 3 90\n");
         let seen = judged(&[frozen, first_pass, moved]).expect("one execution");
-        assert_eq!((seen.at, seen.since_ns, seen.trail.ticks), (1, Some(90), 2));
+        assert_eq!((seen.at, seen.since_ns, seen.trail.ticks), (1, Some(90), 3));
         let held = (1, frozen.1);
         let seen = judged(&[first_pass, held, frozen]).expect("it never moved");
         assert_eq!((seen.at, seen.trail.ticks), (0, 1));

@@ -254,21 +254,38 @@ impl Arena {
     fn runs_only_at(&self, side: Side) -> Result<()> {
         let system = side.of(&self.testbed);
         let address = (system.ip(), LEDGER_PORT).into();
-        let ask = || {
-            self.testbed
-                .world
-                .in_network(|| ledger::verify(address))
-                .ok()
-        };
-        let first = wait_for("the ledger's answer", REST_PATIENCE, ask)?;
+        let ask = || self.testbed.world.in_network(|| ledger::verify(address));
+        let mut said = None;
+        let first = wait_for("the ledger's answer", REST_PATIENCE, || {
+            ask().map_err(|error| said = Some(error)).ok()
+        });
+        let first = first.with_context(|| format!("{said:?}; {}", self.states()))?;
         ensure!(first.wrong.is_none(), "{first:?}");
-        let goes_on = || ask().filter(|then| then.ticks > first.ticks);
+        let goes_on = || ask().ok().filter(|then| then.ticks > first.ticks);
         wait_for("another tick of the ledger", REST_PATIENCE, goes_on)?;
         let instances = instances(&self.testbed, PROGRAM);
         ensure!(instances == 1, "{instances} instances");
         let all = services(system).context("the agent does not answer")?;
         ensure!(all.len() == 1 && all[0]["status"] == "running", "{all:?}");
         Ok(())
+    }
+
+    /// What the threads of the ledger are doing, for an error.
+    fn states(&self) -> String {
+        let mut states = Vec::new();
+        for system in [&self.testbed.a, &self.testbed.b] {
+            for pid in common::processes(system, &[PROGRAM]) {
+                let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+                for task in tasks.into_iter().flatten().flatten() {
+                    let of = |name| std::fs::read_to_string(task.path().join(name));
+                    let state = of("status").unwrap_or_default();
+                    let state = state.lines().find(|line| line.starts_with("State:"));
+                    let call = of("syscall").unwrap_or_default();
+                    states.push(format!("{}: {state:?} in {}", system.name(), call.trim()));
+                }
+            }
+        }
+        format!("{states:#?}")
     }
 
     /// The keeper of the only instance was killed: at most one goes on, and it is shown as exited.

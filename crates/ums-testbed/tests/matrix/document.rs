@@ -24,7 +24,7 @@ migration goes on, what a person or a supervisor would start again is started ag
    2 ms. A witness outside holds every such file open, also after a system has deleted it. Any two of them must be equal
    up to the end of the shorter one: two executions of one state would have written different times for the same
    number, and nothing done later could hide it. No clocks are compared and nothing is sampled; an execution that ended
-   within 2 ms and acknowledged nothing is not seen. At a destination nothing may be written before the commit. In the
+   before its second line, within 2 ms, is not seen. At a destination nothing may be written before the commit. In the
    end one process executes, on the side that the outcome names.
 2. **Nothing acknowledged is lost or there twice.** Every record that the client had an answer for is in the surviving
    file once, and the service's memory agrees with its file.

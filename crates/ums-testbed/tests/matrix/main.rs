@@ -32,6 +32,7 @@ const SAMPLE: [(&str, Fault); 15] = [
     ("files copied", Fault::Agent(Side::Source)),
     ("before the freeze", Fault::Disk),
     ("frozen, memory streams", Fault::Criu),
+    ("frozen, memory streams", Fault::Keeper(Side::Source)),
     ("frozen, memory streams", Fault::Memory),
     ("delivered", Fault::Coordinator(Side::Source)),
     ("restore asked for", Fault::Cut(Way::ToSource)),
@@ -40,7 +41,6 @@ const SAMPLE: [(&str, Fault); 15] = [
     ("held", Fault::Abort),
     ("committed, not run", Fault::Agent(Side::Destination)),
     ("Frontman not told", Fault::Coordinators),
-    ("source not deleted", Fault::Keeper(Side::Source)),
 ];
 
 /// What became of one cell.
