@@ -708,6 +708,10 @@ async fn open_to_clients(agent: &Arc<Agent>, service: &Service) -> Result<(), Pr
 /// Before the commit: nothing is left of it.
 pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> {
     let Ok(incoming) = incoming(agent, id) else {
+        // A `create` that this has overtaken must find that it is over.
+        if agent.migration(id).is_err() {
+            agent.forget_migration(id);
+        }
         return Ok(());
     };
     let service = agent.service(&incoming.service).ok();

@@ -233,6 +233,7 @@ impl Arena {
             };
             self.rests(wanted)?;
             self.runs_only_at(side)?;
+            self.destination_agrees(&id, report.outcome)?;
             if side == Side::Destination {
                 self.frontman_is_listed(&id)?;
             }
@@ -327,6 +328,20 @@ impl Arena {
         ensure!(
             status["report"]["outcome"] == serde_json::to_value(report.outcome)?,
             "`ums status` says {status}"
+        );
+        Ok(())
+    }
+
+    /// What the destination says of it is the same, if it has heard of it.
+    fn destination_agrees(&self, id: &str, outcome: Outcome) -> Result<()> {
+        let path = format!("/v1/migrations/{id}");
+        let view = common::get(&self.testbed.b, "ums.sock", &path);
+        let said = view.map(|view| view["report"]["outcome"].clone());
+        let wanted = serde_json::to_value(outcome)?;
+        let unheard = said.is_none() && outcome == Outcome::Abandoned;
+        ensure!(
+            unheard || said.as_ref() == Some(&wanted),
+            "the destination says {said:?}"
         );
         Ok(())
     }

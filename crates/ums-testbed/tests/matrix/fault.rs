@@ -15,7 +15,7 @@ use crate::common::{SLOW_MBIT, agent, exit, process, processes, services, strike
 use crate::point::{How, Point, Reached, Side};
 
 /// How long a short fault lasts, unless the migration ends before.
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_secs(1);
 
 /// Longest wait for a long cut to be noticed: above the data path's own limit.
 const LONG: Duration = Duration::from_secs(75);
@@ -104,9 +104,9 @@ impl Fault {
             Self::Agent(side) => format!("agent of the {} killed", side.word()),
             Self::Keeper(side) => format!("keeper of the {} killed", side.word()),
             Self::Criu => "CRIU killed".to_owned(),
-            Self::Cut(way) => format!("link cut for 2 s, {}", way.word()),
+            Self::Cut(way) => format!("link cut for 1 s, {}", way.word()),
             Self::LongCut(way) => format!("link cut until noticed, {}", way.word()),
-            Self::Slow => format!("link slowed to {CRAWL_MBIT} Mbit/s for 2 s"),
+            Self::Slow => format!("link slowed to {CRAWL_MBIT} Mbit/s for 1 s"),
             Self::Abort => "abort asked for".to_owned(),
             Self::Lost => "request or answer lost".to_owned(),
             Self::Twice => "request twice".to_owned(),
