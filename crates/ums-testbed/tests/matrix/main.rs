@@ -14,12 +14,16 @@ mod fault;
 mod point;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cell::{Arena, Cell, Ending};
 use fault::{FAULTS, Fault, Way};
 use point::{POINTS, Side};
 use ums_testbed::tools::is_long;
+
+/// Pairs of systems at work at once.
+const WORKERS: usize = 3;
 
 /// Lines of each system's log that are shown with a cell that failed.
 const LOG_LINES: usize = 12;
@@ -96,34 +100,47 @@ fn the_whole_matrix() {
     run.must_have_survived();
 }
 
-/// Tries cells one after the other; each that fails is told, and the next begins with new systems.
+/// Tries cells, in several pairs of systems at once: most of a cell is waiting.
 fn tried(test: &str, cells: &[Cell]) -> Option<Run> {
     let begin = Instant::now();
+    let next = AtomicUsize::new(0);
+    let work = || workers_share(test, cells, &next);
+    let tried: Option<Vec<_>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS.min(cells.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let shares = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("see above"));
+        shares.collect::<Vec<_>>().into_iter().collect()
+    });
+    let tried = tried?.into_iter().flatten().collect();
+    let took = begin.elapsed();
+    Some(Run { tried, took })
+}
+
+/// Takes one cell after the other; each that fails is told, and the next begins with new systems.
+fn workers_share(test: &str, cells: &[Cell], next: &AtomicUsize) -> Option<Vec<Tried>> {
     let mut arena = Arena::new(test)?;
     let mut tried = Vec::new();
-    for (number, cell) in cells.iter().enumerate() {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(cell) = cells.get(number).copied() else {
+            break;
+        };
         let began = Instant::now();
-        let ending = arena.run(*cell).map_err(|error| format!("{error:#}"));
-        let took = began.elapsed().as_secs_f64();
-        let of = cells.len();
-        eprintln!(
-            "{}/{of} {took:5.1} s  {}: {ending:?}",
-            number + 1,
-            cell.name()
-        );
+        let ending = arena.run(cell).map_err(|error| format!("{error:#}"));
+        let (number, of, took) = (number + 1, cells.len(), began.elapsed().as_secs_f64());
+        eprintln!("{number}/{of} {took:5.1} s  {}: {ending:?}", cell.name());
         let failed = ending.is_err();
-        tried.push(Tried {
-            cell: *cell,
-            ending,
-        });
+        tried.push(Tried { cell, ending });
         if failed {
             show_logs(&arena);
             arena = Arena::new(test)?;
         }
     }
     common::remove(arena.testbed);
-    let took = begin.elapsed();
-    Some(Run { tried, took })
+    Some(tried)
 }
 
 fn show_logs(arena: &Arena) {
