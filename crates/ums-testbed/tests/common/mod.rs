@@ -35,6 +35,7 @@ pub(crate) mod exit {
     pub(crate) const USAGE: i32 = 2;
     pub(crate) const REFUSED: i32 = 3;
     pub(crate) const ABANDONED: i32 = 4;
+    pub(crate) const STUCK: i32 = 5;
 }
 
 /// Two systems with Coordinators, or `None` after saying that the test is left out.

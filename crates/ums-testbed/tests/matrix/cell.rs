@@ -51,10 +51,17 @@ impl Cell {
     /// accepted happens.
     fn may_end(self, outcome: Outcome) -> bool {
         match outcome {
+            Outcome::Completed if self.needs_a_person() => false,
             Outcome::Completed => self.point.is_committed() || self.fault != Fault::Abort,
-            Outcome::Abandoned => !self.point.is_committed(),
+            Outcome::Abandoned => !self.point.is_committed() || self.needs_a_person(),
             Outcome::Running | Outcome::Stuck => false,
         }
+    }
+
+    /// Whether nobody but a person can settle it: the destination had its agent asked to run the
+    /// service, which is gone since, so that neither side knows whether it has executed.
+    fn needs_a_person(self) -> bool {
+        self.point.name == "committed, not run" && self.fault == Fault::Keeper(Side::Destination)
     }
 
     /// The side whose keeper is killed while it holds the only instance: the container is then on
@@ -209,15 +216,25 @@ impl Arena {
         strike_at(&mut self.testbed, &reached, cell.fault)?;
 
         let id = reached.moving.id().to_owned();
+        if cell.needs_a_person() {
+            self.person_decides(&id)?;
+        }
         let over = wait_for("the migration's end", END_PATIENCE, || {
             let view = reached.moving.view(&self.testbed.a)?;
-            (view["report"]["outcome"] != "running").then_some(())
+            let outcome = &view["report"]["outcome"];
+            (outcome == "completed" || outcome == "abandoned").then_some(())
         });
         over.with_context(|| format!("{:?}", reached.moving.view(&self.testbed.a)))?;
         let ended = reached.moving.end();
         drop(reached.gate);
 
-        let report = ended.report;
+        let stuck = ended.code == Some(exit::STUCK);
+        ensure!(!stuck || cell.needs_a_person(), "it was stuck: {ended:?}");
+        // Where it was stuck, `ums migrate` has ended with that; what came of it is known later.
+        let report = match ended.code {
+            Some(exit::STUCK) => self.final_report(&id)?,
+            _ => ended.report,
+        };
         ensure!(cell.may_end(report.outcome), "it ended as {report:?}");
         self.report_is_true(&id, &report, ended.code)?;
         let side = match report.outcome {
@@ -237,7 +254,7 @@ impl Arena {
             if side == Side::Destination {
                 self.frontman_is_listed(&id)?;
             }
-            None
+            cell.needs_a_person().then_some("after `ums resolve`")
         };
         let recorded = client.stop()?;
         let testimony = witness.end()?;
@@ -310,7 +327,7 @@ impl Arena {
             Outcome::Completed => (&[exit::DONE], &self.testbed.b),
             // What a step without an effect refuses changes nothing.
             _ if report.steps.len() <= 3 => (&[exit::ABANDONED, exit::REFUSED], &self.testbed.a),
-            _ => (&[exit::ABANDONED], &self.testbed.a),
+            _ => (&[exit::ABANDONED, exit::STUCK], &self.testbed.a),
         };
         let known = code.is_some_and(|code| wanted.contains(&code));
         ensure!(known, "`ums migrate` exits with {code:?}: {report:?}");
@@ -330,6 +347,27 @@ impl Arena {
             "`ums status` says {status}"
         );
         Ok(())
+    }
+
+    /// The destination shows that a person is needed, and the person finds that the service did not
+    /// execute: here the test knows.
+    fn person_decides(&self, id: &str) -> Result<()> {
+        let path = format!("/v1/migrations/{id}");
+        let destination = &self.testbed.b;
+        let shown = wait_for("a word that a person is needed", REST_PATIENCE, || {
+            let view = common::get(destination, "ums.sock", &path)?;
+            (view["resolvable"] == true).then_some(())
+        });
+        shown?;
+        let decide = ["resolve", id, "--discard", "--accept-risk-for", "ledger"];
+        destination.ums_ok(&decide).map(drop)
+    }
+
+    fn final_report(&self, id: &str) -> Result<MigrationReport> {
+        let path = format!("/v1/migrations/{id}");
+        let view = common::get(&self.testbed.a, "ums.sock", &path);
+        let view = view.context("the Coordinator does not answer")?;
+        Ok(serde_json::from_value(view["report"].clone())?)
     }
 
     /// What the destination says of it is the same, if it has heard of it.
@@ -402,8 +440,9 @@ impl Arena {
         report: &MigrationReport,
         testimony: &Testimony,
     ) -> Result<()> {
-        let id = report.migration_id.to_string();
-        let view = self.status(&self.testbed.a, &id)?;
+        let path = format!("/v1/migrations/{}", report.migration_id);
+        let view = common::get(&self.testbed.a, "ums.sock", &path);
+        let view = view.context("the Coordinator does not answer")?;
         let asked_at_ms = view["asked_at_ms"]
             .as_u64()
             .context("when it was asked for")?;

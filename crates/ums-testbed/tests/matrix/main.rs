@@ -23,7 +23,7 @@ use point::{POINTS, Side};
 use ums_testbed::tools::is_long;
 
 /// Pairs of systems at work at once.
-const WORKERS: usize = 3;
+const WORKERS: usize = 6;
 
 /// Lines of each system's log that are shown with a cell that failed.
 const LOG_LINES: usize = 12;
