@@ -34,7 +34,7 @@ use crate::tunnel;
 
 /// How long a peer may say nothing on the data path.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// How long a TLS handshake may take.
+/// How long a TLS handshake may take, and the opening after it: until then it is a stranger's.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// Data paths served at once, strangers that have not been let in yet included.
 const CONNECTIONS_MAX: usize = 64;
@@ -316,7 +316,10 @@ async fn serve_path(
     config: Arc<tokio_rustls::rustls::ServerConfig>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let (stream, peer) = ums_tls::accept(tcp, config, HANDSHAKE_PATIENCE).await?;
-    let pending = receive::accept(stream, IDLE_MAX).await?;
+    let opening = receive::accept(stream, IDLE_MAX);
+    let pending = tokio::time::timeout(HANDSHAKE_PATIENCE, opening)
+        .await
+        .map_err(|_| format!("`{}` did not say in time what it is for", peer.system))??;
     let id = pending.migration();
     let incoming = match admit(agent, id, &pending.permit(), &peer.system) {
         Ok(incoming) => incoming,
@@ -779,3 +782,6 @@ pub async fn settle(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> 
     agent.forget_migration(id);
     Ok(())
 }
+
+#[cfg(test)]
+mod test;

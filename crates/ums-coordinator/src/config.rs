@@ -82,6 +82,13 @@ pub struct Limits {
     pub progress_every: Duration,
     /// Most migrations kept in the history; the oldest make room.
     pub history_max: usize,
+    /// How long a handshake may take, and a request's body from its head on: whoever is slower
+    /// only holds a place.
+    pub arrival_timeout: Duration,
+    /// How long a connection may be silent between requests, and how long a request's head may
+    /// take. Longer than the period at which a source renews its lease, so that a connection that
+    /// is meant for the freeze stays open until then.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -98,6 +105,8 @@ impl Default for Limits {
             copy_timeout: Duration::from_secs(4 * 60 * 60),
             progress_every: Duration::from_millis(250),
             history_max: 10_000,
+            arrival_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(180),
         }
     }
 }

@@ -47,11 +47,19 @@ impl Lines {
             return false;
         };
         let _ = (incoming.is_over(), incoming.endpoints());
-        for message in [Message::Create, Message::Commit, Message::Abort, Message::Close] {
+        for message in [
+            Message::Create,
+            Message::Commit,
+            Message::Abort,
+            Message::Close,
+        ] {
             let _ = receiver::receive(Some(&incoming.state), &message);
         }
         self.0.put_incoming(id, &incoming).expect("memory takes it");
-        assert_eq!(self.0.incoming(id).expect("written just now"), Some(incoming));
+        assert_eq!(
+            self.0.incoming(id).expect("written just now"),
+            Some(incoming)
+        );
         true
     }
 }

@@ -164,14 +164,17 @@ impl Coordinator {
         reconciler::take_up(&shared).await?;
         tasks.spawn(reconciler::run(Arc::clone(&shared)));
         let router = peer_server::router(Arc::clone(&shared));
+        let limits = shared.config.limits.clone();
+        let idle = limits.idle_timeout;
         tasks.spawn(listen::peers(
             listener,
             server_tls,
             router,
+            limits,
             Arc::clone(&tasks),
         ));
         let router = client_server::router(Arc::clone(&shared));
-        tasks.spawn(listen::unix(clients, router, Arc::clone(&tasks)));
+        tasks.spawn(listen::unix(clients, router, idle, Arc::clone(&tasks)));
         Ok(Self {
             shared,
             address,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -18,7 +18,7 @@ use ums_core::saga::Phase;
 use crate::destination;
 use crate::listen::PeerIdentity;
 use crate::policy;
-use crate::problem::{Refused, Reply, ending, ok, parse, unknown};
+use crate::problem::{Refused, Reply, body, ending, ok, parse, unknown};
 use crate::shared::Shared;
 
 /// The routes.
@@ -69,17 +69,11 @@ async fn operation(
     State(shared): State<Arc<Shared>>,
     Extension(PeerIdentity(peer)): Caller,
     Path((id, operation)): Path<(String, String)>,
-    body: Result<axum::body::Bytes, axum::extract::rejection::BytesRejection>,
+    request: Request,
 ) -> Reply<Response> {
     policy::peer(&shared.config, &peer)?;
     let id = parse_id(&id)?;
-    let body = body.map_err(|rejection| {
-        let (status, detail) = (rejection.status().as_u16(), rejection.body_text());
-        let title = "the request's body can't be read";
-        Refused(ums_api::problem::Problem::refused(
-            status, "body", title, detail,
-        ))
-    })?;
+    let body = body(request, shared.config.limits.arrival_timeout).await?;
     let tasks = Arc::clone(&shared.tasks);
     let done = tasks.detached(async move { dispatch(&shared, peer, id, &operation, &body).await });
     done.await.ok_or_else(ending)?

@@ -1,7 +1,8 @@
 //! How errors become problem documents: one exhaustive mapping for each kind.
 
-use axum::body::Body;
-use axum::extract::rejection::BytesRejection;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -11,6 +12,7 @@ use ums_api::http::ClientError;
 use ums_api::problem::{Effect, Fault, MEDIA_TYPE, Problem};
 use ums_core::receiver::Rejected;
 
+use crate::config::Limits;
 use crate::journal::JournalError;
 use crate::policy::Denied;
 
@@ -144,19 +146,27 @@ pub(crate) struct Given<T>(pub(crate) T);
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Given<T> {
     type Rejection = Refused;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
-        let body = axum::body::Bytes::from_request(request, state).await;
-        let body = body.map_err(|rejection: BytesRejection| {
-            let status = rejection.status().as_u16();
-            let detail = rejection.body_text();
-            Refused(Problem::refused(
-                status,
-                "body",
-                "the request's body can't be read",
-                detail,
-            ))
-        })?;
-        parse(&body).map(Self)
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        parse(&body(request, Limits::default().arrival_timeout).await?).map(Self)
+    }
+}
+
+/// A request's body, which has to be there within `limit`.
+pub(crate) async fn body(request: Request, limit: Duration) -> Reply<Bytes> {
+    let unreadable = |status, detail| {
+        let title = "the request's body can't be read";
+        Refused(Problem::refused(status, "body", title, detail))
+    };
+    match tokio::time::timeout(limit, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(rejection)) => {
+            let (status, detail) = (rejection.status().as_u16(), rejection.body_text());
+            Err(unreadable(status, detail))
+        }
+        Err(_) => {
+            let detail = format!("it was not there {} s after its head", limit.as_secs());
+            Err(unreadable(408, detail))
+        }
     }
 }
 

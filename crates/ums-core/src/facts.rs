@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::specification::{ImageId, Specification};
 
-/// What a node is and has, at one moment.
+/// What a node is and has, at one moment. Part of the peer API's *hello*, from which versions are
+/// told: what a later version adds is passed over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// Machine architecture as `uname -m` says it.
@@ -39,6 +40,7 @@ pub struct NodeFacts {
 
 /// What a running service is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ServiceFacts {
     /// Its Specification.
     pub specification: Specification,
@@ -62,6 +64,7 @@ pub struct ServiceFacts {
 
 /// Something in a service that a checkpoint can't carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Obstacle {
     /// What it is.
     pub kind: ObstacleKind,

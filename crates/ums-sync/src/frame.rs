@@ -51,6 +51,9 @@ pub const HEADER_LEN: usize = 6;
 /// The largest payload. Whoever announces more is refused before anything is allocated.
 pub const PAYLOAD_MAX: usize = 1024 * 1024;
 
+/// The payload of a `Hello`: two versions, a migration, a permit. A stranger may send no more.
+pub const HELLO_LEN: usize = 2 + 2 + 16 + 32;
+
 /// The oldest and the newest version of the protocol that this code speaks.
 pub const VERSIONS: (u16, u16) = (1, 1);
 

@@ -94,6 +94,16 @@ pub(crate) async fn read_frame(
     payload: &mut Vec<u8>,
     idle: Duration,
 ) -> Result<Header, LinkError> {
+    let header = read_header(reader, idle).await?;
+    read_payload(reader, &header, payload, idle).await?;
+    Ok(header)
+}
+
+/// Reads one frame's header.
+pub(crate) async fn read_header(
+    reader: &mut (impl AsyncRead + Unpin),
+    idle: Duration,
+) -> Result<Header, LinkError> {
     let mut head = [0; HEADER_LEN];
     let first = read_some(reader, &mut head, idle).await?;
     if first == 0 {
@@ -102,10 +112,18 @@ pub(crate) async fn read_frame(
         });
     }
     read_exact(reader, &mut head[first..], idle).await?;
-    let header = Header::decode(head)?;
+    Ok(Header::decode(head)?)
+}
+
+/// Reads the payload behind a header into `payload`, which gets its exact length.
+pub(crate) async fn read_payload(
+    reader: &mut (impl AsyncRead + Unpin),
+    header: &Header,
+    payload: &mut Vec<u8>,
+    idle: Duration,
+) -> Result<(), LinkError> {
     payload.resize(header.length, 0);
-    read_exact(reader, payload, idle).await?;
-    Ok(header)
+    read_exact(reader, payload, idle).await
 }
 
 async fn read_exact(

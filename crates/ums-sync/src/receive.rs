@@ -17,9 +17,12 @@ use ums_core::id::MigrationId;
 use ums_core::report::Bytes;
 
 use crate::frame::{
-    Counts, Digest, Frame, FrameError, FrameType, Header, Hello, VERSIONS, reason_of, shortened,
+    Counts, Digest, Frame, FrameError, FrameType, HELLO_LEN, Header, Hello, VERSIONS, reason_of,
+    shortened,
 };
-use crate::link::{LinkError, alive_every, flush, read_frame, write_frame};
+use crate::link::{
+    LinkError, alive_every, flush, read_frame, read_header, read_payload, write_frame,
+};
 use crate::meter::Meter;
 use crate::pool::Pool;
 use apply::Apply;
@@ -184,8 +187,18 @@ pub async fn accept<C>(mut stream: C, idle: Duration) -> Result<Pending<C>, Rece
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
+    let header = read_header(&mut stream, idle).await?;
+    // Who it is for is not known yet: nothing else is read, and no more than it takes.
+    if header.frame != FrameType::Hello {
+        let frame = header.frame.name();
+        return Err(ReceiveError::NoHello { frame });
+    }
+    if header.length > HELLO_LEN {
+        let (frame, extra) = (header.frame.name(), header.length - HELLO_LEN);
+        return Err(LinkError::Frame(FrameError::Trailing { frame, extra }).into());
+    }
     let mut payload = Vec::new();
-    let header = read_frame(&mut stream, &mut payload, idle).await?;
+    read_payload(&mut stream, &header, &mut payload, idle).await?;
     let hello = match Frame::decode(header, &payload).map_err(LinkError::from)? {
         Frame::Hello(hello) => hello,
         other => {

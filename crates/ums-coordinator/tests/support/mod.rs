@@ -56,12 +56,19 @@ pub struct System {
     _directory: tempfile::TempDir,
 }
 
-/// Identities of the two systems, made once.
+/// The CA of all systems, made once.
+pub fn authority() -> &'static Authority {
+    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+    AUTHORITY.get_or_init(|| Authority::new("test").expect("a CA").0)
+}
+
+/// Identities of the systems, made once.
 pub fn identity(name: &str) -> Identity {
     static ISSUED: OnceLock<BTreeMap<&str, Identity>> = OnceLock::new();
     let issued = ISSUED.get_or_init(|| {
-        let (ca, _) = Authority::new("test").expect("a CA");
-        ["a", "b", "c"].map(|name| (name, issue(&ca, name))).into()
+        ["a", "b", "c"]
+            .map(|name| (name, issue(authority(), name)))
+            .into()
     });
     issued[name].clone()
 }
