@@ -6,6 +6,7 @@
 mod apt;
 mod bundle;
 mod check;
+mod fuzz;
 mod paths;
 mod run;
 mod self_test;
@@ -36,6 +37,8 @@ enum Command {
     Check,
     /// Set up, build, and run all tests
     Test(test::Args),
+    /// Run the fuzzers, each for a time
+    Fuzz(fuzz::Args),
     /// Set up, build, and show a migration there and back
     Demo {
         /// Arguments of the demo, such as --json
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::main(&args).map(|()| ExitCode::SUCCESS),
         Command::Check => check::main(),
         Command::Test(args) => test::main(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
         Command::Demo { args } => show::main(&show::DEMO, &args),
         Command::Bench { args } => show::main(&show::BENCH, &args),
         Command::Bundle(args) => bundle::main(&args).map(|()| ExitCode::SUCCESS),

@@ -74,6 +74,7 @@ pub(crate) fn main() -> Result<ExitCode> {
 
 fn fmt() -> Result<()> {
     run::shown(run::cargo().args(["fmt", "--all", "--check"]))?;
+    run::shown(run::cargo().args(["fmt", "--manifest-path", policy::FUZZERS, "--check"]))?;
     // Not a member of the workspace: the bundle's build compiles it by itself.
     let launcher = "xtask/launcher/main.rs";
     run::shown(

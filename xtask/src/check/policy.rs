@@ -10,6 +10,9 @@ use serde::Deserialize;
 use super::licence;
 use crate::{paths, run};
 
+/// The fuzzers: a workspace of their own, with a lock file of its own.
+pub(crate) const FUZZERS: &str = "fuzz/Cargo.toml";
+
 /// Contents of `policy.json`. Every entry carries its reason.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,8 +80,16 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// The dependencies that cargo resolves for this host.
+/// The dependencies that cargo resolves for this host: ours, and those that the fuzzers add.
 pub(crate) fn dependencies() -> Result<Vec<Package>> {
+    let mut packages = dependencies_of("Cargo.toml")?;
+    let known: BTreeSet<String> = packages.iter().map(|p| p.id.clone()).collect();
+    let added = dependencies_of(FUZZERS).context("the lock file of the fuzzers")?;
+    packages.extend(added.into_iter().filter(|p| !known.contains(&p.id)));
+    Ok(packages)
+}
+
+fn dependencies_of(manifest: &str) -> Result<Vec<Package>> {
     let host = run::text(Command::new("rustc").arg("-vV"))?;
     let triple = host
         .lines()
@@ -91,6 +102,8 @@ pub(crate) fn dependencies() -> Result<Vec<Package>> {
         "--locked",
         "--filter-platform",
         triple,
+        "--manifest-path",
+        manifest,
     ]);
     let metadata: Metadata = serde_json::from_slice(&run::quiet(&mut command)?.stdout)
         .context("cargo metadata printed something else")?;
