@@ -20,8 +20,8 @@ use ums_api::peer::{ALPN, BODY_BYTES_MAX, paths};
 use ums_core::facts::ServiceFacts;
 use ums_core::id::MigrationId;
 use ums_core::report::Outcome;
-use ums_sync::tls::ca::Authority;
-use ums_sync::tls::{self, Connection, Identity};
+use ums_tls::ca::Authority;
+use ums_tls::{self, Connection, Identity};
 
 /// What the source of a migration may ask of its destination.
 const OPERATIONS: [&str; 7] = [

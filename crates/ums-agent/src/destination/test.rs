@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use ums_sync::frame::{Frame, FrameType, HELLO_LEN, Header, PAYLOAD_MAX};
 use ums_sync::send::{SendError, Sender, Settings};
-use ums_sync::tls::ca::{Authority, SYSTEM_VALIDITY};
-use ums_sync::tls::{ALPN_DATA, Connection, Identity, TlsError};
+use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
+use ums_tls::{ALPN_DATA, Connection, Identity, TlsError};
 
 use super::*;
 use crate::config::AgentConfig;

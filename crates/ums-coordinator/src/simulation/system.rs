@@ -13,7 +13,7 @@ use ums_api::client::{HISTORY_MAX, MigrationView, Permission, paths};
 use ums_api::http::AgentClient;
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::specification::{PublishedPort, Specification, Transport};
-use ums_sync::tls::Identity;
+use ums_tls::Identity;
 
 use super::disk::Fate;
 use super::fault::Side;
