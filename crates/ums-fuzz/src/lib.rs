@@ -29,17 +29,17 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: [Target; 14] = [
     target("frames", stream::frames, 20_000),
-    target("stream", stream::stream, 4_000),
+    target("stream", stream::stream, 2_000),
     target("tree", tree::tree, 200),
     target("pages", checkpoint::pages, 400),
     target("page_server", checkpoint::page_server, 20_000),
     target("criu", checkpoint::criu, 20_000),
-    target("keeper", checkpoint::keeper, 10_000),
-    target("journal", journal::journal, 1_000),
+    target("keeper", checkpoint::keeper, 4_000),
+    target("journal", journal::journal, 400),
     target("specification", words::specification, 10_000),
-    target("messages", words::messages, 8_000),
-    target("frontman", settings::frontman, 4_000),
-    target("config", settings::config, 4_000),
+    target("messages", words::messages, 5_000),
+    target("frontman", settings::frontman, 2_000),
+    target("config", settings::config, 2_000),
     target("certificates", identity::certificates, 4_000),
     target("proc", settings::proc, 20_000),
 ];

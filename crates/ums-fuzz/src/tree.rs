@@ -130,3 +130,35 @@ impl Sink for Written {
         Ok(self.0.finish()?)
     }
 }
+
+#[cfg(test)]
+mod test {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn whatever_is_touched_outside_is_noticed() {
+        let touches: [fn(&Place); 5] = [
+            |place| fs::write(place.at("outside/file"), "Untouched").expect("written"),
+            |place| fs::write(place.at("outside/new"), "").expect("written"),
+            |place| fs::write(place.at("inside/beside"), "").expect("written"),
+            |place| {
+                let (from, to) = (place.at("outside/file"), place.at("inside/upper/hard"));
+                fs::hard_link(from, to).expect("a link");
+            },
+            |place| {
+                let mode = fs::Permissions::from_mode(0o4755);
+                fs::set_permissions(place.at("outside/dir/deep/file"), mode).expect("changed");
+            },
+        ];
+        for (number, touch) in touches.iter().enumerate() {
+            let place = Place::new();
+            place.begin();
+            let before = place.outside();
+            assert_eq!(before, place.outside(), "looking changes nothing");
+            touch(&place);
+            assert_ne!(before, place.outside(), "touch {number} is not noticed");
+        }
+    }
+}

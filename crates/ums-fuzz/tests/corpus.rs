@@ -82,3 +82,20 @@ macro_rules! each {
 }
 
 each!(frames stream tree pages page_server criu keeper journal specification messages frontman config certificates proc);
+
+/// What leads out is an error: the corpus of `tree` would show nothing if it were passed over.
+#[test]
+fn ways_out_of_a_tree_are_refused() {
+    let target = find("tree").expect("a target");
+    let entries = corpus(&target);
+    for name in [
+        "through-absolute",
+        "through-relative",
+        "own-link",
+        "link-to-out",
+    ] {
+        let entry = entries.iter().find(|(file, _)| file == name);
+        let (_, input) = entry.expect("it is in the corpus");
+        assert!(!run(&target, name, input), "{name} was accepted");
+    }
+}
