@@ -72,18 +72,20 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn fuzz(target: &str, seconds: u32) -> Result<()> {
+    let fuzzers = paths::workspace().join("fuzz");
     // What is found goes here, and only what a person chooses into the corpus.
-    let found = paths::workspace().join("fuzz/found").join(target);
+    let found = fuzzers.join("found").join(target);
     fs::create_dir_all(&found)?;
-    let corpus = paths::workspace().join("fuzz/corpus").join(target);
+    let corpus = fuzzers.join("corpus").join(target);
     let mut command = run::cargo();
+    command.current_dir(&fuzzers);
     // Counting which branches are taken is a compiler option of the nightly toolchains only.
     command.env("RUSTC_BOOTSTRAP", "1");
     command.args([
         "fuzz",
         "run",
         "--fuzz-dir",
-        "fuzz",
+        ".",
         "--sanitizer",
         "none",
         target,
