@@ -96,7 +96,7 @@ fn streams(corpora: &Corpora) -> Done {
             let (process, lazy) = ((7 << 8) | 1, 2 | 4);
             pages.write(process, 0x1000, lazy, &[9; 4 * 4096])?;
             pages.write(process, 0x9000, 4, &[0; 2 * 4096])?;
-            let mut noise: Vec<u8> = (0..4096_u32).map(|n| (n * n >> 3) as u8).collect();
+            let mut noise: Vec<u8> = (0..4096_u32).map(|n| ((n * n) >> 3) as u8).collect();
             noise.extend([0; 4096]);
             pages.write((3 << 8) | 2, 0, lazy, &noise)?;
             pages.absent(process, 0x20000, 2, 1000)?;

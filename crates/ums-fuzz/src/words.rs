@@ -93,7 +93,8 @@ pub(crate) fn messages(data: &[u8]) -> bool {
         again::<agent::MigrationState>,
         again::<problem::Problem>,
     ];
-    read.iter().fold(false, |any, read| read(data) || any)
+    // Each type reads it, whether or not another one could.
+    read.iter().filter(|read| read(data)).count() > 0
 }
 
 fn again<T: DeserializeOwned + Serialize>(data: &[u8]) -> bool {
