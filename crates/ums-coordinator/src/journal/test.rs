@@ -92,13 +92,34 @@ fn foreign_and_damaged_files_are_named_with_a_remedy() {
     );
 
     let file = directory.path().join(FILE_NAME);
+    let newer = tempfile::tempdir().expect("a directory");
+    let database = Database::create(newer.path().join(FILE_NAME)).expect("created");
+    let write = database.begin_write().expect("begun");
+    write
+        .open_table(META)
+        .and_then(|mut meta| Ok(meta.insert("format", "ums-journal/2").map(drop)?))
+        .expect("written");
+    write.commit().expect("committed");
+    drop(database);
+    let error = open(newer.path()).expect_err("a newer one").to_string();
+    assert!(error.contains("says `ums-journal/2`"), "{error}");
+    let database = Database::create(newer.path().join(FILE_NAME)).expect("still whole");
+    let read = database.begin_read().expect("begun");
+    assert!(read.open_table(EVENTS).is_err(), "nothing was added to it");
+    drop((read, database));
+    let stranger = tempfile::tempdir().expect("a directory");
+    drop(Database::create(stranger.path().join(FILE_NAME)).expect("created"));
+    let error = open(stranger.path()).expect_err("somebody's").to_string();
+    assert!(error.contains("it says `no format`"), "{error}");
+
     let good = std::fs::read(&file).expect("read");
-    for damage in 0..4 {
+    for damage in 0..5 {
         let mut bytes = good.clone();
         match damage {
             0 => bytes = b"this is no journal".to_vec(),
             1 => bytes.truncate(100),
             2 => bytes[..64].fill(0xff),
+            4 => bytes.clear(),
             _ => bytes[64..320].fill(0xa5),
         }
         std::fs::write(&file, bytes).expect("written");
