@@ -29,7 +29,10 @@ pub enum ClientError {
     #[error("no Frontman answers on {}: it has retired, or was killed", .0.display())]
     NotThere(PathBuf),
     /// The conversation broke off.
-    #[error("cannot talk to the Frontman on {}", .path.display())]
+    #[error(
+        "cannot talk to the Frontman on {}: see `frontman.log` in the state directory",
+        .path.display()
+    )]
     Talk {
         /// Its control socket.
         path: PathBuf,
@@ -41,7 +44,10 @@ pub enum ClientError {
     #[error("the Frontman refused: {0}")]
     Refused(String),
     /// It can't be started.
-    #[error("cannot start the Frontman {}: {reason}", .binary.display())]
+    #[error(
+        "cannot start the Frontman {}: {reason}; set `bin_dir` to where this release's programs are",
+        .binary.display()
+    )]
     Start {
         /// The program.
         binary: PathBuf,

@@ -41,10 +41,13 @@ const DRAIN_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// The connection failed.
-    #[error("the data path from the source broke")]
+    #[error("the data path from the source broke; nothing was restored, migrate again")]
     Link(#[from] LinkError),
     /// Something else came first.
-    #[error("the source opened the data path with a {frame} frame instead of Hello")]
+    #[error(
+        "the source opened the data path with a {frame} frame instead of Hello; run the same release \
+         on both systems"
+    )]
     NoHello {
         /// The frame.
         frame: &'static str,
@@ -61,7 +64,7 @@ pub enum ReceiveError {
     /// The stream ended before its end.
     #[error(
         "the stream stopped after {frames} frames without its end; the source failed or the \
-         network between was cut, nothing was restored"
+         network between was cut: nothing was restored, migrate again"
     )]
     Truncated {
         /// How many frames had arrived.
@@ -77,7 +80,10 @@ pub enum ReceiveError {
         reason: String,
     },
     /// A frame that is not as the protocol says.
-    #[error("frame {frames} of the stream is malformed")]
+    #[error(
+        "frame {frames} of the stream is malformed; nothing was restored: run the same release on \
+         both systems, and migrate again"
+    )]
     Malformed {
         /// Its number.
         frames: u64,
@@ -106,13 +112,13 @@ pub enum ReceiveError {
         see: &'static str,
     },
     /// Pages or file content that can't be unpacked.
-    #[error("a block could not be unpacked: {reason}")]
+    #[error("a block could not be unpacked: {reason}; nothing was restored, migrate again")]
     Unpack {
         /// Why.
         reason: String,
     },
     /// The end doesn't fit what came before it.
-    #[error("what arrived is not what was sent: {what}; nothing was restored")]
+    #[error("what arrived is not what was sent: {what}; nothing was restored, migrate again")]
     Differs {
         /// What doesn't agree.
         what: String,

@@ -42,7 +42,10 @@ const QUEUE_DEPTH: usize = 16;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SendError {
     /// The connection failed.
-    #[error("the data path to the destination broke")]
+    #[error(
+        "the data path to the destination broke; see whether the agent there and the link are well, \
+         and migrate again"
+    )]
     Link(#[from] LinkError),
     /// The destination didn't let the stream begin.
     #[error("the destination refused the data path: {reason}")]
@@ -57,19 +60,28 @@ pub enum SendError {
         reason: String,
     },
     /// The destination answered what makes no sense at this place.
-    #[error("the destination sent a {frame} frame where it has no place")]
+    #[error(
+        "the destination sent a {frame} frame where it has no place; run the same release on both \
+         systems"
+    )]
     Unexpected {
         /// The frame.
         frame: &'static str,
     },
     /// The destination chose a version that was not offered.
-    #[error("the destination wants version {version} of the protocol, which was not offered")]
+    #[error(
+        "the destination wants version {version} of the protocol, which was not offered; run the \
+         same release on both systems"
+    )]
     Version {
         /// What it chose.
         version: u16,
     },
     /// The destination confirmed something else than was sent.
-    #[error("the destination confirmed a digest that is not that of what was sent")]
+    #[error(
+        "the destination confirmed a digest that is not that of what was sent; migrate again, and \
+         run the same release on both systems"
+    )]
     Differs,
     /// What was to be sent doesn't fit the protocol.
     #[error("this can't be sent")]

@@ -419,12 +419,23 @@ fn of_large_files_only_what_changed_is_sent_again() {
     let place = Place::with(&["upper"]);
     let at = |name: &str| place.upper().join(name);
     let large = common::random(1, 4 * MIB as usize);
-    for name in ["appended", "overwritten", "cut", "emptied", "punched", "same", "linked"] {
+    for name in [
+        "appended",
+        "overwritten",
+        "cut",
+        "emptied",
+        "punched",
+        "same",
+        "linked",
+    ] {
         fs::write(at(name), &large).unwrap();
     }
     fs::hard_link(at("linked"), at("linked too")).unwrap();
     mode(&at("overwritten"), 0o4755);
-    File::create(at("sparse")).unwrap().set_len(64 * MIB).unwrap();
+    File::create(at("sparse"))
+        .unwrap()
+        .set_len(64 * MIB)
+        .unwrap();
     overwrite(&at("sparse"), 10 * MIB, &large[..MIB as usize]);
     settle();
     let always = BTreeSet::from([(RootName::Upper, PathBuf::from("same"))]);
@@ -438,8 +449,8 @@ fn of_large_files_only_what_changed_is_sent_again() {
             resize(&at("emptied"), 0);
             resize(&at("emptied"), 3 * MIB);
             let punched = File::options().write(true).open(at("punched")).unwrap();
-            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE
-                | rustix::fs::FallocateFlags::KEEP_SIZE;
+            let flags =
+                rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(&punched, flags, MIB, MIB).unwrap();
             overwrite(&at("sparse"), 40 * MIB, b"new");
             resize(&at("sparse"), 80 * MIB);
@@ -452,7 +463,11 @@ fn of_large_files_only_what_changed_is_sent_again() {
     assert!(stats.bytes <= 8 * 64 * 1024, "{stats:?}");
     assert!(stats.sent >= 8, "{stats:?}");
     let sparse = fs::metadata(place.destination(&RootName::Upper).join("sparse")).unwrap();
-    assert!(sparse.blocks() * 512 < 2 * MIB, "{} blocks", sparse.blocks());
+    assert!(
+        sparse.blocks() * 512 < 2 * MIB,
+        "{} blocks",
+        sparse.blocks()
+    );
 }
 
 #[test]
@@ -491,8 +506,8 @@ fn scribble(path: &Path, (action, from, length): (u8, u32, u32)) {
         2 => overwrite(path, from, &vec![0; length as usize]),
         3 if length > 0 => {
             let file = File::options().write(true).open(path).unwrap();
-            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE
-                | rustix::fs::FallocateFlags::KEEP_SIZE;
+            let flags =
+                rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(&file, flags, from, length).unwrap();
         }
         _ => {
@@ -566,7 +581,11 @@ fn a_database_of_256_mib_with_small_changes() {
             std::io::Write::write_all(&mut log, &common::random(2, 100_000)).unwrap();
         })
         .unwrap();
-    eprintln!("{} of {} bytes", stats.bytes, fs::metadata(&file).unwrap().len());
+    eprintln!(
+        "{} of {} bytes",
+        stats.bytes,
+        fs::metadata(&file).unwrap().len()
+    );
     place.assert_same();
     assert!(stats.bytes < 4 << 20, "{stats:?}");
 }

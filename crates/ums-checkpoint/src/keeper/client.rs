@@ -23,7 +23,11 @@ const START_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no keeper at the socket: the service does not exist here, or its keeper was lost.
-    #[error("no keeper answers at `{}`", path.display())]
+    #[error(
+        "no keeper answers at `{}`: it was killed, and nothing can be asked of its service but \
+         `ums rm`",
+        path.display()
+    )]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -40,10 +44,13 @@ pub enum Error {
         status: Box<Status>,
     },
     /// It went away during the request: whether the request took effect is unknown.
-    #[error("the keeper was lost during the request")]
+    #[error(
+        "the keeper was lost during the request; see what killed it (the kernel's log), and what \
+         became of the service (`ums list`)"
+    )]
     Lost(#[source] io::Error),
     /// It could not be started.
-    #[error("the keeper could not be started: {0}")]
+    #[error("the keeper could not be started: {0}; `ums doctor` says what this host lacks")]
     Start(String),
 }
 

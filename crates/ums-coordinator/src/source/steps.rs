@@ -517,7 +517,13 @@ async fn attempt<T>(
 fn words(error: &ClientError) -> String {
     match error.problem() {
         Some(problem) => problem.to_string(),
-        None => error.chain(),
+        None => {
+            let remedy = match error {
+                ClientError::Connect { .. } => "see whether it runs (`ums serve` starts both)",
+                _ => "its log may say why",
+            };
+            format!("{}; {remedy}", error.chain())
+        }
     }
 }
 

@@ -82,7 +82,10 @@ impl Blocks {
                 _ => ranges.push(begin..end),
             }
             if at >= self.hashes.len() {
-                ranges.last_mut().into_iter().for_each(|last| last.end = size);
+                ranges
+                    .last_mut()
+                    .into_iter()
+                    .for_each(|last| last.end = size);
                 break;
             }
         }
@@ -209,6 +212,10 @@ mod test {
         before.changed(&now, size)
     }
 
+    fn one(range: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(range).collect()
+    }
+
     #[test]
     fn lengths_grow_with_files_and_with_what_is_remembered() {
         assert_eq!(block_len(LEN, HASHES_MAX), None);
@@ -240,19 +247,25 @@ mod test {
         assert_eq!(changed(&before, &[(0, &content)], 3 * LEN), []);
         let mut other = content.clone();
         other[LEN as usize + 5] = 8;
-        assert_eq!(changed(&before, &[(0, &other)], 3 * LEN), [LEN..2 * LEN]);
+        assert_eq!(changed(&before, &[(0, &other)], 3 * LEN), one(LEN..2 * LEN));
         // Appended: only what is new, in one range however long.
         let sent = changed(&before, &[(0, &content)], 3 * LEN + (1 << 40));
-        assert_eq!(sent, [3 * LEN..3 * LEN + (1 << 40)]);
+        assert_eq!(sent, one(3 * LEN..3 * LEN + (1 << 40)));
         // Cut off: what is gone needs no sending, the block that was cut does.
         assert_eq!(changed(&before, &[(0, &content[..LEN as usize])], LEN), []);
         let cut = changed(&before, &[(0, &content[..LEN as usize + 9])], LEN + 9);
-        assert_eq!(cut, [LEN..LEN + 9]);
+        assert_eq!(cut, one(LEN..LEN + 9));
         // A hole where there was content, and content where there was a hole.
-        let hole = [(0, &content[..LEN as usize]), (2 * LEN, &content[..LEN as usize])];
-        assert_eq!(changed(&before, &hole, 3 * LEN), [LEN..2 * LEN]);
+        let hole = [
+            (0, &content[..LEN as usize]),
+            (2 * LEN, &content[..LEN as usize]),
+        ];
+        assert_eq!(changed(&before, &hole, 3 * LEN), one(LEN..2 * LEN));
         let sparse = blocks(&hole, 3 * LEN);
-        assert_eq!(changed(&sparse, &[(0, &content)], 3 * LEN), [LEN..2 * LEN]);
+        assert_eq!(
+            changed(&sparse, &[(0, &content)], 3 * LEN),
+            one(LEN..2 * LEN)
+        );
         assert_eq!(changed(&sparse, &hole, 3 * LEN), []);
     }
 }
