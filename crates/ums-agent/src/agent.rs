@@ -14,7 +14,7 @@ use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Specification;
 use ums_tls::Identity;
 
-use crate::config::{AgentConfig, ServicePlaces};
+use crate::config::{AgentConfig, RestoreMode, ServicePlaces};
 use crate::destination::Incoming;
 use crate::facts::{Known, Node};
 use crate::images::{Bounds, ImageStore};
@@ -58,6 +58,8 @@ pub struct Agent {
     pub network: network::Driver,
     /// Where the data path listens.
     pub data_port: u16,
+    /// Why all pages are put in place before a service runs; `None` where userfaultfd installs them.
+    pub eager_restore: Option<String>,
     node: Node,
     services: Mutex<BTreeMap<ServiceName, Service>>,
     migrations: Mutex<BTreeMap<MigrationId, Migration>>,
@@ -71,12 +73,12 @@ impl Agent {
         let identity = Identity::load(&config.ca, &config.cert, &config.key)?;
         let images = ImageStore::open(&config.state_dir, Bounds::default())?;
         let network = network::Driver::new(Some(config.bundle_bin()), config.service_network);
-        let node = Node::new(
-            &config.bundle,
-            &config.state_dir,
-            "/ums",
-            userfaultfd_serves(),
-        );
+        let eager_restore = eager_restore(config.restore);
+        if let Some(reason) = &eager_restore {
+            tracing::info!(reason, "pages are put in place before a service runs");
+        }
+        let eager = eager_restore.clone();
+        let node = Node::new(&config.bundle, &config.state_dir, "/ums", eager);
         let services = load_services(&config)?;
         let agent = Self {
             config,
@@ -84,6 +86,7 @@ impl Agent {
             images,
             network,
             data_port,
+            eager_restore,
             node,
             services: Mutex::new(services),
             migrations: Mutex::new(BTreeMap::new()),
@@ -339,6 +342,27 @@ impl Agent {
             .map_err(|e| problem::failed("facts", "facts of the node")(&e))
     }
 
+    /// Memory that can be had here now, bytes.
+    pub fn memory_available(&self) -> Result<u64, crate::facts::FactsError> {
+        self.node.memory_available()
+    }
+
+    /// Removes the images that no service has used for as long as they are kept. Blocks.
+    pub fn remove_old_images(&self) -> Result<(), crate::images::ImageError> {
+        // Held until it is done: a service that is added meanwhile would find its image gone.
+        let services = self.services();
+        let used = services
+            .values()
+            .map(|service| service.record.specification.image.clone());
+        let keep = std::time::Duration::from_secs(self.config.keep_images_seconds);
+        let removed = self.images.retire_unused(&used.collect(), keep)?;
+        drop(services);
+        for id in removed {
+            tracing::info!(image = id.as_str(), "an image that nobody uses was removed");
+        }
+        self.images.clear_retired()
+    }
+
     fn network_base(&self) -> Ipv4Addr {
         let network = self.config.service_network;
         let bits = 32 - u32::from(network.prefix_len);
@@ -352,6 +376,10 @@ impl Agent {
         let specification = service.record.specification.clone();
         let status = self.keeper_status(&service).ok();
         let init = status.and_then(|status| status.init_pid);
+        let image_bytes = self
+            .images
+            .bytes(&specification.image)
+            .map_err(|error| problem::failed("images", "image store")(&error))?;
         let Some(init) = init else {
             return Ok(ServiceFacts {
                 specification,
@@ -360,6 +388,7 @@ impl Agent {
                 threads: 0,
                 memory_bytes: 0,
                 filesystem_bytes: 0,
+                image_bytes,
                 connections: 0,
                 obstacles: Vec::new(),
                 migrating: gate,
@@ -370,7 +399,10 @@ impl Agent {
         let seen = crate::inspect::inspect(init, &directories).map_err(|error| {
             problem::failed("inspect", "the service can't be inspected")(&error)
         })?;
-        Ok(seen.facts(specification, gate))
+        Ok(ServiceFacts {
+            image_bytes,
+            ..seen.facts(specification, gate)
+        })
     }
 }
 
@@ -400,8 +432,13 @@ fn load_services(config: &AgentConfig) -> anyhow::Result<BTreeMap<ServiceName, S
     Ok(services)
 }
 
-/// Whether userfaultfd can be had: root can, wherever the kernel has it at all.
-fn userfaultfd_serves() -> bool {
-    std::path::Path::new("/proc/sys/vm/unprivileged_userfaultfd").exists()
-        && nix::unistd::geteuid().is_root()
+/// Why pages are not left to userfaultfd here; tried, since a kernel that has it may still not let
+/// us (a container's seccomp profile, lacking privileges).
+fn eager_restore(mode: RestoreMode) -> Option<String> {
+    match mode {
+        RestoreMode::Eager => Some("`restore` is set to `eager`".to_owned()),
+        RestoreMode::Auto => ums_checkpoint::uffd::probe()
+            .err()
+            .map(|error| error.to_string()),
+    }
 }

@@ -111,6 +111,26 @@ pub fn external_mounts(specification: &Specification, places: &Places<'_>) -> Ve
     std::iter::once(shm).chain(volumes).collect()
 }
 
+/// What containers can't write below /proc.
+const READONLY_PATHS: [&str; 8] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/scsi",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// What containers can't see below /proc.
+const MASKED_PATHS: [&str; 2] = ["/proc/keys", "/proc/timer_list"];
+
+/// Paths below /proc on which containers have mounts, where the kernel has them.
+pub fn covered_proc_paths() -> impl Iterator<Item = &'static str> {
+    READONLY_PATHS.into_iter().chain(MASKED_PATHS)
+}
+
 /// The `config.json` of the bundle.
 pub fn config(
     specification: &Specification,
@@ -201,14 +221,11 @@ fn linux(specification: &Specification, places: &Places<'_>) -> Value {
         // Read-only even where engines mask: a masked directory is an empty tmpfs, whose
         // (missing) content would be dumped in the freeze. runc passes over paths that this
         // kernel lacks; those it has, the destination's kernel must have too.
-        "readonlyPaths": [
-            "/proc/acpi", "/proc/asound", "/proc/scsi",
-            "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
-        ],
+        "readonlyPaths": READONLY_PATHS,
         // What is left out needs a capability that no service has by default (kcore), or is
         // readable by root alone and only tells about the node; each would be one more mount in the
         // freeze and one more file that both kernels must have.
-        "maskedPaths": ["/proc/keys", "/proc/timer_list"],
+        "maskedPaths": MASKED_PATHS,
         // No seccomp profile: CRIU restores filters one by one through the parasite, which
         // costs time in the freeze, and the profile would have to be part of the Specification.
     })

@@ -33,6 +33,16 @@ impl FromStr for Network {
     }
 }
 
+/// When a service's pages are put in place at a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum RestoreMode {
+    /// While it runs, by userfaultfd; where that can't be had, before it runs.
+    #[default]
+    Auto,
+    /// All of them before it runs.
+    Eager,
+}
+
 /// Flags of `ums-agent serve`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentConfig {
@@ -87,6 +97,15 @@ pub struct AgentConfig {
     /// Seconds after which a Frontman that leads to another system retires.
     #[arg(long, default_value_t = 86_400)]
     pub retire_seconds: u64,
+    /// Seconds after which an image that no service uses is removed.
+    #[arg(long, default_value_t = 604_800)]
+    pub keep_images_seconds: u64,
+    /// Seconds that a peer may say nothing on the data path.
+    #[arg(long, default_value_t = 30)]
+    pub idle_seconds: u64,
+    /// When pages are put in place here.
+    #[arg(long, value_enum, default_value_t = RestoreMode::Auto)]
+    pub restore: RestoreMode,
 }
 
 impl AgentConfig {
@@ -98,6 +117,11 @@ impl AgentConfig {
     /// The C/R bundle's programs.
     pub fn bundle_bin(&self) -> PathBuf {
         self.bundle.join("bin")
+    }
+
+    /// How long a peer may say nothing on the data path.
+    pub fn idle(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.idle_seconds)
     }
 
     /// All that belongs to one service.

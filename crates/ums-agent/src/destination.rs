@@ -32,8 +32,6 @@ use crate::services::{self, blocking};
 use crate::source::{ALPN, monotonic_ns};
 use crate::tunnel;
 
-/// How long a peer may say nothing on the data path.
-const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take, and the opening after it: until then it is a stranger's.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// Data paths served at once, strangers that have not been let in yet included.
@@ -41,6 +39,11 @@ const CONNECTIONS_MAX: usize = 64;
 /// Room for CRIU's metadata images and for pages that must be there at the restore, beyond the
 /// memory that was announced, bytes.
 const IMAGES_BYTES_MAX: u64 = 1 << 30;
+/// So much arrives between two looks at the memory that is left, bytes.
+const MEMORY_LOOK_BYTES: u64 = 8 << 20;
+/// Memory that must be left while pages arrive, bytes: for what is between two looks, and for all
+/// else that runs here. Without it the kernel would choose whom to kill.
+const MEMORY_LEFT_MIN: u64 = 32 << 20;
 /// How long a `restore` waits for the end of a delivery that the source believes complete.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long what has arrived may take to be written, or thrown away, when the rest is given up.
@@ -77,6 +80,8 @@ struct View {
 struct Delivery {
     images: MemoryDir,
     stored: Stored,
+    /// Whether pages are left to userfaultfd.
+    lazy: bool,
     digest: String,
 }
 
@@ -316,7 +321,7 @@ async fn serve_path(
     config: Arc<tokio_rustls::rustls::ServerConfig>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let (stream, peer) = ums_tls::accept(tcp, config, HANDSHAKE_PATIENCE).await?;
-    let opening = receive::accept(stream, IDLE_MAX);
+    let opening = receive::accept(stream, agent.config.idle());
     let pending = tokio::time::timeout(HANDSHAKE_PATIENCE, opening)
         .await
         .map_err(|_| format!("`{}` did not say in time what it is for", peer.system))??;
@@ -353,11 +358,17 @@ async fn serve_path(
             let digest = blake3::Hash::from_bytes(received.digest)
                 .to_hex()
                 .to_string();
-            let Arrival { images, stored, .. } = received.sink;
+            let Arrival {
+                images,
+                stored,
+                lazy,
+                ..
+            } = received.sink;
             let stored = stored.ok_or("the stream was not finished")?;
             view.delivery = Some(Delivery {
                 images,
                 stored,
+                lazy,
                 digest,
             });
             view.phase = Some(Phase::Delivered);
@@ -396,6 +407,10 @@ fn admit(
 
 /// Takes a checkpoint as it arrives.
 struct Arrival {
+    agent: Arc<Agent>,
+    lazy: bool,
+    /// Bytes of pages until the next look at the memory that is left.
+    unlooked: u64,
     images: MemoryDir,
     store: Option<PageStore>,
     stored: Option<Stored>,
@@ -409,7 +424,7 @@ struct Arrival {
 impl Arrival {
     /// Blocks.
     fn new(
-        agent: &Agent,
+        agent: &Arc<Agent>,
         incoming: &Incoming,
         receiving: OwnedMutexGuard<()>,
     ) -> Result<Self, Problem> {
@@ -441,10 +456,14 @@ impl Arrival {
         if let Some(staging) = &image {
             roots.push((RootName::Image, staging.rootfs()));
         }
+        let lazy = agent.eager_restore.is_none();
         Ok(Self {
+            agent: Arc::clone(agent),
+            lazy,
+            unlooked: 0,
             images: MemoryDir::new(IMAGES_BYTES_MAX.saturating_add(memory_bytes_max))
                 .map_err(|e| memory(&e))?,
-            store: Some(PageStore::new(memory_bytes_max, true).map_err(|e| memory(&e))?),
+            store: Some(PageStore::new(memory_bytes_max, lazy).map_err(|e| memory(&e))?),
             stored: None,
             info: None,
             applier: Applier::new(roots)
@@ -452,6 +471,29 @@ impl Arrival {
             image,
             _receiving: receiving,
         })
+    }
+}
+
+impl Arrival {
+    /// Refuses before the kernel would: what it kills when memory is gone may be anybody's.
+    fn look_at_memory(&mut self, bytes: u64) -> Result<(), SinkError> {
+        self.unlooked += bytes;
+        if self.unlooked < MEMORY_LOOK_BYTES {
+            return Ok(());
+        }
+        self.unlooked = 0;
+        let left = self.agent.memory_available()?;
+        if left >= MEMORY_LEFT_MIN {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes >> 20;
+        Err(format!(
+            "there is no memory for more pages: {} MiB are left for services at the destination, \
+             and {} MiB must stay; free memory there, or choose another destination",
+            mib(left),
+            mib(MEMORY_LEFT_MIN)
+        )
+        .into())
     }
 }
 
@@ -464,6 +506,9 @@ impl Sink for Arrival {
     }
 
     fn pages(&mut self, block: &Block<'_>) -> Result<(), SinkError> {
+        if let Some(content) = block.content {
+            self.look_at_memory(content.bytes.len() as u64)?;
+        }
         let store = self.store.as_mut().ok_or("pages after the end")?;
         Ok(keep_pages(store, &self.images, block)?)
     }
@@ -537,7 +582,7 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
         let request = RestoreRequest {
             lazy_bytes: delivery.stored.lazy_bytes,
-            lazy: true,
+            lazy: delivery.lazy,
             connections,
         };
         let fds = [delivery.images.as_fd(), delivery.stored.lazy.as_fd()];

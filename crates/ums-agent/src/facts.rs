@@ -74,19 +74,24 @@ pub struct Node {
     criu: PathBuf,
     state_dir: PathBuf,
     cgroup: String,
-    userfaultfd: bool,
+    eager_restore: Option<String>,
     version: OnceLock<Version>,
 }
 
 impl Node {
     /// `bundle` is the C/R bundle, `cgroup` the path below each hierarchy that services lie under
-    /// (it need not exist), `userfaultfd` what the C/R module's probe said.
-    pub fn new(bundle: &Path, state_dir: &Path, cgroup: &str, userfaultfd: bool) -> Self {
+    /// (it need not exist), `eager_restore` why pages are all put in place before a service runs.
+    pub fn new(
+        bundle: &Path,
+        state_dir: &Path,
+        cgroup: &str,
+        eager_restore: Option<String>,
+    ) -> Self {
         Self {
             criu: bundle.join("bin/criu"),
             state_dir: state_dir.to_path_buf(),
             cgroup: cgroup.to_owned(),
-            userfaultfd,
+            eager_restore,
             version: OnceLock::new(),
         }
     }
@@ -100,7 +105,8 @@ impl Node {
             cpu_features: cpu_features()?,
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             criu: self.criu_version(),
-            userfaultfd: self.userfaultfd,
+            eager_restore: self.eager_restore.clone(),
+            proc_paths: proc_paths(),
             memory_available_bytes: memory::available(&self.cgroup)?,
             disk_available_bytes: self.disk_available()?,
             services: known.services.into_iter().map(String::from).collect(),
@@ -125,6 +131,11 @@ impl Node {
                 None
             }
         }
+    }
+
+    /// Memory that can be had now, bytes.
+    pub fn memory_available(&self) -> Result<u64, FactsError> {
+        memory::available(&self.cgroup)
     }
 
     fn disk_available(&self) -> Result<u64, FactsError> {
@@ -162,6 +173,14 @@ fn cpu_features() -> Result<BTreeSet<String>, FactsError> {
         path: PATH.into(),
         what: "CPU flags",
     })
+}
+
+/// What containers cover, of what is there: the same in every instance of procfs.
+fn proc_paths() -> BTreeSet<String> {
+    crate::bundle::covered_proc_paths()
+        .filter(|path| Path::new(path).exists())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Ports on which something listens in our network namespace.
@@ -217,7 +236,7 @@ mod test {
     fn this_node_has_facts() {
         let dir = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let node = Node::new(dir.path(), dir.path(), "/ums/none", true);
+        let node = Node::new(dir.path(), dir.path(), "/ums/none", None);
         let facts = node.facts(known()).unwrap();
         assert!(facts.ports.contains(&8080));
         assert!(facts.ports.contains(&listener.local_addr().unwrap().port()));
@@ -231,7 +250,7 @@ mod test {
     fn the_version_is_asked_for_until_it_is_known_and_then_kept() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::new(dir.path(), dir.path(), "/ums/none", true);
+        let node = Node::new(dir.path(), dir.path(), "/ums/none", None);
         assert_eq!(node.criu_version(), None);
         let criu = dir.path().join("bin/criu");
         fs::create_dir(dir.path().join("bin")).unwrap();

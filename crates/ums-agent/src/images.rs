@@ -4,12 +4,13 @@
 //! an overlay. It appears by a rename of a whole, synchronised directory, so that what is found
 //! under an id after a crash is whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use ums_core::specification::ImageId;
 
@@ -83,6 +84,8 @@ impl ImageError {
 
 /// What begins the name of everything in the store that isn't an image (yet).
 const UNFINISHED: &str = ".unfinished-";
+/// What begins the name of an image that was taken out.
+const RETIRED: &str = ".unfinished-remove-";
 /// Where the stamps of imported directories are.
 const STAMPS: &str = ".stamps";
 const ROOTFS: &str = "rootfs";
@@ -92,6 +95,8 @@ const ROOTFS: &str = "rootfs";
 pub struct ImageStore {
     dir: PathBuf,
     bounds: Bounds,
+    /// Sizes that were asked for: an image never changes.
+    sizes: Arc<Mutex<BTreeMap<ImageId, u64>>>,
 }
 
 impl ImageStore {
@@ -102,12 +107,12 @@ impl ImageStore {
         let dir = state_dir.join("images");
         let stamps = dir.join(STAMPS);
         fs::create_dir_all(&stamps).map_err(ImageError::io("create", &stamps))?;
-        let store = Self { dir, bounds };
-        for name in store.names()? {
-            if name.starts_with(UNFINISHED) {
-                remove_tree(&store.dir.join(name))?;
-            }
-        }
+        let store = Self {
+            dir,
+            bounds,
+            sizes: Arc::default(),
+        };
+        store.clear(UNFINISHED)?;
         Ok(store)
     }
 
@@ -119,6 +124,20 @@ impl ImageStore {
     /// Whether the image is there.
     pub fn present(&self, id: &ImageId) -> bool {
         self.rootfs(id).is_dir()
+    }
+
+    /// Bytes in an image's files; 0 if it is not there. Walks through it the first time.
+    pub fn bytes(&self, id: &ImageId) -> Result<u64, ImageError> {
+        if !self.present(id) {
+            return Ok(0);
+        }
+        let sizes = || self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = sizes().get(id) {
+            return Ok(*bytes);
+        }
+        let bytes = crate::inspect::files_bytes(&self.rootfs(id));
+        sizes().insert(id.clone(), bytes);
+        Ok(bytes)
     }
 
     /// All images that are there.
@@ -141,6 +160,7 @@ impl ImageStore {
         let stamp = stamp::of(&source, self.bounds)?;
         let stamps = self.dir.join(STAMPS);
         if let Some(id) = stamp::recall(&stamps, &source, &stamp).filter(|id| self.present(id)) {
+            self.used(&id)?;
             return Ok(id);
         }
         let mut id = manifest::id_of(&source, self.bounds)?;
@@ -153,6 +173,7 @@ impl ImageStore {
             id = copied.inspect_err(|_| discard(&temporary))?;
             self.publish(&temporary, &id)?;
         }
+        self.used(&id)?;
         // Stamped with what was seen before reading: a change since then makes it useless.
         stamp::remember(&stamps, &source, &stamp, &id, SystemTime::now());
         Ok(id)
@@ -182,21 +203,56 @@ impl ImageStore {
         same(id, &manifest::id_of(&self.rootfs(id), self.bounds)?)
     }
 
-    /// Removes all images but those in use; says which.
-    pub fn remove_unused(&self, in_use: &BTreeSet<ImageId>) -> Result<Vec<ImageId>, ImageError> {
-        let unused: Vec<_> = self
-            .list()?
-            .into_iter()
-            .filter(|id| !in_use.contains(id))
-            .collect();
-        for id in &unused {
+    /// Takes the images out that have not been used for so long; says which. Quick: what is taken
+    /// out is removed by [`clear_retired`](Self::clear_retired).
+    ///
+    /// An image's directory bears the time of its last use, by the wall clock: one that jumps only
+    /// removes something early that can be sent again.
+    pub fn retire_unused(
+        &self,
+        in_use: &BTreeSet<ImageId>,
+        keep: Duration,
+    ) -> Result<Vec<ImageId>, ImageError> {
+        let mut retired = Vec::new();
+        for id in self.list()? {
+            if in_use.contains(&id) {
+                self.used(&id)?;
+                continue;
+            }
             let from = self.dir.join(id.as_str());
-            // Renamed first: what is found under an id is whole, also while it is being removed.
-            let to = self.dir.join(format!("{UNFINISHED}remove-{}", id.as_str()));
-            fs::rename(&from, &to).map_err(ImageError::io("rename", &from))?;
-            remove_tree(&to)?;
+            let metadata = fs::metadata(&from).map_err(ImageError::io("look at", &from))?;
+            let used = metadata
+                .modified()
+                .map_err(ImageError::io("look at", &from))?;
+            if used.elapsed().is_ok_and(|unused| unused >= keep) {
+                // Renamed first: what is found under an id is whole, also while it is removed.
+                let to = self.dir.join(format!("{RETIRED}{}", id.as_str()));
+                fs::rename(&from, &to).map_err(ImageError::io("rename", &from))?;
+                retired.push(id);
+            }
         }
-        Ok(unused)
+        Ok(retired)
+    }
+
+    /// Removes what [`retire_unused`](Self::retire_unused) took out.
+    pub fn clear_retired(&self) -> Result<(), ImageError> {
+        self.clear(RETIRED)
+    }
+
+    fn clear(&self, prefix: &str) -> Result<(), ImageError> {
+        let mut names = self.names()?;
+        names.retain(|name| name.starts_with(prefix));
+        names
+            .iter()
+            .try_for_each(|name| remove_tree(&self.dir.join(name)))
+    }
+
+    /// Notes that an image is used now.
+    fn used(&self, id: &ImageId) -> Result<(), ImageError> {
+        let dir = self.dir.join(id.as_str());
+        fs::File::open(&dir)
+            .and_then(|opened| opened.set_modified(SystemTime::now()))
+            .map_err(ImageError::io("note the use of", &dir))
     }
 
     fn names(&self) -> Result<Vec<String>, ImageError> {

@@ -23,6 +23,7 @@ mod socket;
 mod test;
 mod unix;
 
+pub(crate) use files::bytes as files_bytes;
 pub use files::shared_writable_files;
 
 /// Most processes that are looked at (the default `pid_max` of the kernel).
@@ -104,6 +105,7 @@ impl Seen {
             threads: self.threads,
             memory_bytes: self.memory_bytes,
             filesystem_bytes: self.filesystem_bytes,
+            image_bytes: 0,
             connections: self.connections,
             obstacles: self.obstacles,
             migrating,

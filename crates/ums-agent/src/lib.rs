@@ -2,7 +2,8 @@
 //!
 //! - [`server`] is the API, [`agent`] what it works on;
 //! - [`services`] starts and removes services, [`source`] and [`destination`] are the two sides of
-//!   a migration, [`reconcile`] takes away what outlived its use;
+//!   a migration, [`attendants`] lists what outlives one, [`reconcile`] takes away what outlived its
+//!   use;
 //! - [`container`] starts keepers, [`bundle`] writes their OCI bundles, [`images`] keeps root
 //!   filesystems, [`network`] does addresses and endpoints;
 //! - [`frontman`] and [`tunnel`] are what clients meet meanwhile, [`connections`] what of theirs moves;
@@ -12,6 +13,7 @@
 //! needs to go on, so that it may be killed at any time.
 
 pub mod agent;
+pub mod attendants;
 pub mod bundle;
 pub mod config;
 pub mod connections;

@@ -22,6 +22,9 @@ enum Command {
         /// Its configuration, as JSON.
         config: String,
     },
+    /// Say why userfaultfd can't be used here, or nothing (started by `ums doctor`).
+    #[command(hide = true)]
+    Probe,
     /// Hold a keeper's userfaultfd descriptors (started by a keeper).
     #[command(hide = true)]
     Guard {
@@ -30,10 +33,21 @@ enum Command {
     },
 }
 
+/// Says on standard output why userfaultfd can't be used, or nothing.
+fn probe() {
+    if let Err(error) = ums_checkpoint::uffd::probe() {
+        println!("{error}");
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Serve(config) => ums_agent::serve(*config),
         Command::Keeper { config } => run_keeper(&config),
+        Command::Probe => {
+            probe();
+            Ok(())
+        }
         Command::Guard { cgroup } => keeper::guard::run(&cgroup).map_err(Into::into),
     };
     match result {

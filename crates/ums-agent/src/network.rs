@@ -141,7 +141,7 @@ pub enum NetworkError {
     Conflict(#[from] Conflict),
     /// An address that services can't have.
     #[error(
-        "{address} is not usable: a service's address lies in {network}/{prefix_len} and is not the first or the last of it"
+        "{address} is not usable: a service's address lies in {network}/{prefix_len} and is not the first or the last of it; choose another"
     )]
     Address {
         /// The address.
@@ -220,6 +220,19 @@ impl Driver {
         Ok(())
     }
 
+    /// Whether a service can have the address.
+    pub fn check(&self, address: Ipv4Addr) -> Result<(), NetworkError> {
+        let (network, prefix_len) = (self.network.address, self.network.prefix_len);
+        match address::usable(self.network, address) {
+            true => Ok(()),
+            false => Err(NetworkError::Address {
+                address,
+                network,
+                prefix_len,
+            }),
+        }
+    }
+
     /// Connects a service's network namespace to the bridge.
     pub async fn attach(
         &self,
@@ -239,14 +252,8 @@ impl Driver {
         netns: &Path,
         address: Ipv4Addr,
     ) -> Result<(), NetworkError> {
-        let (network, prefix_len) = (self.network.address, self.network.prefix_len);
-        if !address::usable(self.network, address) {
-            return Err(NetworkError::Address {
-                address,
-                network,
-                prefix_len,
-            });
-        }
+        self.check(address)?;
+        let prefix_len = self.network.prefix_len;
         let _changing = self.changing.lock().await;
         let (arriving, mac) = (address::arriving_veth(service), mac(address));
         let joined = self.is_attached(&veth(service), netns, &mac).await?;

@@ -1,5 +1,6 @@
 //! Takes away what outlives a migration on purpose, once its time is over: the endpoints of a
-//! Frontman that has retired, and the bridge when nothing is on it.
+//! Frontman that has retired, the bridge when nothing is on it, and images that nobody has used for
+//! long.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +14,27 @@ use crate::tunnel;
 /// How often to look. What is looked for is in nobody's way, and Frontmen live for minutes.
 const PERIOD: Duration = Duration::from_secs(2);
 
+/// How often to look for images, in such periods: they are kept for a minute at the least.
+const IMAGES_EVERY: u32 = 15;
+
 /// Looks for ever.
 pub async fn run(agent: Arc<Agent>) {
-    loop {
+    for round in 0_u32.. {
         tokio::time::sleep(PERIOD).await;
         if let Err(error) = once(&agent).await {
             tracing::debug!(%error, "reconciling");
         }
+        if round.is_multiple_of(IMAGES_EVERY) {
+            images(&agent).await;
+        }
+    }
+}
+
+async fn images(agent: &Arc<Agent>) {
+    let this = Arc::clone(agent);
+    let removed = tokio::task::spawn_blocking(move || this.remove_old_images()).await;
+    if let Ok(Err(error)) = removed {
+        tracing::warn!(%error, "images that nobody uses can't be removed");
     }
 }
 

@@ -18,7 +18,7 @@ use ums_core::id::{MigrationId, ServiceName};
 
 use crate::agent::Agent;
 use crate::services::blocking;
-use crate::{destination, frontman, services, source};
+use crate::{attendants, destination, frontman, services, source};
 
 /// The longest request, bytes.
 const BODY_LEN_MAX: usize = 1 << 20;
@@ -31,6 +31,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
     let operation = |name: &str| format!("/v1/migrations/{{id}}/{name}");
     Router::new()
         .route("/v1/facts", get(facts))
+        .route("/v1/attendants", get(attendants))
         .route("/v1/services", get(list).post(run))
         .route("/v1/services/{name}", get(describe).delete(remove))
         .route("/v1/migrations", get(migrations))
@@ -107,6 +108,10 @@ fn empty(result: Result<(), Problem>) -> Answer<Empty> {
 
 async fn facts(State(agent): Shared) -> impl IntoResponse {
     answer(blocking(move || agent.node_facts()).await)
+}
+
+async fn attendants(State(agent): Shared) -> impl IntoResponse {
+    answer(blocking(move || Ok(attendants::list(&agent.config.run_dir))).await)
 }
 
 async fn list(State(agent): Shared) -> impl IntoResponse {

@@ -132,6 +132,10 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
         let detail = "every address of the service network is in use: remove a service";
         return Err(problem::conflict("addresses", "no address is free", detail));
     };
+    agent.network.check(address).map_err(|error| {
+        let title = "the address can't be used";
+        Problem::refused(400, "address", title, problem::chain(&error))
+    })?;
     if in_use.contains(&address) {
         let detail = format!("another service has {address}: choose another address");
         return Err(problem::conflict(

@@ -285,14 +285,14 @@ async fn open_path(
     let endpoint = &request.endpoint;
     let stream = ums_tls::connect(endpoint.address, &endpoint.system, config, CONNECT_PATIENCE)
         .await
-        .map_err(|error| at_peer(&error))?;
+        .map_err(|error| not_connected(&error))?;
     let settings = Settings {
         bandwidth: agent
             .config
             .bandwidth_bytes
             .and_then(std::num::NonZeroU64::new),
+        idle: agent.config.idle(),
         meter: outgoing.meter.clone(),
-        ..Settings::default()
     };
     let sender = Sender::open(stream, id, permit, settings)
         .await
@@ -350,6 +350,16 @@ fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
             detail,
         )
     }
+}
+
+fn not_connected(error: &tls::TlsError) -> Problem {
+    let problem = at_peer(error);
+    let detail = format!(
+        "{}; see whether its agent runs there (`ums doctor`), and whether a firewall lets its data \
+         port through",
+        problem.detail
+    );
+    Problem { detail, ..problem }
 }
 
 fn at_files(error: &files::FileError) -> Problem {

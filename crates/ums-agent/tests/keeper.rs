@@ -456,3 +456,21 @@ fn a_service_that_exited_can_not_be_checkpointed_and_says_so() {
     assert!(error.to_string().contains("exited with code 7"), "{error}");
     source.call(&Request::Quit, &[]).unwrap();
 }
+
+#[test]
+fn who_lacks_the_privilege_is_told_that_userfaultfd_is_not_permitted() {
+    if !nix::unistd::geteuid().is_root() {
+        skip("who_lacks_the_privilege_is_told", "needs root");
+        return;
+    }
+    let agent = env!("CARGO_BIN_EXE_ums-agent");
+    let with = |bounding: &str| {
+        let mut setpriv = std::process::Command::new("setpriv");
+        let output = setpriv.args(["--bounding-set", bounding, agent, "probe"]);
+        let output = output.output().expect("setpriv is of util-linux");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let said = with("-sys_ptrace");
+    assert!(said.contains("CAP_SYS_PTRACE"), "{said}");
+}

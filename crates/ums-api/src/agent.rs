@@ -12,6 +12,7 @@
 //! | `POST /v1/services` | [`RunRequest`] | [`ServiceView`] |
 //! | `GET /v1/services/{name}` | | `ServiceFacts` |
 //! | `DELETE /v1/services/{name}` | | `{}`; refused while its gate is shut |
+//! | `GET /v1/attendants` | | `Vec<`[`Attendant`]`>` what outlives migrations on purpose |
 //! | source side | | |
 //! | `POST /v1/migrations/{id}/block` | [`OfService`] | `{}` control messages are refused from now on |
 //! | `POST /v1/migrations/{id}/unblock` | [`OfService`] | `{}` |
@@ -40,6 +41,25 @@ use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::report::Bytes;
 use ums_core::specification::{PublishedPort, Specification, Volume};
 use ums_core::technique::Technique;
+
+/// A process that outlives a migration on purpose, with its owner and its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attendant {
+    /// What it is, such as `frontman`.
+    pub kind: String,
+    /// The service it is there for.
+    pub service: ServiceName,
+    /// The migration that wants it.
+    pub owner: String,
+    /// What it does now, in its own word.
+    pub state: String,
+    /// What leads where, such as `6379 → 192.0.2.20:6379`.
+    pub leads: Vec<String>,
+    /// When it ends by itself, milliseconds since the Unix epoch.
+    pub ends_at_ms: u64,
+    /// Its process id.
+    pub pid: u32,
+}
 
 /// What `ums run` asks for: a service to be created and started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,6 +13,7 @@
 //! | `POST /v1/services` | [`RunRequest`] | 201 [`ServiceView`] |
 //! | `GET /v1/services/{name}` | | [`ServiceDetail`]; 404 when unknown |
 //! | `DELETE /v1/services/{name}` | | `{}`; 409 while it migrates |
+//! | `GET /v1/attendants` | | `Vec<`[`Attendant`]`>` |
 //! | `GET /v1/peers` | | `Vec<`[`PeerView`]`>` |
 //! | `POST /v1/plans` | [`PlanRequest`] | [`Plan`](ums_core::plan::Plan); nothing is changed on either system |
 //! | `POST /v1/migrations` | [`MigrateRequest`] | 202 [`MigrationView`]; 404 service or peer unknown, 409 the service migrates already, 429 too many migrations at once |
@@ -34,7 +35,7 @@ use ums_core::preflight::{Refusal, Wishes};
 use ums_core::report::MigrationReport;
 use ums_core::technique::{Approach, Technique};
 
-pub use crate::agent::{RunRequest, ServiceStatus, ServiceView};
+pub use crate::agent::{Attendant, RunRequest, ServiceStatus, ServiceView};
 
 /// File name of the socket in the Coordinator's run directory.
 pub const SOCKET_NAME: &str = "ums.sock";
@@ -292,6 +293,8 @@ pub mod paths {
     pub const HELLO: &str = "/v1/hello";
     /// `GET` lists services, `POST` runs one.
     pub const SERVICES: &str = "/v1/services";
+    /// `GET` lists what outlives migrations on purpose.
+    pub const ATTENDANTS: &str = "/v1/attendants";
     /// `GET` lists peers.
     pub const PEERS: &str = "/v1/peers";
     /// `POST` makes a plan.

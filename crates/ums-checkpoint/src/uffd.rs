@@ -143,6 +143,41 @@ pub enum Error {
     Index(u64),
 }
 
+/// Why userfaultfd can't be used here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// The kernel has none.
+    #[error("this kernel has no userfaultfd (CONFIG_USERFAULTFD)")]
+    Absent,
+    /// It is there, and we may not have it.
+    #[error(
+        "userfaultfd is not permitted here: the agent needs CAP_SYS_PTRACE, and no seccomp profile \
+         that forbids it"
+    )]
+    Forbidden,
+    /// It can't tell of forks and mappings that change.
+    #[error("this kernel's userfaultfd lacks what is needed ({0}): Linux 4.14 has it")]
+    Features(Errno),
+    /// Something else.
+    #[error("userfaultfd can't be opened here ({0})")]
+    Failed(Errno),
+}
+
+/// Tries whether this process can have a userfaultfd such as CRIU makes in the processes that it
+/// restores. Its children have what it has.
+pub fn probe() -> Result<(), Unusable> {
+    let uffd = sys::open().map_err(|errno| match errno {
+        Errno::ENOSYS => Unusable::Absent,
+        Errno::EPERM | Errno::EACCES => Unusable::Forbidden,
+        other => Unusable::Failed(other),
+    })?;
+    sys::agree(uffd.as_fd()).map_err(|errno| match errno {
+        // To hear of forks needs CAP_SYS_PTRACE.
+        Errno::EPERM => Unusable::Forbidden,
+        other => Unusable::Features(other),
+    })
+}
+
 /// What a server wants next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -349,7 +384,17 @@ mod sys {
         zeropage: i64,
     }
 
+    #[repr(C)]
+    pub(super) struct Api {
+        api: u64,
+        features: u64,
+        ioctls: u64,
+    }
+
     const MAGIC: u8 = 0xAA;
+    nix::ioctl_readwrite!(
+        /// UFFDIO_API
+        uffdio_api, MAGIC, 0x3F, Api);
     nix::ioctl_read!(
         /// UFFDIO_UNREGISTER
         uffdio_unregister, MAGIC, 0x01, Range);
@@ -368,6 +413,32 @@ mod sys {
     const EVENT_REMAP: u8 = 0x14;
     const EVENT_REMOVE: u8 = 0x15;
     const EVENT_UNMAP: u8 = 0x16;
+
+    /// Events of forks, and of mappings that move, are given back or go.
+    const FEATURES: u64 = (1 << 1) | (1 << 2) | (1 << 3) | (1 << 6);
+
+    pub(super) fn open() -> Result<OwnedFd, Errno> {
+        // SAFETY: the call takes flags alone and gives a new descriptor or an error.
+        let fd = unsafe {
+            nix::libc::syscall(
+                nix::libc::SYS_userfaultfd,
+                nix::libc::O_CLOEXEC | nix::libc::O_NONBLOCK,
+            )
+        };
+        let fd = Errno::result(fd)?;
+        Ok(crate::message::own(fd as i32))
+    }
+
+    /// Agrees with the kernel on the protocol and on the events that are needed.
+    pub(super) fn agree(uffd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut api = Api {
+            api: u64::from(MAGIC),
+            features: FEATURES,
+            ioctls: 0,
+        };
+        // SAFETY: the kernel reads and writes one `Api`, which lives until the call returns.
+        unsafe { uffdio_api(uffd.as_raw_fd(), &raw mut api) }.map(drop)
+    }
 
     pub(super) fn read_event(uffd: BorrowedFd<'_>) -> Result<Option<Event>, Error> {
         let mut message = [0_u8; 32];
@@ -499,6 +570,17 @@ mod sys {
 
 #[cfg(test)]
 mod test {
+    #[test]
+    fn the_probe_agrees_with_what_the_kernel_says_of_itself() {
+        let there = std::path::Path::new("/proc/sys/vm/unprivileged_userfaultfd").exists();
+        match super::probe() {
+            Ok(()) => assert!(there),
+            Err(super::Unusable::Absent) => assert!(!there),
+            // A container's profile may forbid it.
+            Err(error) => assert!(error.to_string().contains("userfaultfd"), "{error}"),
+        }
+    }
+
     use super::*;
 
     fn missing() -> Missing {

@@ -28,6 +28,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::HELLO, get(hello))
         .route(paths::SERVICES, get(services).post(run))
         .route(paths::SERVICE_ROUTE, get(service).delete(delete))
+        .route(paths::ATTENDANTS, get(attendants))
         .route(paths::PEERS, get(peers::list))
         .route("/v1/facts", get(facts))
         .route(paths::PLANS, post(migrations::plan))
@@ -66,6 +67,10 @@ async fn hello(State(shared): Own) -> Response {
 
 async fn facts(State(shared): Own) -> Reply<Response> {
     Ok(ok(&shared.agent.facts().await?))
+}
+
+async fn attendants(State(shared): Own) -> Reply<Response> {
+    Ok(ok(&shared.agent.attendants().await?))
 }
 
 async fn services(State(shared): Own) -> Reply<Response> {

@@ -178,6 +178,10 @@ fn promise(facts: &mut NodeFacts, incoming: &Incoming) {
         .extend(ports.iter().map(|port| port.system_port));
     let memory = service.memory_bytes;
     facts.memory_available_bytes = facts.memory_available_bytes.saturating_sub(memory);
+    let disk = service
+        .filesystem_bytes
+        .saturating_add(service.image_bytes_for(facts));
+    facts.disk_available_bytes = facts.disk_available_bytes.saturating_sub(disk);
 }
 
 /// The lease begins anew.

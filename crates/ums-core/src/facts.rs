@@ -20,8 +20,11 @@ pub struct NodeFacts {
     pub kernel: String,
     /// Version of CRIU as major, minor, sublevel; `None` when there is none that works.
     pub criu: Option<(u32, u32, u32)>,
-    /// Whether userfaultfd serves missing pages here.
-    pub userfaultfd: bool,
+    /// Why all pages of a service are put in place before it runs here; `None` where userfaultfd
+    /// installs them while it runs, which is faster and needs less memory.
+    pub eager_restore: Option<String>,
+    /// Paths below /proc on which containers have mounts, of those that this kernel has.
+    pub proc_paths: BTreeSet<String>,
     /// Memory that can be had without swapping, bytes.
     pub memory_available_bytes: u64,
     /// Free space where services are kept, bytes.
@@ -54,12 +57,24 @@ pub struct ServiceFacts {
     pub memory_bytes: u64,
     /// Bytes in its changed files and volumes.
     pub filesystem_bytes: u64,
+    /// Bytes in its image, to be sent where the destination lacks it.
+    pub image_bytes: u64,
     /// Established TCP connections.
     pub connections: u32,
     /// What it holds that can't be carried.
     pub obstacles: Vec<Obstacle>,
     /// The migration that holds its gate shut, if one does.
     pub migrating: Option<crate::id::MigrationId>,
+}
+
+impl ServiceFacts {
+    /// Bytes of image that have to go to this destination: none where it has it.
+    pub fn image_bytes_for(&self, destination: &NodeFacts) -> u64 {
+        match destination.images.contains(&self.specification.image) {
+            true => 0,
+            false => self.image_bytes,
+        }
+    }
 }
 
 /// Something in a service that a checkpoint can't carry.

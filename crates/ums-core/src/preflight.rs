@@ -50,8 +50,8 @@ pub enum RefusalKind {
     CpuFeatures,
     /// A kernel is too old.
     Kernel,
-    /// The destination has no userfaultfd to install pages with.
-    Userfaultfd,
+    /// The destination's kernel lacks files below /proc that the service has mounts on.
+    KernelFiles,
     /// There is no CRIU that works.
     CriuMissing,
     /// CRIU is too old.
@@ -113,8 +113,6 @@ pub struct Estimates {
     /// Rate of the link between the two systems, or the operator's bandwidth limit where that is
     /// lower, bytes per second.
     pub link_bytes_per_second: u64,
-    /// Size of the service's image, in case the destination lacks it; `None` while not known.
-    pub image_bytes: Option<u64>,
 }
 
 /// The rate assumed of a link that nobody has measured: 1 Gbps less Ethernet, IP, TCP and TLS
@@ -125,7 +123,6 @@ impl Default for Estimates {
     fn default() -> Self {
         Self {
             link_bytes_per_second: LINK_BYTES_PER_SECOND_ASSUMED,
-            image_bytes: None,
         }
     }
 }
@@ -150,7 +147,7 @@ pub fn judge(
 ) -> Vec<Refusal> {
     let mut refusals = judge_local(source, service, wishes);
     if let Some(destination) = destination {
-        refusals.extend(judge_destination(source, service, destination, estimates));
+        refusals.extend(judge_destination(source, service, destination));
     }
     refusals.extend(max_downtime(service, destination, wishes, estimates));
     refusals
@@ -161,17 +158,16 @@ fn judge_destination(
     source: &NodeFacts,
     service: &ServiceFacts,
     destination: &NodeFacts,
-    estimates: &Estimates,
 ) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     refusals.extend(cpu::architecture(source, destination));
     refusals.extend(cpu::features(source, destination));
     refusals.extend(node::engine("destination", destination));
-    refusals.extend(node::userfaultfd(destination));
+    refusals.extend(node::proc_paths(source, destination));
     refusals.extend(node::taken(&service.specification, destination));
     refusals.extend(node::service_network(source, destination));
     refusals.extend(node::memory(service, destination));
-    refusals.extend(node::disk(service, destination, estimates));
+    refusals.extend(node::disk(service, destination));
     refusals
 }
 

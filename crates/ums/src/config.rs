@@ -16,7 +16,7 @@ use ums_core::id::SystemName;
 
 use crate::value::Network;
 
-pub(crate) use layer::{Layer, LogFormat, Sources};
+pub(crate) use layer::{Layer, LogFormat, Restore, Sources};
 pub(crate) use peers::{PEERS_MAX, Peer, Peers, PeersError, is_peer, permission};
 
 /// Where the file is looked for unless said otherwise. It need not exist.
@@ -75,6 +75,10 @@ pub(crate) struct Limits {
     pub(crate) hold_seconds_max: u64,
     /// Seconds after which one that leads clients elsewhere retires.
     pub(crate) retire_seconds: u64,
+    /// Seconds for which an image that no service uses is kept.
+    pub(crate) keep_images_seconds: u64,
+    /// Seconds that a peer may say nothing on the data path.
+    pub(crate) idle_seconds: u64,
 }
 
 /// The settings in force.
@@ -112,6 +116,8 @@ pub(crate) struct Config {
     pub(crate) bandwidth_limit: Option<u64>,
     /// How long the destination keeps what it holds for a silent source.
     pub(crate) lease: Duration,
+    /// When pages are put in place here.
+    pub(crate) restore: Restore,
     /// Form of the log.
     pub(crate) log_format: Option<LogFormat>,
     /// Bounds.
@@ -153,6 +159,7 @@ impl Config {
             bundle: layer.bundle.unwrap_or_else(|| find_bundle(&bin_dir)),
             bandwidth_limit: layer.bandwidth_limit.map(|rate| rate.bytes_per_second),
             lease: layer.lease.map_or(Duration::from_secs(60), |lease| lease.0),
+            restore: layer.restore.unwrap_or_default(),
             log_format: layer.log_format,
             limits: Limits {
                 // Several at once share the link, so more of them make every downtime longer.
@@ -162,6 +169,12 @@ impl Config {
                 hold_connections_max: limits.hold_connections.map_or(1024, |number| number.0),
                 hold_seconds_max: limits.hold_seconds.map_or(60, |number| number.0),
                 retire_seconds: limits.retire_seconds.map_or(24 * 3600, |number| number.0),
+                // A service that comes back within a week needs no image sent.
+                keep_images_seconds: limits
+                    .keep_images_seconds
+                    .map_or(7 * 24 * 3600, |number| number.0),
+                // Six times as long as a healthy peer is ever silent.
+                idle_seconds: limits.idle_seconds.map_or(30, |number| number.0),
             },
             peers: layer.peers,
             bin_dir,

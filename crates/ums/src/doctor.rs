@@ -78,7 +78,7 @@ pub(crate) struct Findings {
 
 /// Looks at everything.
 pub(crate) async fn examine(config: &Config) -> Findings {
-    let mut checks = kernel::checks();
+    let mut checks = kernel::checks(config);
     checks.extend(bundle::checks(config));
     checks.extend(room::checks(config));
     checks.extend(identity::checks(config));

@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use ums_api::agent::ServiceStatus;
 use ums_api::client::{
-    MigrationView, PeerStatus, PeerView, Resolution, ResolveView, ServiceDetail, ServiceView,
+    Attendant, MigrationView, PeerStatus, PeerView, Resolution, ResolveView, ServiceDetail,
+    ServiceView,
 };
 use ums_core::facts::ServiceFacts;
 use ums_core::plan::{Choice, Plan};
@@ -162,6 +163,25 @@ fn endpoints(view: &ServiceView) -> String {
     } else {
         list.join(" ")
     }
+}
+
+/// What outlives migrations on purpose, for `ums status`.
+pub(crate) fn attendants(attendants: &[Attendant]) -> String {
+    let row = |one: &Attendant| {
+        vec![
+            one.kind.clone(),
+            one.service.to_string(),
+            one.state.clone(),
+            match one.leads.is_empty() {
+                true => "-".to_owned(),
+                false => one.leads.join(", "),
+            },
+            moment(one.ends_at_ms),
+            one.owner.clone(),
+        ]
+    };
+    let head = ["KIND", "SERVICE", "STATE", "LEADS", "ENDS", "MIGRATION"];
+    table(&head, &attendants.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Text cut to so many characters, control characters made harmless.
@@ -465,6 +485,12 @@ pub(crate) fn plan(plan: &Plan) -> String {
         ),
         ("total", format!("about {}", span_ms(cost.total_ms as f64))),
     ];
+    if let Some(reason) = &plan.eager_restore {
+        rows.push((
+            "restore",
+            format!("all memory is put in place before it runs there: {reason}"),
+        ));
+    }
     if let Some(most) = plan.max_downtime_ms {
         rows.push((
             "wanted",

@@ -37,6 +37,9 @@ fn the_same_tree_at_two_places_is_one_image() {
     assert_eq!(store.import(&b).unwrap(), id);
     assert_eq!(store.list().unwrap().len(), 1);
     store.verify(&id).unwrap();
+    // `bin/sh` under both its names, `locked/file`.
+    assert_eq!(store.bytes(&id).unwrap(), 600_001);
+    assert_eq!(store.bytes(&id).unwrap(), 600_001, "remembered");
 }
 
 #[test]
@@ -178,11 +181,27 @@ fn unused_images_and_unfinished_ones_are_removed() {
     fs::create_dir(&b).unwrap();
     let images = store(dir.path());
     let (a, b) = (images.import(&a).unwrap(), images.import(&b).unwrap());
-    assert_eq!(
-        images.remove_unused(&BTreeSet::from([b.clone()])).unwrap(),
-        std::slice::from_ref(&a)
-    );
+    let in_use = BTreeSet::from([b.clone()]);
+    let hour = Duration::from_secs(3600);
+    let since = |id: &ImageId, ago: Duration| {
+        let opened = fs::File::open(dir.path().join("images").join(id.as_str())).unwrap();
+        opened.set_modified(SystemTime::now() - ago).unwrap();
+    };
+    assert_eq!(images.retire_unused(&in_use, hour).unwrap(), []);
+    since(&a, hour * 2);
+    since(&b, hour * 2);
+    // Imported again, it is as good as new.
+    assert_eq!(images.import(&dir.path().join("a")).unwrap(), a);
+    assert_eq!(images.retire_unused(&in_use, hour).unwrap(), []);
+    since(&a, hour * 2);
+    let retired = images.retire_unused(&in_use, hour).unwrap();
+    assert_eq!(retired, std::slice::from_ref(&a));
     assert!(!images.present(&a) && images.present(&b));
+    assert_eq!(images.bytes(&a).unwrap(), 0);
+    images.clear_retired().unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("images")).unwrap().count(), 2);
+    // One that was in use a moment ago isn't old.
+    assert_eq!(images.retire_unused(&BTreeSet::new(), hour).unwrap(), []);
     let given_up = images.staging(&a).unwrap();
     let rootfs = given_up.rootfs();
     drop(given_up);

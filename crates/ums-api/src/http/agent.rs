@@ -10,8 +10,8 @@ use ums_core::id::{MigrationId, ServiceName};
 
 use super::{Client, ClientError, Connector, Unix};
 use crate::agent::{
-    CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState,
-    OfService, OpenRequest, Restored, RunRequest, Running, ServiceView, paths,
+    Attendant, CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest,
+    MigrationState, OfService, OpenRequest, Restored, RunRequest, Running, ServiceView, paths,
 };
 use crate::client::RESPONSE_BYTES_MAX;
 use crate::peer::Empty;
@@ -58,6 +58,13 @@ impl AgentClient {
     /// All services.
     pub async fn services(&self) -> Answer<Vec<ServiceView>> {
         self.client.get("/v1/services", self.request_timeout).await
+    }
+
+    /// What outlives migrations on purpose.
+    pub async fn attendants(&self) -> Answer<Vec<Attendant>> {
+        self.client
+            .get("/v1/attendants", self.request_timeout)
+            .await
     }
 
     /// Creates and starts a service; copies its root filesystem where that is new.

@@ -12,7 +12,8 @@ pub(crate) fn node() -> NodeFacts {
         cpu_features: BTreeSet::from(["sse2", "avx2", "fma"].map(str::to_owned)),
         kernel: "6.1.0-18-amd64".to_owned(),
         criu: Some((4, 2, 1)),
-        userfaultfd: true,
+        eager_restore: None,
+        proc_paths: BTreeSet::from(["/proc/keys".to_owned()]),
         memory_available_bytes: 8 << 30,
         disk_available_bytes: 8 << 30,
         services: BTreeSet::new(),
@@ -51,6 +52,7 @@ pub(crate) fn service() -> ServiceFacts {
         threads: 4,
         memory_bytes: 128 << 20,
         filesystem_bytes: 1 << 20,
+        image_bytes: 0,
         connections: 2,
         obstacles: Vec::new(),
         migrating: None,
@@ -74,7 +76,6 @@ fn predicted(memory_bytes: u64, link_bytes_per_second: u64) -> Prediction {
         Some(&node()),
         &Estimates {
             link_bytes_per_second,
-            image_bytes: None,
         },
     )
 }
@@ -100,9 +101,10 @@ fn a_fast_link_leaves_the_dump_as_the_limit_and_none_divides_by_zero() {
 
 #[test]
 fn files_and_a_missing_image_count_in_the_total_only() {
-    let estimates = Estimates {
-        image_bytes: Some(500_000_000),
-        ..Estimates::default()
+    let estimates = Estimates::default();
+    let service = || ServiceFacts {
+        image_bytes: 500_000_000,
+        ..service()
     };
     let lacking = predict(&service(), Some(&node()), &estimates);
     let mut having_it = node();

@@ -1,6 +1,6 @@
 //! What a node must be and have.
 
-use super::{Estimates, Refusal, RefusalKind, mebibytes};
+use super::{Refusal, RefusalKind, mebibytes};
 use crate::facts::{NodeFacts, ServiceFacts};
 use crate::specification::Specification;
 
@@ -77,14 +77,22 @@ fn criu(side: &str, node: &NodeFacts) -> Option<Refusal> {
     }
 }
 
-/// Pages are installed at the destination through userfaultfd.
-pub(super) fn userfaultfd(destination: &NodeFacts) -> Option<Refusal> {
-    (!destination.userfaultfd).then(|| {
+/// The mounts of the service's containers come back where they were, so what they are on must be
+/// there.
+pub(super) fn proc_paths(source: &NodeFacts, destination: &NodeFacts) -> Option<Refusal> {
+    let lacking: Vec<&str> = source
+        .proc_paths
+        .difference(&destination.proc_paths)
+        .map(String::as_str)
+        .collect();
+    (!lacking.is_empty()).then(|| {
         Refusal::new(
-            RefusalKind::Userfaultfd,
-            "the destination can't install pages: userfaultfd is not to be had there",
-            "use a kernel with CONFIG_USERFAULTFD, and let the agent run as root with \
-             CAP_SYS_PTRACE",
+            RefusalKind::KernelFiles,
+            format!(
+                "the destination's kernel lacks {}, which the service's container covers",
+                lacking.join(" ")
+            ),
+            "run a kernel with the same options there, or choose another destination",
         )
     })
 }
@@ -145,15 +153,26 @@ pub(super) fn service_network(source: &NodeFacts, destination: &NodeFacts) -> Op
     })
 }
 
-/// All of the service's memory has to fit beside what the destination runs already.
+/// All of the service's memory has to fit beside what the destination runs already: twice where
+/// no page is given back before all are in place.
 pub(super) fn memory(service: &ServiceFacts, destination: &NodeFacts) -> Option<Refusal> {
-    let needed = service.memory_bytes.saturating_add(MEMORY_MARGIN_BYTES);
+    let eager = destination.eager_restore.is_some();
+    let held = match eager {
+        true => service.memory_bytes.saturating_mul(2),
+        false => service.memory_bytes,
+    };
+    let needed = held.saturating_add(MEMORY_MARGIN_BYTES);
+    let twice = if eager {
+        ", twice without userfaultfd"
+    } else {
+        ""
+    };
     (needed > destination.memory_available_bytes).then(|| {
         Refusal::new(
             RefusalKind::Memory,
             format!(
                 "the destination has {} MiB of memory available, and {} MiB are needed \
-                 ({} MiB for the service, the rest to receive it)",
+                 ({} MiB for the service{twice}, the rest to receive it)",
                 destination.memory_available_bytes / (1024 * 1024),
                 mebibytes(needed),
                 mebibytes(service.memory_bytes),
@@ -164,17 +183,8 @@ pub(super) fn memory(service: &ServiceFacts, destination: &NodeFacts) -> Option<
 }
 
 /// The changed files and volumes have to fit, and the image where it is missing.
-pub(super) fn disk(
-    service: &ServiceFacts,
-    destination: &NodeFacts,
-    estimates: &Estimates,
-) -> Option<Refusal> {
-    let present = destination.images.contains(&service.specification.image);
-    let image = if present {
-        0
-    } else {
-        estimates.image_bytes.unwrap_or(0)
-    };
+pub(super) fn disk(service: &ServiceFacts, destination: &NodeFacts) -> Option<Refusal> {
+    let image = service.image_bytes_for(destination);
     let files = service.filesystem_bytes.saturating_add(image);
     let needed = files.saturating_add(DISK_MARGIN_BYTES);
     (needed > destination.disk_available_bytes).then(|| {

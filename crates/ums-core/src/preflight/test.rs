@@ -111,12 +111,49 @@ fn criu_must_be_there_and_new_enough_on_either_side() {
 }
 
 #[test]
-fn the_destination_needs_userfaultfd_and_the_source_does_not() {
-    only(
-        judged(|_, _, destination| destination.userfaultfd = false),
-        RefusalKind::Userfaultfd,
+fn without_userfaultfd_at_the_destination_twice_the_memory_and_more_downtime_are_needed() {
+    let eager = |destination: &mut NodeFacts| {
+        destination.eager_restore = Some("the kernel has no userfaultfd".to_owned());
+    };
+    assert_eq!(judged(|_, _, destination| eager(destination)), []);
+    assert_eq!(judged(|source, _, _| eager(source)), []);
+    let refusal = only(
+        judged(|_, service, destination| {
+            eager(destination);
+            service.memory_bytes = GIB;
+            destination.memory_available_bytes = 2 * GIB;
+        }),
+        RefusalKind::Memory,
     );
-    assert_eq!(judged(|source, _, _| source.userfaultfd = false), []);
+    assert!(
+        refusal
+            .cause
+            .contains("2176 MiB are needed (1024 MiB for the service, twice without userfaultfd"),
+        "{refusal}"
+    );
+    let (service, mut destination) = (service(), node());
+    let lazily = plan::predict(&service, Some(&destination), &Estimates::default());
+    eager(&mut destination);
+    let eagerly = plan::predict(&service, Some(&destination), &Estimates::default());
+    assert!(eagerly.downtime_ms > lazily.downtime_ms + 50, "{eagerly:?}");
+}
+
+#[test]
+fn the_destinations_kernel_must_have_the_files_that_are_covered() {
+    let refusal = only(
+        judged(|source, _, _| {
+            source.proc_paths.insert("/proc/timer_list".to_owned());
+        }),
+        RefusalKind::KernelFiles,
+    );
+    assert!(
+        refusal.cause.contains("lacks /proc/timer_list, which"),
+        "{refusal}"
+    );
+    let more_at_the_destination = judged(|_, _, destination| {
+        destination.proc_paths.insert("/proc/timer_list".to_owned());
+    });
+    assert_eq!(more_at_the_destination, []);
 }
 
 #[test]
@@ -233,16 +270,13 @@ fn disk_must_hold_the_files_and_a_missing_image() {
                 .images
                 .insert(service.specification.image.clone());
         }
-        let estimates = Estimates {
-            image_bytes: Some(GIB),
-            ..Estimates::default()
-        };
+        service.image_bytes = GIB;
         judge(
             &source,
             &service,
             Some(&destination),
             &Wishes::default(),
-            &estimates,
+            &Estimates::default(),
         )
     };
     assert_eq!(judged_with(true), []);

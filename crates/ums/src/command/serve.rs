@@ -198,6 +198,12 @@ fn agent_arguments(config: &Config) -> Result<Vec<OsString>, Failure> {
     if let Some(ports) = config.tunnel_ports {
         flag("--tunnel-ports", ports.to_string().into());
     }
+    flag(
+        "--keep-images-seconds",
+        limits.keep_images_seconds.to_string().into(),
+    );
+    flag("--idle-seconds", limits.idle_seconds.to_string().into());
+    flag("--restore", config.restore.as_str().into());
     if let Some(limit) = config.bandwidth_limit {
         flag("--bandwidth-bytes", limit.to_string().into());
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use ums_api::client::{
-    Hello, HistoryQuery, MigrationView, ServiceDetail, ServiceView, WatchQuery, paths,
+    Attendant, Hello, HistoryQuery, MigrationView, ServiceDetail, ServiceView, WatchQuery, paths,
 };
 use ums_api::http::ClientError;
 use ums_core::id::{MigrationId, ServiceName};
@@ -31,6 +31,8 @@ pub(crate) struct Args {
 struct ServiceStatus {
     service: Option<ServiceDetail>,
     migration: Option<MigrationView>,
+    /// What outlives its migrations here on purpose.
+    attendants: Vec<Attendant>,
 }
 
 /// This system.
@@ -40,6 +42,8 @@ struct SystemStatus {
     services: Vec<ServiceView>,
     /// Migrations under way, and those that need a person.
     migrations: Vec<MigrationView>,
+    /// What outlives migrations on purpose.
+    attendants: Vec<Attendant>,
 }
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
@@ -60,6 +64,8 @@ pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
 /// A service that has moved away is known by its migration only.
 async fn service(name: ServiceName, coordinator: &Connection) -> Result<ServiceStatus, Failure> {
     let detail: Result<ServiceDetail, ClientError> = coordinator.get(&paths::service(&name)).await;
+    let mut attendants: Vec<Attendant> = coordinator.get(paths::ATTENDANTS).await?;
+    attendants.retain(|one| one.service == name);
     let query = HistoryQuery {
         service: Some(name),
         limit: Some(1),
@@ -70,11 +76,13 @@ async fn service(name: ServiceName, coordinator: &Connection) -> Result<ServiceS
         Ok(detail) => Ok(ServiceStatus {
             service: Some(detail),
             migration,
+            attendants,
         }),
         Err(ClientError::Problem(problem)) if problem.status == 404 && migration.is_some() => {
             Ok(ServiceStatus {
                 service: None,
                 migration,
+                attendants,
             })
         }
         Err(error) => Err(error.into()),
@@ -84,6 +92,7 @@ async fn service(name: ServiceName, coordinator: &Connection) -> Result<ServiceS
 async fn system(coordinator: &Connection) -> Result<SystemStatus, Failure> {
     let hello = coordinator.get(paths::HELLO).await?;
     let services = coordinator.get(paths::SERVICES).await?;
+    let attendants = coordinator.get(paths::ATTENDANTS).await?;
     let query = HistoryQuery {
         service: None,
         limit: Some(RECENT),
@@ -94,6 +103,7 @@ async fn system(coordinator: &Connection) -> Result<SystemStatus, Failure> {
         system: hello,
         services,
         migrations,
+        attendants,
     })
 }
 
@@ -101,8 +111,13 @@ fn show_service(status: &ServiceStatus) -> String {
     let parts = [
         status.service.as_ref().map(show::service),
         status.migration.as_ref().map(show::migration),
+        some_attendants(&status.attendants),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join("\n")
+}
+
+fn some_attendants(attendants: &[Attendant]) -> Option<String> {
+    (!attendants.is_empty()).then(|| show::attendants(attendants))
 }
 
 fn show_system(status: &SystemStatus) -> String {
@@ -113,6 +128,10 @@ fn show_system(status: &SystemStatus) -> String {
     } = &status.system;
     let mut text = format!("system {system}, ums {version}, client API {api}\n\n");
     text.push_str(&show::services(&status.services));
+    if let Some(attendants) = some_attendants(&status.attendants) {
+        text.push('\n');
+        text.push_str(&attendants);
+    }
     for view in &status.migrations {
         text.push('\n');
         text.push_str(&show::migration(view));

@@ -36,6 +36,35 @@ impl FromStr for LogFormat {
     }
 }
 
+/// When the pages of a service that arrives are put in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Restore {
+    /// While it runs, by userfaultfd; where that can't be had, before it runs.
+    #[default]
+    Auto,
+    /// All of them before it runs.
+    Eager,
+}
+
+impl Restore {
+    /// Its word.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Eager => "eager",
+        }
+    }
+}
+
+impl FromStr for Restore {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as ValueEnum>::from_str(text, false)
+            .map_err(|_| format!("`{text}` is not `auto` or `eager`"))
+    }
+}
+
 /// Settings as one layer gives them: flags and the file have the same names for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[command(next_help_heading = "Settings (stronger than the configuration file)")]
@@ -94,6 +123,16 @@ pub(crate) struct Layer {
     /// How long what is held for a silent peer is kept [default: 60s]
     #[arg(long, global = true, value_name = "TIME", hide_short_help = true)]
     pub(crate) lease: Option<Lease>,
+    /// When pages of services that arrive are put in place: while they run (auto, where
+    /// userfaultfd can be had) or before (eager) [default: auto]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "MODE",
+        hide_short_help = true
+    )]
+    pub(crate) restore: Option<Restore>,
     /// Form of the log [default: human on a terminal, json otherwise]
     #[arg(
         long,
@@ -127,6 +166,11 @@ pub(crate) struct LimitsLayer {
     pub(crate) hold_seconds: Option<Bounded<1, 3600>>,
     /// Seconds after which one that leads clients elsewhere retires.
     pub(crate) retire_seconds: Option<Bounded<1, 31_536_000>>,
+    /// Seconds for which an image that no service uses is kept; a minute at the least, for it is
+    /// taken into the store before its service is there.
+    pub(crate) keep_images_seconds: Option<Bounded<60, 31_536_000>>,
+    /// Seconds that a peer may say nothing on the data path; a healthy one says something every 5.
+    pub(crate) idle_seconds: Option<Bounded<15, 3600>>,
 }
 
 /// Where settings come from. The environment is a function, so that tests need not change it.
@@ -187,6 +231,7 @@ impl Layer {
             bin_dir: self.bin_dir.or(weaker.bin_dir),
             bandwidth_limit: self.bandwidth_limit.or(weaker.bandwidth_limit),
             lease: self.lease.or(weaker.lease),
+            restore: self.restore.or(weaker.restore),
             log_format: self.log_format.or(weaker.log_format),
             // Only the file, the weakest layer, has these.
             limits: weaker.limits,
@@ -218,6 +263,7 @@ impl Environment<'_> {
             bin_dir: self.read("UMS_BIN_DIR")?,
             bandwidth_limit: self.read("UMS_BANDWIDTH_LIMIT")?,
             lease: self.read("UMS_LEASE")?,
+            restore: self.read("UMS_RESTORE")?,
             log_format: self.read("UMS_LOG_FORMAT")?,
             ..Layer::default()
         })

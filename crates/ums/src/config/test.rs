@@ -58,11 +58,14 @@ fn a_full_file_is_read() {
         bandwidth_limit = "800mbit"
         lease = "30s"
         log_format = "json"
+        restore = "eager"
 
         [limits]
         outgoing = 1
         hold_connections = 10
         hold_seconds = 5
+        keep_images_seconds = 60
+        idle_seconds = 120
 
         [peers.b]
         address = "10.77.0.2:7000"
@@ -78,6 +81,14 @@ fn a_full_file_is_read() {
         (config.limits.outgoing_max, config.limits.hold_seconds_max),
         (1, 5)
     );
+    assert_eq!(
+        (
+            config.limits.keep_images_seconds,
+            config.limits.idle_seconds
+        ),
+        (60, 120)
+    );
+    assert_eq!(config.restore, Restore::Eager);
     let b = "b".parse().expect("a name");
     let peer = config
         .peers()

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use ums_core::preflight::KERNEL_MIN;
 
 use super::Check;
+use crate::config::{Config, Restore};
 
 /// Capabilities, by number (`linux/capability.h`), that creating, dumping and restoring containers
 /// needs.
@@ -28,12 +30,12 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// A pipe this large holds what CRIU puts into one at a time.
 const PIPE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn checks(config: &Config) -> Vec<Check> {
     let capabilities = effective_capabilities();
     vec![
         privileges(capabilities),
         kernel(),
-        userfaultfd(),
+        userfaultfd(config),
         time_namespaces(),
         freezer(&fs::read_to_string("/proc/mounts").unwrap_or_default()),
         pipes(capabilities),
@@ -94,16 +96,37 @@ fn kernel() -> Check {
     }
 }
 
-/// The setting exists where the kernel has it; root may use it whatever the setting says.
-fn userfaultfd() -> Check {
+/// Asked of the agent's program: what it may, what it starts may. Without it pages are put in place
+/// before a service runs.
+fn userfaultfd(config: &Config) -> Check {
     const NAME: &str = "userfaultfd";
-    let setting = Path::new("/proc/sys/vm/unprivileged_userfaultfd");
-    match setting.exists() {
-        true => Check::ok(NAME, "the kernel has it"),
-        false => Check::fail(
+    if config.restore == Restore::Eager {
+        return Check::ok(NAME, "not used: `restore` is set to `eager`");
+    }
+    let agent = config.bin_dir.join("ums-agent");
+    match Command::new(&agent).arg("probe").output() {
+        Ok(output) if output.status.success() => {
+            judge_userfaultfd(NAME, String::from_utf8_lossy(&output.stdout).trim())
+        }
+        Ok(_) | Err(_) => Check::warn(
             NAME,
-            "the kernel has none, so nothing can be received",
-            "use a kernel with CONFIG_USERFAULTFD",
+            format!("{} can't be asked whether it may use it", agent.display()),
+            "set `bin_dir` to where this release's ums-agent is",
+        ),
+    }
+}
+
+fn judge_userfaultfd(name: &'static str, objection: &str) -> Check {
+    match objection {
+        "" => Check::ok(name, "can be used"),
+        objection => Check::warn(
+            name,
+            format!(
+                "{objection}: all memory of a service that arrives is put in place before it runs, \
+                 which takes longer and twice the memory"
+            ),
+            "use a kernel with CONFIG_USERFAULTFD, and run as root outside of profiles that forbid \
+             it; or set `restore = \"eager\"` if it shall be so",
         ),
     }
 }
@@ -204,6 +227,14 @@ mod test {
         assert_eq!(check.detail, "lacking: CAP_NET_ADMIN CAP_SYS_ADMIN");
         assert_eq!(check.verdict, Verdict::Fail);
         assert_eq!(privileges(None).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_lacking_userfaultfd_is_a_warning_with_its_reason() {
+        assert_eq!(judge_userfaultfd("u", "").verdict, Verdict::Ok);
+        let check = judge_userfaultfd("u", "this kernel has none");
+        assert_eq!(check.verdict, Verdict::Warn);
+        assert!(check.detail.starts_with("this kernel has none: "));
     }
 
     #[test]

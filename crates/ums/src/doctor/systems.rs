@@ -49,12 +49,19 @@ async fn agent(config: &Config) -> Check {
     let connection = Connection::named("the agent", config.agent_socket());
     match answer(connection.get::<NodeFacts>("/v1/facts")).await {
         // It has tried what the other checks only look for.
-        Ok(facts) if facts.criu.is_none() || !facts.userfaultfd => Check::fail(
+        Ok(facts) if facts.criu.is_none() => Check::fail(
             NAME,
-            "it answers, and could not use CRIU or userfaultfd",
+            "it answers, and could not use CRIU",
             format!("see {}", config.state_dir.join("agent.log").display()),
         ),
-        Ok(facts) => Check::ok(NAME, format!("answers, {} services", facts.services.len())),
+        Ok(facts) => {
+            let eager = match facts.eager_restore {
+                Some(reason) => format!("; puts memory in place before services run: {reason}"),
+                None => String::new(),
+            };
+            let services = facts.services.len();
+            Check::ok(NAME, format!("answers, {services} services{eager}"))
+        }
         Err(error) => Check::warn(NAME, error, "`ums serve` starts it"),
     }
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use ums_api::client::{
-    AbortRequest, Hello, MigrateRequest, MigrationView, Offer, Progress, Resolution,
+    AbortRequest, Attendant, Hello, MigrateRequest, MigrationView, Offer, Progress, Resolution,
     ResolveRequest, ResolveView, SOCKET_NAME, ServiceView, paths,
 };
 use ums_api::problem::Problem;
@@ -155,11 +155,24 @@ fn router(shared: Arc<Shared>) -> Router {
             get(|| async { Json(Vec::<ServiceView>::new()) }),
         )
         .route(paths::SERVICE_ROUTE, get(|| async { unknown() }))
+        .route(paths::ATTENDANTS, get(|| async { Json(vec![frontman()]) }))
         .route(paths::MIGRATIONS, post(migrate).get(history))
         .route(paths::MIGRATION_ROUTE, get(watch))
         .route(paths::ABORT_ROUTE, post(abort))
         .route(paths::RESOLVE_ROUTE, get(resolution).post(resolve))
         .with_state(shared)
+}
+
+fn frontman() -> Attendant {
+    Attendant {
+        kind: "frontman".to_owned(),
+        service: "redis".parse().expect("a name"),
+        owner: ID.to_owned(),
+        state: "leading".to_owned(),
+        leads: vec!["6379 → 192.0.2.20:6379".to_owned()],
+        ends_at_ms: 1_800_000_000_000,
+        pid: 42,
+    }
 }
 
 async fn hello() -> Json<Hello> {

@@ -3,6 +3,7 @@
 
 mod coordinator;
 
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -164,7 +165,14 @@ fn lists_come_in_both_forms() {
     assert!(asked(&["history"]).contains("completed"));
     let history: Value = serde_json::from_str(&asked(&["history", "--json"])).expect("a list");
     assert_eq!(history[0]["outcome"], "completed");
-    assert!(asked(&["status"]).starts_with("system a, ums 9.9.9"));
+    let status = asked(&["status"]);
+    assert!(status.starts_with("system a, ums 9.9.9"));
+    assert!(
+        status.contains("frontman  redis    leading  6379 → 192.0.2.20:6379  2027-01-15 08:00:00Z"),
+        "{status}"
+    );
+    let status: Value = serde_json::from_str(&asked(&["status", "--json"])).expect("an object");
+    assert_eq!(status["attendants"][0]["kind"], "frontman");
     // It has moved away, so only its migration is known here.
     assert!(asked(&["status", "redis"]).contains("15 delete source"));
 }
@@ -294,6 +302,90 @@ fn serve_refuses_a_certificate_of_another_system() {
         err.contains("is of system `b`, and this system is `a`"),
         "{err}"
     );
+}
+
+/// A directory with a certificate, and `ums serve` in it.
+fn place_to_serve() -> (TempDir, Vec<String>) {
+    let top = TempDir::new().expect("a directory");
+    let at = |name: &str| top.path().join(name).display().to_string();
+    assert_eq!(run(&mut ums(&["ca", "init", "--dir", &at("ca")])).0, 0);
+    let (ca, pki) = (at("ca"), at("state/pki"));
+    let issue = ["ca", "issue", "a", "--dir", &ca, "--out", &pki];
+    assert_eq!(run(&mut ums(&issue)).0, 0);
+    // There is no agent to start in an empty directory.
+    std::fs::create_dir(top.path().join("bin")).expect("made");
+    let (state, run_dir, bin) = (at("state"), at("run"), at("bin"));
+    let serve = [
+        "serve",
+        "--system",
+        "a",
+        "--listen",
+        "127.0.0.1:0",
+        "--state-dir",
+        &state,
+        "--run-dir",
+        &run_dir,
+        "--bin-dir",
+        &bin,
+    ];
+    let serve = serve.map(str::to_owned).to_vec();
+    (top, serve)
+}
+
+#[test]
+fn serve_refuses_a_journal_that_it_can_not_use_and_leaves_it_as_it_is() {
+    let (top, serve) = place_to_serve();
+    let serve: Vec<&str> = serve.iter().map(String::as_str).collect();
+    let journal = top.path().join("state/journal.redb");
+    // A good one, to be damaged.
+    let mut serving = Serving(ums(&serve).spawn().expect("starts"));
+    wait_for("the journal", || journal.exists());
+    let socket = top.path().join("run/ums.sock");
+    wait_for("its answer", || UnixStream::connect(&socket).is_ok());
+    serving.signal(Signal::SIGTERM);
+    wait_for("its end", || {
+        serving.0.try_wait().expect("a child").is_some()
+    });
+    let good = std::fs::read(&journal).expect("a journal");
+    let damaged = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        bytes
+    };
+    let cases = [
+        ("garbage", vec![0xa5; 8192]),
+        ("text", b"this is no journal\n".to_vec()),
+        ("empty", Vec::new()),
+        (
+            "cut short",
+            damaged(&|bytes| bytes.truncate(bytes.len() / 2)),
+        ),
+        ("cut to a header", damaged(&|bytes| bytes.truncate(300))),
+        ("overwritten", damaged(&|bytes| bytes[64..4096].fill(0xff))),
+    ];
+    for (what, bytes) in cases {
+        std::fs::write(&journal, &bytes).expect("written");
+        let (code, _, err) = run(&mut ums(&serve));
+        assert_eq!(code, 1, "{what}: {err}");
+        for word in [
+            "journal.redb can't be used",
+            "from a backup",
+            "move it aside",
+        ] {
+            assert!(err.contains(word), "{what}: `{word}` is not in: {err}");
+        }
+        let after = std::fs::read(&journal).expect("it is still there");
+        assert!(after == bytes, "{what}: it was written to");
+    }
+    // Nothing of the attempts is in the way of the good one.
+    std::fs::write(&journal, &good).expect("written");
+    let mut serving = Serving(ums(&serve).spawn().expect("starts"));
+    wait_for("its answer", || UnixStream::connect(&socket).is_ok());
+    serving.signal(Signal::SIGTERM);
+    wait_for("its end", || {
+        serving.0.try_wait().expect("a child").is_some()
+    });
+    assert!(serving.0.wait().expect("ended").success());
 }
 
 /// A process that ends with the test, whatever becomes of it.
