@@ -18,6 +18,9 @@ use crate::tools::{Tools, children_of, wait_for};
 /// Port of the Coordinator for its peers.
 pub const PEER_PORT: u16 = 7443;
 
+/// Port of the agent for its peers' data paths.
+pub const DATA_PORT: u16 = 7444;
+
 /// Longest wait for a Coordinator to answer after its start; it opens its journal and starts the
 /// agent, which takes well under a second.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -136,7 +139,7 @@ impl System {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let text = format!(
             "system = \"{}\"\nstate_dir = {}\nrun_dir = {}\nlisten = \"{}:{PEER_PORT}\"\n\
-             advertise = \"{}\"\nbundle = {}\nbin_dir = {}\n",
+             advertise = \"{}\"\ndata_port = {DATA_PORT}\nbundle = {}\nbin_dir = {}\n",
             self.name,
             quoted(&self.state_dir()),
             quoted(&self.run_dir()),

@@ -85,6 +85,43 @@ fn no_http_request_fails_while_its_service_moves() {
 }
 
 #[test]
+fn memory_is_right_where_userfaultfd_is_not_used() {
+    let Some(mut testbed) = systems("memory_is_right_where_userfaultfd_is_not_used") else {
+        return;
+    };
+    // Only b: the way back is by userfaultfd again.
+    testbed.b.kill_coordinator().expect("it was running");
+    let mut config = std::fs::read_to_string(testbed.b.config()).expect("a configuration");
+    config.push_str("restore = \"eager\"\n");
+    std::fs::write(testbed.b.config(), config).expect("written");
+    let agent = testbed.b.namespace().members().into_iter().find(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("ums-agent\0serve")
+    });
+    let agent = nix::unistd::Pid::from_raw(agent.expect("an agent"));
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGKILL).expect("it ends");
+    testbed.b.start_coordinator().expect("it answers again");
+
+    start_hog(&testbed, &testbed.a, "hog", 64).expect("the hog runs");
+    let plan = testbed.a.ums_ok(&["plan", "hog", "--to", "b"]);
+    let plan = plan.expect("nothing stands in the way");
+    assert!(
+        plan.contains("before it runs there: `restore` is set"),
+        "{plan}"
+    );
+    let doctor = testbed.b.ums(&["doctor"]).expect("it runs").stdout;
+    let doctor = String::from_utf8_lossy(&doctor);
+    assert!(doctor.contains("`restore` is set to `eager`"), "{doctor}");
+    for (from, to) in [(&testbed.a, &testbed.b), (&testbed.b, &testbed.a)] {
+        let report = testbed.migrate(from, to, "hog", &[]).expect("a report");
+        assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+        let status = ask_hog(&testbed, to, Request::Verify).expect("the hog answers");
+        assert_eq!(status.intact, Some(true), "at {}", to.name());
+    }
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
+
+#[test]
 fn the_reported_downtime_is_what_the_service_saw() {
     let Some(testbed) = systems("the_reported_downtime_is_what_the_service_saw") else {
         return;

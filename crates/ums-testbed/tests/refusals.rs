@@ -6,8 +6,8 @@ mod common;
 use std::net::{SocketAddr, TcpListener};
 
 use common::{
-    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, exit, hog_is_only_at, hog_stayed, instances,
-    is_only_at, no_frontman, remains, remove, systems, systems_with_hog,
+    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, instances,
+    is_only_at, no_frontman, remains, remove, strike, systems, systems_with_hog,
 };
 use serde_json::Value;
 use ums_core::report::Outcome;
@@ -15,7 +15,7 @@ use ums_testbed::hog::Request;
 use ums_testbed::rootfs;
 use ums_testbed::system::{PEER_PORT, System};
 use ums_testbed::testbed::Testbed;
-use ums_testbed::tools::wait_for;
+use ums_testbed::tools::{run, wait_for};
 use ums_testbed::workload::{HOG_PORT, ask_hog, start_hog};
 
 /// The link's rate where it does not matter, Mbit/s.
@@ -213,6 +213,34 @@ fn a_name_an_address_and_a_port_that_are_taken() {
     hog_is_refused(&testbed, &["--to", "b"], &[&port, "end what holds it"]);
     hog_stayed(&testbed);
     drop(listener);
+    remove(testbed);
+}
+
+#[test]
+fn a_disk_that_has_no_room_for_the_image() {
+    let test = "a_disk_that_has_no_room_for_the_image";
+    let Some(mut testbed) = systems_with_hog(test, RATE_MBIT, 1) else {
+        return;
+    };
+    // All that b keeps goes to a small disk: the files would fit, the image does not.
+    testbed.b.kill_coordinator().expect("it was running");
+    strike(agent(&testbed.b));
+    let state = testbed.b.state_dir().display().to_string();
+    let move_there = format!(
+        "cp -a {state} {state}.old && mount -t tmpfs -o size=70m tmpfs {state} && \
+         cp -a {state}.old/. {state}/"
+    );
+    run(testbed.b.exec("sh").args(["-c", &move_there])).expect("a small disk");
+    testbed.b.start_coordinator().expect("it answers again");
+    let words = ["MiB of disk free", "MiB of image", "free space there"];
+    hog_is_refused(&testbed, &["--to", "b"], &words);
+    hog_stayed(&testbed);
+    let remount = ["-o", "remount,size=400m", &state];
+    run(testbed.b.exec("mount").args(remount)).expect("a larger disk");
+    let report = testbed.migrate(&testbed.a, &testbed.b, "hog", &[]);
+    let report = report.expect("a report");
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    hog_is_only_at(&testbed, &testbed.b);
     remove(testbed);
 }
 

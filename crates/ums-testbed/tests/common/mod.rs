@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test program uses the part that it needs")]
 
+pub(crate) mod proxy;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ pub(crate) const LARGE_MIB: u64 = 64;
 /// Documented exit codes of `ums`.
 pub(crate) mod exit {
     pub(crate) const DONE: i32 = 0;
+    pub(crate) const FAILED: i32 = 1;
     pub(crate) const USAGE: i32 = 2;
     pub(crate) const REFUSED: i32 = 3;
     pub(crate) const ABANDONED: i32 = 4;
