@@ -129,6 +129,11 @@ impl Testbed {
         }
     }
 
+    /// The world's address on its link to a system.
+    pub fn world_ip(&self, system: &System) -> Ipv4Addr {
+        WORLD[usize::from(system.name() == self.b.name())]
+    }
+
     /// Makes certificates, starts both Coordinators and makes them known to each other.
     pub fn start_coordinators(&mut self) -> Result<()> {
         let authority = self.directory().join("ca");

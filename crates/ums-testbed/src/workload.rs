@@ -1,5 +1,7 @@
 //! The services that are moved, as a user would start them: with `ums run`.
 
+pub mod streams;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -87,6 +87,38 @@ impl<T: Send + 'static> Load<T> {
     }
 }
 
+/// Several clients, each known by a name.
+#[derive(Debug, Default)]
+pub struct Loads(Vec<(String, Load<Summary>)>);
+
+impl Loads {
+    /// Starts one more.
+    pub fn start(
+        &mut self,
+        world: &Namespace,
+        name: &str,
+        work: impl FnOnce(&AtomicBool) -> Result<Summary> + Send + 'static,
+    ) -> Result<()> {
+        self.0.push((name.to_owned(), Load::start(world, work)?));
+        Ok(())
+    }
+
+    /// The clients that have ended by themselves, which none should before it is told to.
+    pub fn ended(&self) -> Vec<&str> {
+        let ended = self.0.iter().filter(|(_, load)| load.thread.is_finished());
+        ended.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Stops all at once, and takes what each found.
+    pub fn stop(self) -> Vec<(String, Result<Summary>)> {
+        for (_, load) in &self.0 {
+            load.stop.store(true, Ordering::Relaxed);
+        }
+        let found = |(name, load): (String, Load<Summary>)| (name, load.stop());
+        self.0.into_iter().map(found).collect()
+    }
+}
+
 /// Where a service may be: a client that is refused at one address tries the next, as one does
 /// that was given a name with several addresses.
 #[derive(Debug, Clone)]

@@ -1,0 +1,220 @@
+//! Connections that are open while a service moves: there, back again, and when the move is given
+//! up. Their clients keep talking to the old address and check every byte.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use common::{Moving, PATIENCE, SLOW_MBIT, is_only_at, remove, systems};
+use ums_core::report::{MigrationReport, Outcome};
+use ums_testbed::client::{Loads, Summary, account, echo, pipeline, subscriber};
+use ums_testbed::rootfs;
+use ums_testbed::streams::Account;
+use ums_testbed::system::System;
+use ums_testbed::testbed::Testbed;
+use ums_testbed::tools::{skipped, wait_for};
+use ums_testbed::workload::streams::{self, Clients};
+use ums_testbed::workload::{REDIS_PORT, start_redis};
+
+/// How often the clients of Redis send a batch.
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// Datagrams that one move may lose: those that the frozen service had received and not read, for
+/// CRIU carries no queue of a UDP socket.
+const LOST_MAX: u64 = 2;
+
+/// Bytes that an upload sends in some 16 ms: fewer unacknowledged at once would not show that it
+/// went on sending while the service was frozen.
+const HELD_MIN: u64 = 1024;
+
+#[test]
+fn connections_to_streams_live_there_and_back_again() {
+    let test = "connections_to_streams_live_there_and_back_again";
+    let Some(testbed) = systems(test, 1000) else {
+        return;
+    };
+    let clients = start_streams(&testbed, 0);
+    for (from, to) in [(&testbed.a, &testbed.b), (&testbed.b, &testbed.a)] {
+        let before: Vec<u64> = acknowledged(&clients);
+        moved(&testbed, from, to, "streams");
+        every_acknowledged_byte_was_read(&testbed, to, &clients);
+        // Who comes now finds the service at either address.
+        for system in [&testbed.a, &testbed.b] {
+            at(&testbed, system, streams::PORT, echo::once);
+        }
+        uploads_go_on(&clients, &before);
+    }
+    uploads_were_held(&clients);
+    stop_streams(&testbed, clients, 2 * LOST_MAX);
+    is_only_at(&testbed, &testbed.a, "streams", "/bin/ums-streams");
+    remove(testbed);
+}
+
+#[test]
+fn connections_to_redis_live_there_and_back_again() {
+    let test = "connections_to_redis_live_there_and_back_again";
+    if rootfs::program("redis-server").is_err() {
+        return skipped(test, "redis-server is missing: run `cargo xtask setup`");
+    }
+    let Some(testbed) = systems(test, 1000) else {
+        return;
+    };
+    start_redis(&testbed, &testbed.a).expect("redis runs");
+    let address = SocketAddr::from((testbed.a.ip(), REDIS_PORT));
+    let (world, mut loads) = (&testbed.world, Loads::default());
+    let started = loads.start(world, "subscriber", move |stop| {
+        subscriber::run(address, PERIOD, stop)
+    });
+    started.expect("a client");
+    let started = loads.start(world, "pipeline", move |stop| {
+        pipeline::run(address, PERIOD, stop)
+    });
+    started.expect("a client");
+    moved(&testbed, &testbed.a, &testbed.b, "redis");
+    moved(&testbed, &testbed.b, &testbed.a, "redis");
+    assert_eq!(loads.ended(), Vec::<&str>::new(), "clients that gave up");
+    all_went_well(loads.stop());
+    remove(testbed);
+}
+
+#[test]
+fn connections_go_on_when_a_migration_is_abandoned() {
+    let test = "connections_go_on_when_a_migration_is_abandoned";
+    let Some(testbed) = systems(test, SLOW_MBIT) else {
+        return;
+    };
+    let clients = start_streams(&testbed, common::LARGE_MIB);
+    let before = acknowledged(&clients);
+    let moving = Moving::start(&testbed.a, &testbed.b, "streams");
+    moving.wait_for_memory(&testbed.a, 8 << 20);
+    let abort = ["abort", "streams", "--reason", "no more of it"];
+    testbed.a.ums_ok(&abort).expect("the abort is accepted");
+    moving.end().must_be_abandoned(&["no more of it"]);
+    every_acknowledged_byte_was_read(&testbed, &testbed.a, &clients);
+    uploads_go_on(&clients, &before);
+    at(&testbed, &testbed.a, streams::PORT, echo::once);
+    stop_streams(&testbed, clients, LOST_MAX);
+    is_only_at(&testbed, &testbed.a, "streams", "/bin/ums-streams");
+    remove(testbed);
+}
+
+/// The streams service on `a`, and all of its clients at work.
+fn start_streams(testbed: &Testbed, mib: u64) -> Clients {
+    let server = streams::world_server(testbed).expect("a server in the world");
+    let dial = server.local_addr().expect("it listens");
+    streams::start(testbed, &testbed.a, Some(dial), mib).expect("the service runs");
+    let clients = Clients::start(testbed, &testbed.a, server).expect("clients");
+    let at_work = || {
+        acknowledged(&clients)
+            .iter()
+            .all(|bytes| *bytes > 0)
+            .then_some(())
+    };
+    wait_for("every upload's first bytes", PATIENCE, at_work).expect("they begin");
+    clients
+}
+
+/// Ends the streams and their clients. All went well, and no more datagrams are lost than these.
+fn stop_streams(testbed: &Testbed, clients: Clients, lost_max: u64) {
+    assert_eq!(
+        clients.loads.ended(),
+        Vec::<&str>::new(),
+        "clients that gave up"
+    );
+    let address = SocketAddr::from((testbed.a.ip(), streams::PORT));
+    Clients::finish(testbed, address).expect("the service ends its streams");
+    let mut found = clients.loads.stop();
+    for (_, result) in found.iter_mut().filter(|(name, _)| name == "udp") {
+        if let Ok(udp) = result {
+            eprintln!("{} of {} datagrams lost", udp.failed, udp.requests);
+            udp.failed = udp.failed.saturating_sub(lost_max);
+        }
+    }
+    all_went_well(found);
+}
+
+fn all_went_well(found: Vec<(String, Result<Summary>)>) {
+    let mut wrong = Vec::new();
+    for (name, result) in found {
+        match result {
+            Ok(seen) => {
+                let gap = seen.longest_gap_ms;
+                eprintln!(
+                    "{name}: {} requests, longest gap {gap:.1} ms",
+                    seen.requests
+                );
+                let well = seen.requests > 0 && (seen.failed, seen.reconnects) == (0, 0);
+                wrong.extend((!well).then(|| format!("{seen:?}")));
+            }
+            Err(error) => wrong.push(format!("{name}: {error:#}")),
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+fn moved(testbed: &Testbed, from: &System, to: &System, service: &str) -> MigrationReport {
+    let report = testbed.migrate(from, to, service, &[]).expect("a report");
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    let ms = |value: Option<f64>| value.unwrap_or_default();
+    let (downtime, freeze) = (ms(report.downtime_ms), ms(report.freeze_ms));
+    eprintln!(
+        "{service} to {}: downtime {downtime:.1} ms, frozen {freeze:.1} ms",
+        to.name()
+    );
+    report
+}
+
+fn acknowledged(clients: &Clients) -> Vec<u64> {
+    let each = clients.uploads.iter();
+    each.map(|(_, progress)| progress.acknowledged()).collect()
+}
+
+/// What the clients' kernels hold to be received has been read by the service that runs now, or
+/// will be: acknowledged in the name of a copy that is gone, it would never be.
+fn every_acknowledged_byte_was_read(testbed: &Testbed, system: &System, clients: &Clients) {
+    let address = SocketAddr::from((system.ip(), streams::PORT));
+    for (id, progress) in &clients.uploads {
+        let acknowledged = progress.acknowledged();
+        let read = wait_for("what was acknowledged", PATIENCE, || {
+            let read = testbed.world.in_network(|| account(address, *id)).ok()?;
+            // The slow one has some MiB before it, and is compared at its end.
+            (read.bytes >= acknowledged || *id == streams::SLOW).then_some(read)
+        });
+        let read = read.unwrap_or_else(|error| panic!("{error}: {acknowledged} bytes of {id}"));
+        assert_eq!(read, Account::expected(*id, read.bytes), "stream {id}");
+    }
+}
+
+fn uploads_go_on(clients: &Clients, before: &[u64]) {
+    let more = || {
+        let now = acknowledged(clients);
+        let grown = now.iter().zip(before).all(|(now, before)| now > before);
+        grown.then_some(())
+    };
+    wait_for("more of every upload", PATIENCE, more).expect("they go on");
+}
+
+/// The clients did send while nobody answered.
+fn uploads_were_held(clients: &Clients) {
+    for (id, progress) in &clients.uploads {
+        let held = progress.unacknowledged_max();
+        assert!(
+            held >= HELD_MIN,
+            "stream {id}: at most {held} bytes were held"
+        );
+    }
+}
+
+/// Does something as a new client of the system's endpoint.
+fn at(
+    testbed: &Testbed,
+    system: &System,
+    port: u16,
+    work: impl Fn(SocketAddr) -> Result<()> + Sync,
+) {
+    let address = SocketAddr::from((system.ip(), port));
+    let done = testbed.world.in_network(|| work(address));
+    done.unwrap_or_else(|error| panic!("a new client at {address}: {error:#}"));
+}
