@@ -37,13 +37,24 @@ pub fn minimal(directory: &Path, programs: &[&Path]) -> Result<()> {
             .file_name()
             .with_context(|| format!("{} is no file", program.display()))?;
         copy(program, &directory.join("bin").join(name))?;
-        for library in libraries(program)? {
-            let inside = library.strip_prefix("/").unwrap_or(&library);
-            copy(&library, &directory.join(inside))?;
-        }
+        with_libraries(directory, program, Path::new("/"))?;
     }
     Ok(())
 }
+
+/// Adds the libraries that a program or library needs, at the places where they are below
+/// `unpacked`, or where the host has them.
+pub(crate) fn with_libraries(directory: &Path, program: &Path, unpacked: &Path) -> Result<()> {
+    for library in libraries(program, unpacked)? {
+        let inside = library.strip_prefix(unpacked);
+        let inside = inside.or_else(|_| library.strip_prefix("/"));
+        copy(&library, &directory.join(inside.unwrap_or(&library)))?;
+    }
+    Ok(())
+}
+
+/// Where packages for this architecture have their libraries.
+pub(crate) const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// The program of that name in PATH.
 pub fn program(name: &str) -> Result<PathBuf> {
@@ -60,8 +71,13 @@ pub fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// The shared libraries of a program and its dynamic loader.
-fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
-    let list = text(Command::new("ldd").arg(program))
+fn libraries(program: &Path, unpacked: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut ldd = Command::new("ldd");
+    ldd.arg(program);
+    if unpacked != Path::new("/") {
+        ldd.env("LD_LIBRARY_PATH", unpacked.join(LIBRARIES));
+    }
+    let list = text(&mut ldd)
         .with_context(|| format!("cannot find the libraries of {}", program.display()))?;
     ensure!(
         !list.contains("not found"),
@@ -74,7 +90,7 @@ fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     if to.exists() {
         return Ok(());
     }
@@ -93,7 +109,7 @@ mod tests {
     #[test]
     fn a_program_comes_with_its_loader() {
         let shell = program("sh").expect("every machine has a shell");
-        let libraries = libraries(&shell).expect("its libraries");
+        let libraries = libraries(&shell, Path::new("/")).expect("its libraries");
         assert!(
             libraries
                 .iter()

@@ -66,6 +66,13 @@ impl Tools {
         self.bundle.join("bin").join(name)
     }
 
+    /// Where `cargo xtask setup` unpacks packages of this name that are not to be installed.
+    pub fn unpacked(&self, name: &str) -> Result<PathBuf> {
+        let own = own_dir()?;
+        let target = own.parent().unwrap_or(&own);
+        Ok(target.join(format!("ums-{name}")))
+    }
+
     /// What is missing on this machine to run the programs under test; `None` when nothing is.
     pub fn lacking(&self) -> Option<String> {
         if !is_root() {

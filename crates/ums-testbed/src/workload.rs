@@ -1,5 +1,6 @@
 //! The services that are moved, as a user would start them: with `ums run`.
 
+pub mod postgresql;
 pub mod streams;
 
 use std::net::SocketAddr;

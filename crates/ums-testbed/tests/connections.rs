@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::Result;
 use common::{Moving, PATIENCE, SLOW_MBIT, is_only_at, remove, systems};
 use ums_core::report::{MigrationReport, Outcome};
-use ums_testbed::client::{Loads, Summary, account, echo, pipeline, subscriber};
+use ums_testbed::client::{self, Loads, Summary, account, echo, pipeline, subscriber};
 use ums_testbed::rootfs;
 use ums_testbed::streams::Account;
 use ums_testbed::system::System;
 use ums_testbed::testbed::Testbed;
-use ums_testbed::tools::{skipped, wait_for};
+use ums_testbed::tools::{Tools, skipped, wait_for};
+use ums_testbed::workload::postgresql::{self, Installation};
 use ums_testbed::workload::streams::{self, Clients};
 use ums_testbed::workload::{REDIS_PORT, start_redis};
 
@@ -74,6 +75,31 @@ fn connections_to_redis_live_there_and_back_again() {
     started.expect("a client");
     moved(&testbed, &testbed.a, &testbed.b, "redis");
     moved(&testbed, &testbed.b, &testbed.a, "redis");
+    assert_eq!(loads.ended(), Vec::<&str>::new(), "clients that gave up");
+    all_went_well(loads.stop());
+    remove(testbed);
+}
+
+#[test]
+fn a_transaction_in_postgresql_lives_there_and_back_again() {
+    let test = "a_transaction_in_postgresql_lives_there_and_back_again";
+    let tools = Tools::find().expect("this program's own path is known");
+    let installation = match Installation::find(&tools) {
+        Ok(installation) => installation,
+        Err(error) => return skipped(test, &format!("{error:#}")),
+    };
+    let Some(testbed) = systems(test, 1000) else {
+        return;
+    };
+    postgresql::start(&testbed, &testbed.a, &installation).expect("PostgreSQL runs");
+    let address = SocketAddr::from((testbed.a.ip(), postgresql::PORT));
+    let (mut loads, psql) = (Loads::default(), installation.psql());
+    let started = loads.start(&testbed.world, "psql", move |stop| {
+        client::postgresql::run(&psql, address, PERIOD, stop)
+    });
+    started.expect("a client");
+    moved(&testbed, &testbed.a, &testbed.b, "postgresql");
+    moved(&testbed, &testbed.b, &testbed.a, "postgresql");
     assert_eq!(loads.ended(), Vec::<&str>::new(), "clients that gave up");
     all_went_well(loads.stop());
     remove(testbed);

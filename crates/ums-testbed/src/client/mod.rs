@@ -12,6 +12,7 @@ pub mod keys;
 pub mod ledger;
 mod load;
 pub mod pipeline;
+pub mod postgresql;
 pub mod resp;
 pub mod subscriber;
 pub mod transfer;

@@ -32,9 +32,13 @@ pub fn run(address: SocketAddr, period: Duration, stop: &AtomicBool) -> Result<S
         pace.answered();
     }
     socket.close(None)?;
-    // The other side agrees, or the connection was not in order to its end.
-    while !matches!(socket.read(), Err(tungstenite::Error::ConnectionClosed)) {
-        ensure!(socket.can_read(), "the connection ended without a close");
+    loop {
+        match socket.read() {
+            // The other side agrees.
+            Ok(message) => ensure!(message.is_close(), "after the last message came {message}"),
+            Err(tungstenite::Error::ConnectionClosed) => break,
+            Err(error) => return Err(error).context("it was not closed in good order"),
+        }
     }
     Ok(summary("websocket", messages, &pace))
 }
