@@ -53,8 +53,13 @@ pub(crate) fn with_libraries(directory: &Path, program: &Path, unpacked: &Path) 
     Ok(())
 }
 
-/// Where packages for this architecture have their libraries.
-pub(crate) const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// The search path for libraries of packages that are unpacked there; x86-64 is what there is.
+pub(crate) fn library_path(unpacked: &Path) -> String {
+    let places = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+    places
+        .map(|place| unpacked.join(place).display().to_string())
+        .join(":")
+}
 
 /// The program of that name in PATH.
 pub fn program(name: &str) -> Result<PathBuf> {
@@ -75,7 +80,7 @@ fn libraries(program: &Path, unpacked: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut ldd = Command::new("ldd");
     ldd.arg(program);
     if unpacked != Path::new("/") {
-        ldd.env("LD_LIBRARY_PATH", unpacked.join(LIBRARIES));
+        ldd.env("LD_LIBRARY_PATH", library_path(unpacked));
     }
     let list = text(&mut ldd)
         .with_context(|| format!("cannot find the libraries of {}", program.display()))?;

@@ -2,6 +2,7 @@
 
 mod needs;
 mod record;
+mod unpacked;
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -37,8 +38,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     let missing = needs::missing(purpose);
     let low = needs::low_settings()?;
+    let unpacked = unpacked::ensure(purpose)?;
     if missing.is_empty() && low.is_empty() {
-        eprintln!("setup: nothing is missing, nothing was changed");
+        if !unpacked {
+            eprintln!("setup: nothing is missing, nothing was changed");
+        }
         return Ok(());
     }
     let mut record = Record::read()?;
@@ -148,6 +152,7 @@ fn undo() -> Result<()> {
         eprintln!("setup: removing {ours:?}");
         run::quiet(apt("purge").arg("--yes").args(&ours))?;
     }
+    unpacked::undo()?;
     Record::default().write()?;
     eprintln!("setup: undone");
     Ok(())

@@ -18,8 +18,8 @@ use super::load::{Pace, Summary};
 pub struct Psql {
     /// Where it is.
     pub program: PathBuf,
-    /// Where its libraries are, if it is not installed but only unpacked.
-    pub libraries: PathBuf,
+    /// The search path for its libraries, which may be unpacked and not installed.
+    pub libraries: String,
 }
 
 /// Inserts a row with each statement until `stop` is set, and commits.

@@ -92,7 +92,7 @@ impl Installation {
     pub fn psql(&self) -> Psql {
         Psql {
             program: self.outside(&self.program("psql")),
-            libraries: self.root.join(rootfs::LIBRARIES),
+            libraries: rootfs::library_path(&self.root),
         }
     }
 
