@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::clients::{self, ClientSample};
+use super::clients_report;
 use super::paper_way::{self, SshServer};
 use super::report::{self, Aim, Row};
 use super::{Sample, Way, ums_way, wire_floor};
@@ -20,6 +22,8 @@ pub struct Options {
     pub runs: u32,
     /// Which ways; the wire floor is told its bytes by the paper's way.
     pub ways: Vec<Way>,
+    /// Whether clients on open connections are measured.
+    pub clients: bool,
     /// Rate of the link, Mbit/s.
     pub rate_mbit: u32,
     /// Where the results go.
@@ -50,20 +54,21 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
             rate_mbit: Some(options.rate_mbit),
         },
     )?;
-    let ssh = SshServer::start(&testbed)?;
     let wants = |way| options.ways.contains(&way);
-    if wants(Way::UmsStopAndCopy) {
+    let ssh = wants(Way::PaperWay).then(|| SshServer::start(&testbed));
+    let ssh = ssh.transpose()?;
+    if wants(Way::UmsStopAndCopy) || options.clients {
         testbed.start_coordinators()?;
     }
-    let mut samples = Vec::new();
+    let (mut samples, mut seen) = (Vec::new(), Vec::new());
     for number in 1..=options.runs {
         for &mib in &options.sizes {
             if wants(Way::UmsStopAndCopy) {
                 samples.push(told(ums_way::measure(&testbed, mib, number)?));
             }
             let mut bytes = mib << 20;
-            if wants(Way::PaperWay) {
-                let sample = told(paper_way::measure(&testbed, &ssh, mib, number)?);
+            if let Some(ssh) = &ssh {
+                let sample = told(paper_way::measure(&testbed, ssh, mib, number)?);
                 bytes = sample.bytes;
                 samples.push(sample);
             }
@@ -71,12 +76,16 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
                 samples.push(told(wire_floor::measure(&testbed, mib, bytes, number)?));
             }
             // Written after each: hours of measuring must not be lost to a failure at the end.
-            write(options, &samples)?;
+            write(options, &samples, &seen)?;
+        }
+        if options.clients {
+            seen.extend(clients::measure(&testbed, number)?);
+            write(options, &samples, &seen)?;
         }
     }
     drop(ssh);
     let leftovers = testbed.remove()?;
-    let (rows, aims, markdown) = write(options, &samples)?;
+    let (rows, aims, markdown) = write(options, &samples, &seen)?;
     Ok(Outcome {
         rows,
         aims,
@@ -105,18 +114,27 @@ fn told(sample: Sample) -> Sample {
     sample
 }
 
-fn write(options: &Options, samples: &[Sample]) -> Result<(Vec<Row>, Vec<Aim>, String)> {
+fn write(
+    options: &Options,
+    samples: &[Sample],
+    seen: &[ClientSample],
+) -> Result<(Vec<Row>, Vec<Aim>, String)> {
     let rows = report::rows(samples);
-    let aims = report::aims(&rows);
+    let mut aims = report::aims(&rows);
+    aims.extend(options.clients.then(|| clients_report::aim(seen)));
     let heading = format!(
         "One run of the benchmark, the ways interleaved, over a link shaped to {} Mbit/s. {}.",
         options.rate_mbit,
         machine()
     );
-    let markdown = report::markdown(&rows, &aims, &heading)?;
+    let mut markdown = report::markdown(&rows, &aims, &heading)?;
+    if options.clients {
+        markdown += &clients_report::markdown(seen)?;
+    }
     let whole = json!({
         "rate_mbit": options.rate_mbit, "machine": machine(),
         "paper": report::paper_figures()?, "samples": samples, "rows": rows, "aims": aims,
+        "clients": seen,
     });
     let (json_path, table) = (options.out.join("bench.json"), options.out.join("bench.md"));
     std::fs::write(&json_path, serde_json::to_vec_pretty(&whole)?)

@@ -18,8 +18,8 @@ struct Cli {
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Ways to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Name::Ums, Name::Paper, Name::Floor])]
+    /// Ways to measure, and what clients on open connections see
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Name::Ums, Name::Paper, Name::Floor, Name::Clients])]
     ways: Vec<Name>,
     /// Rate of the link, Mbit/s
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -37,6 +37,7 @@ enum Name {
     Ums,
     Paper,
     Floor,
+    Clients,
 }
 
 fn main() -> ExitCode {
@@ -66,9 +67,10 @@ fn measure(cli: &Cli) -> Result<Outcome> {
         "the benchmark makes namespaces and containers: run it as root"
     );
     let way = |name: &Name| match name {
-        Name::Ums => Way::UmsStopAndCopy,
-        Name::Paper => Way::PaperWay,
-        Name::Floor => Way::WireFloor,
+        Name::Ums => Some(Way::UmsStopAndCopy),
+        Name::Paper => Some(Way::PaperWay),
+        Name::Floor => Some(Way::WireFloor),
+        Name::Clients => None,
     };
     let options = Options {
         sizes: if cli.quick {
@@ -77,7 +79,8 @@ fn measure(cli: &Cli) -> Result<Outcome> {
             cli.sizes.clone()
         },
         runs: if cli.quick { 1 } else { cli.runs },
-        ways: cli.ways.iter().map(way).collect(),
+        ways: cli.ways.iter().filter_map(way).collect(),
+        clients: cli.ways.contains(&Name::Clients),
         rate_mbit: cli.rate,
         out: cli.out.clone(),
     };

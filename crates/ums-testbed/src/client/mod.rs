@@ -20,4 +20,5 @@ mod unacknowledged;
 pub mod websocket;
 
 pub use held::{account, finish};
+pub(crate) use held::{connect, open};
 pub use load::{Load, Loads, Summary};

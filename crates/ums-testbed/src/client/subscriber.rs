@@ -30,7 +30,7 @@ pub fn run(address: SocketAddr, period: Duration, stop: &AtomicBool) -> Result<S
     while !stop.load(Ordering::Relaxed) {
         pace.wait();
         let batch = published..published + BATCH;
-        let commands = batch.clone().flat_map(|number| publish(number));
+        let commands = batch.clone().flat_map(publish);
         publisher.send(&commands.collect::<Vec<u8>>())?;
         for number in batch {
             let receivers = publisher.reply()?;

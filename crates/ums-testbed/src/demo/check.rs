@@ -85,6 +85,16 @@ pub(super) fn requests(summary: &Summary) -> Check {
     }
 }
 
+/// Every connection that was open before a move must be open after it.
+pub(super) fn connections(summary: &Summary) -> Check {
+    let reconnects = summary.reconnects;
+    Check {
+        name: format!("every connection of {} stayed open", summary.name),
+        ok: reconnects == 0 && summary.requests > 0,
+        detail: format!("{reconnects} reconnects"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +122,17 @@ mod tests {
             !requests(&Summary::default()).ok,
             "a client that made no request shows nothing"
         );
+    }
+
+    #[test]
+    fn a_client_that_had_to_come_again_fails_the_check() {
+        let summary = |requests, reconnects| Summary {
+            requests,
+            reconnects,
+            ..Summary::default()
+        };
+        assert!(connections(&summary(1, 0)).ok);
+        assert!(!connections(&summary(1, 1)).ok);
+        assert!(!connections(&summary(0, 0)).ok, "it never was there");
     }
 }

@@ -49,6 +49,8 @@ pub(super) fn play(
     outcome
         .checks
         .extend([check::counter(&counted), check::requests(&requests)]);
+    let clients = [&counted.summary, &requests].map(check::connections);
+    outcome.checks.extend(clients);
     outcome.clients.extend([counted.summary, requests]);
     narrator.title("What the clients saw");
     narrator.clients(&outcome.clients);
