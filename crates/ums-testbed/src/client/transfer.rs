@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::held::{account, open, read_line, summary};
 use super::load::{Pace, Summary};
-use super::unacknowledged::unacknowledged;
+use super::unacknowledged::Unacknowledged;
 use crate::streams::{Account, Content, Ledger, Request, TRAILER_LEN};
 use crate::tools::wait_for;
 
@@ -133,6 +133,16 @@ impl Progress {
     pub fn unacknowledged_max(&self) -> u64 {
         self.unacknowledged_max.load(Ordering::Relaxed)
     }
+
+    fn note(&self, sent: u64, waiting: u64, pace: &mut Pace) {
+        // Among the first that wait may be the request line.
+        let acknowledged = sent.saturating_sub(waiting);
+        if acknowledged > self.acknowledged.swap(acknowledged, Ordering::Relaxed) {
+            pace.answered();
+        }
+        self.unacknowledged_max
+            .fetch_max(waiting, Ordering::Relaxed);
+    }
 }
 
 /// Writes until `stop` is set, and compares the service's account with its own. `progress` is kept
@@ -155,6 +165,7 @@ pub fn upload(
             "the service has closed nothing"
         );
     }
+    let unacknowledged = Unacknowledged::of(&stream)?;
     let (mut content, mut ledger) = (Content::new(plan.id), Ledger::default());
     let (mut chunk, mut pace) = (vec![0; plan.chunk], Pace::new(plan.period));
     while !stop.load(Ordering::Relaxed) {
@@ -165,25 +176,12 @@ pub fn upload(
             .write_all(&chunk)
             .with_context(|| format!("after {sent} bytes"))?;
         ledger.add(&chunk);
-        note(&stream, ledger.account().bytes, progress, &mut pace)?;
+        progress.note(ledger.account().bytes, unacknowledged.bytes()?, &mut pace);
     }
     let sent = ledger.account();
     stream.shutdown(Shutdown::Write)?;
     compare(address, plan, stream, &sent)?;
     Ok(summary(plan.name, sent.bytes, &pace))
-}
-
-fn note(stream: &TcpStream, sent: u64, progress: &Progress, pace: &mut Pace) -> Result<()> {
-    let waiting = unacknowledged(stream)?;
-    // The request line was written before.
-    let acknowledged = sent.saturating_sub(waiting);
-    if acknowledged > progress.acknowledged.swap(acknowledged, Ordering::Relaxed) {
-        pace.answered();
-    }
-    progress
-        .unacknowledged_max
-        .fetch_max(waiting, Ordering::Relaxed);
-    Ok(())
 }
 
 /// The service must have read what was sent: all of it, and nothing else.
