@@ -36,7 +36,7 @@ fn connections_to_streams_live_there_and_back_again() {
     let Some(testbed) = systems(test, 1000) else {
         return;
     };
-    let clients = start_streams(&testbed, 0);
+    let mut clients = start_streams(&testbed, 0);
     for (from, to) in [(&testbed.a, &testbed.b), (&testbed.b, &testbed.a)] {
         let before: Vec<u64> = acknowledged(&clients);
         moved(&testbed, from, to, "streams");
@@ -45,7 +45,7 @@ fn connections_to_streams_live_there_and_back_again() {
         for system in [&testbed.a, &testbed.b] {
             at(&testbed, system, streams::PORT, echo::once);
         }
-        uploads_go_on(&clients, &before);
+        uploads_go_on(&mut clients, &before);
     }
     uploads_were_held(&clients);
     stop_streams(&testbed, clients, 2 * LOST_MAX);
@@ -75,7 +75,7 @@ fn connections_to_redis_live_there_and_back_again() {
     started.expect("a client");
     moved(&testbed, &testbed.a, &testbed.b, "redis");
     moved(&testbed, &testbed.b, &testbed.a, "redis");
-    assert_eq!(loads.ended(), Vec::<&str>::new(), "clients that gave up");
+    nobody_gave_up(&mut loads);
     all_went_well(loads.stop());
     remove(testbed);
 }
@@ -100,7 +100,7 @@ fn a_transaction_in_postgresql_lives_there_and_back_again() {
     started.expect("a client");
     moved(&testbed, &testbed.a, &testbed.b, "postgresql");
     moved(&testbed, &testbed.b, &testbed.a, "postgresql");
-    assert_eq!(loads.ended(), Vec::<&str>::new(), "clients that gave up");
+    nobody_gave_up(&mut loads);
     all_went_well(loads.stop());
     remove(testbed);
 }
@@ -111,7 +111,7 @@ fn connections_go_on_when_a_migration_is_abandoned() {
     let Some(testbed) = systems(test, SLOW_MBIT) else {
         return;
     };
-    let clients = start_streams(&testbed, common::LARGE_MIB);
+    let mut clients = start_streams(&testbed, common::LARGE_MIB);
     let before = acknowledged(&clients);
     let moving = Moving::start(&testbed.a, &testbed.b, "streams");
     moving.wait_for_memory(&testbed.a, 8 << 20);
@@ -119,7 +119,7 @@ fn connections_go_on_when_a_migration_is_abandoned() {
     testbed.a.ums_ok(&abort).expect("the abort is accepted");
     moving.end().must_be_abandoned(&["no more of it"]);
     every_acknowledged_byte_was_read(&testbed, &testbed.a, &clients);
-    uploads_go_on(&clients, &before);
+    uploads_go_on(&mut clients, &before);
     at(&testbed, &testbed.a, streams::PORT, echo::once);
     stop_streams(&testbed, clients, LOST_MAX);
     is_only_at(&testbed, &testbed.a, "streams", "/bin/ums-streams");
@@ -143,12 +143,8 @@ fn start_streams(testbed: &Testbed, mib: u64) -> Clients {
 }
 
 /// Ends the streams and their clients. All went well, and no more datagrams are lost than these.
-fn stop_streams(testbed: &Testbed, clients: Clients, lost_max: u64) {
-    assert_eq!(
-        clients.loads.ended(),
-        Vec::<&str>::new(),
-        "clients that gave up"
-    );
+fn stop_streams(testbed: &Testbed, mut clients: Clients, lost_max: u64) {
+    nobody_gave_up(&mut clients.loads);
     let address = SocketAddr::from((testbed.a.ip(), streams::PORT));
     Clients::finish(testbed, address).expect("the service ends its streams");
     let mut found = clients.loads.stop();
@@ -213,13 +209,19 @@ fn every_acknowledged_byte_was_read(testbed: &Testbed, system: &System, clients:
     }
 }
 
-fn uploads_go_on(clients: &Clients, before: &[u64]) {
-    let more = || {
+fn uploads_go_on(clients: &mut Clients, before: &[u64]) {
+    let more = wait_for("more of every upload", PATIENCE, || {
+        nobody_gave_up(&mut clients.loads);
         let now = acknowledged(clients);
         let grown = now.iter().zip(before).all(|(now, before)| now > before);
         grown.then_some(())
-    };
-    wait_for("more of every upload", PATIENCE, more).expect("they go on");
+    });
+    more.expect("they go on");
+}
+
+fn nobody_gave_up(loads: &mut Loads) {
+    let ended = loads.ended();
+    assert!(ended.is_empty(), "clients gave up: {ended:#?}");
 }
 
 /// The clients did send while nobody answered.

@@ -103,10 +103,10 @@ impl Loads {
         Ok(())
     }
 
-    /// The clients that have ended by themselves, which none should before it is told to.
-    pub fn ended(&self) -> Vec<&str> {
-        let ended = self.0.iter().filter(|(_, load)| load.thread.is_finished());
-        ended.map(|(name, _)| name.as_str()).collect()
+    /// What the clients found that have ended by themselves, which none should before it is told to.
+    pub fn ended(&mut self) -> Vec<(String, Result<Summary>)> {
+        let ended = self.0.extract_if(.., |(_, load)| load.thread.is_finished());
+        ended.map(|(name, load)| (name, load.stop())).collect()
     }
 
     /// Stops all at once, and takes what each found.
