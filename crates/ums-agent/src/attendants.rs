@@ -16,7 +16,9 @@ const TUNNEL_ENDS: [&str; 2] = ["tunnel/near", "tunnel/far"];
 /// All that are there, by kind and service. One whose state file can't be read is left out. Blocks.
 pub fn list(run_dir: &Path) -> Vec<Attendant> {
     let proxies = record::list(&run_dir.join(PROXIES)).unwrap_or_default();
-    let proxies = proxies.into_iter().filter_map(|record| proxy(record.status));
+    let proxies = proxies
+        .into_iter()
+        .filter_map(|record| proxy(record.status));
     let ends = TUNNEL_ENDS
         .iter()
         .flat_map(|directory| record::list(&run_dir.join(directory)).unwrap_or_default());

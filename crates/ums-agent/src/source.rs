@@ -352,7 +352,7 @@ fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
     }
 }
 
-fn not_connected(error: &tls::TlsError) -> Problem {
+fn not_connected(error: &ums_tls::TlsError) -> Problem {
     let problem = at_peer(error);
     let detail = format!(
         "{}; see whether its agent runs there (`ums doctor`), and whether a firewall lets its data \

@@ -41,7 +41,7 @@ pub use config::{AgentCommand, Config, Limits, PeerConfig};
 pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError, OpenStore};
 
 use journal::Journal;
-use shared::{Desk, Shared};
+use shared::Shared;
 use tasks::Tasks;
 
 /// A Coordinator can't start.
@@ -151,7 +151,8 @@ impl Coordinator {
         let shared = Arc::new(Shared {
             config,
             journal,
-            desk: Desk::Blocking,
+            #[cfg(test)]
+            desk: shared::Desk::Blocking,
             agent,
             peers,
             registry: status::Registry::default(),

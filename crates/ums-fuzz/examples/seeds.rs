@@ -522,6 +522,7 @@ fn service() -> Result<ServiceFacts, Box<dyn Error>> {
         threads: 5,
         memory_bytes: 1 << 26,
         filesystem_bytes: 1 << 20,
+        image_bytes: 1 << 27,
         connections: 3,
         obstacles: Vec::new(),
         migrating: None,
@@ -534,7 +535,8 @@ fn node() -> NodeFacts {
         cpu_features: ["fpu".to_owned(), "avx2".to_owned()].into(),
         kernel: "6.1.0-18-amd64".to_owned(),
         criu: Some((4, 2, 1)),
-        userfaultfd: true,
+        eager_restore: None,
+        proc_paths: ["/proc/kcore".to_owned()].into(),
         memory_available_bytes: 1 << 33,
         disk_available_bytes: 1 << 34,
         services: ["web".to_owned()].into(),
@@ -613,6 +615,7 @@ fn messages(corpora: &Corpora) -> Done {
         progress: client::Progress::default(),
         refusals: Vec::new(),
         asked_at_ms: 1,
+        resolvable: false,
     };
     corpora.put_json(words, "view", &view)?;
     corpora.put_json(

@@ -1,8 +1,8 @@
 //! Certificates, keys and permits.
 
 use rustls_pki_types::CertificateDer;
-use ums_tls::ca::{Authority, Issued};
 use ums_tls::Identity;
+use ums_tls::ca::{Authority, Issued};
 
 /// A certificate as a peer shows it, as a file holds it; a key; a permit.
 pub(crate) fn certificates(data: &[u8]) -> bool {

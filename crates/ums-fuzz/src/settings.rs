@@ -26,7 +26,9 @@ pub(crate) fn frontman(data: &[u8]) -> bool {
     let response = serde_json::from_slice::<Response>(data).is_ok();
     let recorded = in_a_file("a.json", data, |file| {
         let directory = file.parent().expect("it is in one");
-        !record::list::<Status>(directory).expect("readable").is_empty()
+        !record::list::<Status>(directory)
+            .expect("readable")
+            .is_empty()
     });
     request.is_ok() || response || recorded
 }

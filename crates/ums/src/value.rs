@@ -178,7 +178,12 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX>
 
 /// `--publish SYSTEM:SERVICE`, or one number for both, with `/udp` behind it for datagrams.
 pub(crate) fn published_port(text: &str) -> Result<PublishedPort, BadValue> {
-    let bad = || BadValue::new(text, "a pair of ports from 1 on, such as 8080:80 or 5353:53/udp");
+    let bad = || {
+        BadValue::new(
+            text,
+            "a pair of ports from 1 on, such as 8080:80 or 5353:53/udp",
+        )
+    };
     let port = |part: &str| {
         part.parse()
             .ok()

@@ -70,8 +70,8 @@ impl Listening {
     }
 
     async fn connect(&self, who: &Identity) -> Result<Connection, TlsError> {
-        let config = tls::client_config(who, &[ALPN_DATA]).expect("an identity");
-        tls::connect(self.address, &system("b"), config, PATIENCE).await
+        let config = ums_tls::client_config(who, &[ALPN_DATA]).expect("an identity");
+        ums_tls::connect(self.address, &system("b"), config, PATIENCE).await
     }
 
     /// Opens a data path as a source does; says what it was refused with.

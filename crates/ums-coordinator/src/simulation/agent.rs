@@ -107,7 +107,9 @@ impl Agent {
         let mut memory = Memory::default();
         if let Some(service) = &world.truth().node(side).service {
             if let Some((id, _)) = &service.arriving {
-                memory.migrations.insert(*id, Migration::new(Role::Destination));
+                memory
+                    .migrations
+                    .insert(*id, Migration::new(Role::Destination));
             } else if let Some(id) = service.gate {
                 memory.migrations.insert(id, Migration::new(Role::Source));
             }
@@ -152,7 +154,11 @@ impl Agent {
     /// Passes a moment of an operation.
     async fn pass(&self, what: &str, edge: &str) -> Reply<()> {
         let place = format!("{} agent {what} {edge}", self.side.name());
-        match self.world.pass(Kind::Agent, &place, Some(&self.process)).await {
+        match self
+            .world
+            .pass(Kind::Agent, &place, Some(&self.process))
+            .await
+        {
             Verdict::Go | Verdict::Twice(_) => Ok(()),
             Verdict::Fail => Err(Problem::failed("fault", "a fault", place)),
             Verdict::Break | Verdict::Lose => Err(cut_off()),
@@ -168,9 +174,16 @@ impl Agent {
     }
 
     /// Answers one request. `None` breaks the connection.
-    pub(super) async fn answer(&self, method: Method, path: String, body: Bytes) -> Option<Reply<Value>> {
+    pub(super) async fn answer(
+        &self,
+        method: Method,
+        path: String,
+        body: Bytes,
+    ) -> Option<Reply<Value>> {
         let parts: Vec<&str> = path.trim_start_matches("/v1/").splitn(3, '/').collect();
-        let id = parts.get(1).and_then(|text| text.parse::<MigrationId>().ok());
+        let id = parts
+            .get(1)
+            .and_then(|text| text.parse::<MigrationId>().ok());
         let operation = match (&method, parts.as_slice()) {
             (&Method::GET, ["services", _]) => "service",
             (&Method::GET, ["migrations", _]) => "migration",
@@ -224,10 +237,17 @@ impl Agent {
     }
 
     /// The service, which must have its gate shut by this migration.
-    fn gated<T>(&self, id: MigrationId, change: impl FnOnce(&mut Container) -> Reply<T>) -> Reply<T> {
+    fn gated<T>(
+        &self,
+        id: MigrationId,
+        change: impl FnOnce(&mut Container) -> Reply<T>,
+    ) -> Reply<T> {
         self.change(|node| match &mut node.service {
             Some(service) if service.gate == Some(id) => change(service),
-            Some(_) => Err(conflict("not-blocked", "its gate is not shut by this migration")),
+            Some(_) => Err(conflict(
+                "not-blocked",
+                "its gate is not shut by this migration",
+            )),
             None => Err(service_unknown()),
         })
     }
@@ -326,7 +346,9 @@ impl Agent {
             }
         });
         if request.endpoints.is_empty() {
-            self.world.truth().violation("the Frontman is to lead nowhere");
+            self.world
+                .truth()
+                .violation("the Frontman is to lead nowhere");
         }
         json!({})
     }
@@ -347,7 +369,9 @@ impl Agent {
             return Err(conflict("not-open", "the data path is not open"));
         };
         migration.view().phase = Some(Phase::Checkpointing);
-        let done = migration.unless_given_up(self.freeze_and_send(id, path)).await;
+        let done = migration
+            .unless_given_up(self.freeze_and_send(id, path))
+            .await;
         match &done {
             Ok(done) => {
                 let mut view = migration.view();
@@ -445,12 +469,17 @@ impl Agent {
             if service.gate != Some(id) {
                 return false;
             }
-            let executes = service.keeper.as_ref().is_some_and(|it| it.phase == Life::Executing);
+            let executes = service
+                .keeper
+                .as_ref()
+                .is_some_and(|it| it.phase == Life::Executing);
             node.service = None;
             executes
         });
         if executes {
-            self.world.truth().violation("an executing source was deleted");
+            self.world
+                .truth()
+                .violation("an executing source was deleted");
         }
         self.forget(id);
         json!({})
@@ -482,7 +511,11 @@ impl Agent {
 
     async fn create_once(&self, id: MigrationId, request: &CreateRequest) -> Reply<Created> {
         if self.world.memory_full(self.side) {
-            return Err(Problem::failed("memory", "no memory", "nothing can be created"));
+            return Err(Problem::failed(
+                "memory",
+                "no memory",
+                "nothing can be created",
+            ));
         }
         let specification = request.specification.clone();
         self.change(|node| {
@@ -550,14 +583,22 @@ impl Agent {
     async fn restore_once(&self, digest: String, ledger: u64) -> Reply<Restored> {
         self.part("criu", "before").await?;
         if self.world.memory_full(self.side) {
-            return Err(Problem::failed("memory", "no memory", "it can't be restored"));
+            return Err(Problem::failed(
+                "memory",
+                "no memory",
+                "it can't be restored",
+            ));
         }
         let runs_at_once = self.world.mutant(super::world::Mutant::RunsAtRestore);
         self.change(|node| {
             let keeper = node.service.as_mut().and_then(|it| it.keeper.as_mut());
             let keeper = keeper.ok_or_else(keeper_lost)?;
             keeper.ledger = ledger;
-            keeper.phase = if runs_at_once { Life::Executing } else { Life::Held };
+            keeper.phase = if runs_at_once {
+                Life::Executing
+            } else {
+                Life::Held
+            };
             Ok::<(), Problem>(())
         })?;
         Ok(Restored {
@@ -579,7 +620,11 @@ impl Agent {
             if keeper.resumed {
                 Ok(())
             } else {
-                Err(Problem::failed("keeper", "it could not be resumed", "nothing is held"))
+                Err(Problem::failed(
+                    "keeper",
+                    "it could not be resumed",
+                    "nothing is held",
+                ))
             }
         })?;
         // It executes, and its record still says that it arrives.
@@ -622,7 +667,12 @@ impl Agent {
     }
 
     fn state(&self, id: MigrationId) -> Reply<MigrationState> {
-        let migration = self.memory().migrations.get(&id).cloned().ok_or_else(unknown)?;
+        let migration = self
+            .memory()
+            .migrations
+            .get(&id)
+            .cloned()
+            .ok_or_else(unknown)?;
         let truth = self.world.truth();
         let life = truth.life(self.side);
         let service = truth.nodes[self.side.index()].service.as_ref();
@@ -679,10 +729,16 @@ impl Agent {
                 _ => ServiceStatus::Exited,
             },
             init_pid: None,
-            migration: service.gate.or(service.arriving.as_ref().map(|(id, _)| *id)),
+            migration: service
+                .gate
+                .or(service.arriving.as_ref().map(|(id, _)| *id)),
             endpoints: vec![self.endpoint()],
         };
-        truth.nodes[self.side.index()].service.iter().map(view).collect()
+        truth.nodes[self.side.index()]
+            .service
+            .iter()
+            .map(view)
+            .collect()
     }
 
     fn facts(&self) -> NodeFacts {
@@ -715,7 +771,10 @@ fn arriving_phase(service: &Container, seen: Option<Phase>) -> (Phase, Option<&'
         _ if keeper.resumed => (Phase::Settled, None),
         (Life::Held, _) => (Phase::Held, None),
         (Life::Dead, _) | (_, Some(Phase::Held)) => (Phase::Failed, Some("what was held has died")),
-        (_, None) => (Phase::Failed, Some("the agent was restarted while it was received")),
+        (_, None) => (
+            Phase::Failed,
+            Some("the agent was restarted while it was received"),
+        ),
         (_, Some(seen)) => (seen, None),
     }
 }
@@ -730,7 +789,12 @@ fn conflict(kind: &str, detail: &str) -> Problem {
 }
 
 fn unknown() -> Problem {
-    Problem::refused(404, "migration-unknown", "unknown migration", "not known here")
+    Problem::refused(
+        404,
+        "migration-unknown",
+        "unknown migration",
+        "not known here",
+    )
 }
 
 fn service_unknown() -> Problem {
@@ -741,7 +805,11 @@ fn keeper_lost() -> Problem {
     Problem {
         effect: Effect::None,
         retry: false,
-        ..Problem::failed("keeper", "the container's keeper could not do it", "it can't be reached")
+        ..Problem::failed(
+            "keeper",
+            "the container's keeper could not do it",
+            "it can't be reached",
+        )
     }
 }
 
@@ -757,7 +825,11 @@ fn at_peer(detail: &str) -> Problem {
         fault: Whose::Peer,
         effect: Effect::None,
         status: 502,
-        ..Problem::failed("data-path", "the data path to the destination failed", detail)
+        ..Problem::failed(
+            "data-path",
+            "the data path to the destination failed",
+            detail,
+        )
     }
 }
 

@@ -203,7 +203,11 @@ impl StorageBackend for Handle {
         }
     }
 
-    fn try_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> std::result::Result<bool, BackendError> {
+    fn try_lock_range(
+        &self,
+        _: Bound<u64>,
+        _: Bound<u64>,
+    ) -> std::result::Result<bool, BackendError> {
         Ok(true)
     }
 

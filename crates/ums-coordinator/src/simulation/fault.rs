@@ -122,9 +122,26 @@ pub(super) enum Kind {
     Write,
 }
 
-const AT_AGENT: [Fault; 5] = [Fault::Fail(1), Fault::Fail(3), Fault::Fail(10), Fault::Break, Fault::Late];
-const AT_MESSAGE: [Fault; 5] = [Fault::Break, Fault::Lose, Fault::Late, Fault::Twice, Fault::TwiceLate];
-const AT_WRITE: [Fault; 4] = [Fault::Refused, Fault::Doubtful, Fault::DiesBefore, Fault::DiesAfter];
+const AT_AGENT: [Fault; 5] = [
+    Fault::Fail(1),
+    Fault::Fail(3),
+    Fault::Fail(10),
+    Fault::Break,
+    Fault::Late,
+];
+const AT_MESSAGE: [Fault; 5] = [
+    Fault::Break,
+    Fault::Lose,
+    Fault::Late,
+    Fault::Twice,
+    Fault::TwiceLate,
+];
+const AT_WRITE: [Fault; 4] = [
+    Fault::Refused,
+    Fault::Doubtful,
+    Fault::DiesBefore,
+    Fault::DiesAfter,
+];
 const ANYWHERE: [Fault; 19] = [
     Fault::Coordinator(Which::A),
     Fault::Coordinator(Which::B),

@@ -102,7 +102,9 @@ async fn go(world: &Arc<World>) -> Option<End> {
     world.restart_coordinators().await;
     let after = told(world, id).await;
     if before != after {
-        world.truth().violation(format!("a restart changes the report: {before:?} {after:?}"));
+        world.truth().violation(format!(
+            "a restart changes the report: {before:?} {after:?}"
+        ));
     }
     Some(end)
 }
@@ -169,7 +171,9 @@ async fn settled(world: &Arc<World>, id: Option<MigrationId>) -> Option<End> {
         let calm = world.is_calm();
         if calm && a.is_done() && b.is_done() {
             if at_a.held() + at_b.held() > 0 {
-                world.truth().violation("an agent still holds something of it");
+                world
+                    .truth()
+                    .violation("an agent still holds something of it");
             }
             return Some(judge(world, &b, view, id).await);
         }
@@ -204,7 +208,12 @@ fn excused(world: &World, view: Option<MigrationView>) -> Option<End> {
 }
 
 /// All is over: judges what is left.
-async fn judge(world: &Arc<World>, b: &Coordinator, view: Option<MigrationView>, id: Option<MigrationId>) -> End {
+async fn judge(
+    world: &Arc<World>,
+    b: &Coordinator,
+    view: Option<MigrationView>,
+    id: Option<MigrationId>,
+) -> End {
     let there = match id {
         Some(id) => b.view(id).await,
         None => None,
@@ -224,14 +233,20 @@ async fn judge(world: &Arc<World>, b: &Coordinator, view: Option<MigrationView>,
     };
     let mut wrong = Vec::new();
     if !matches!(report.outcome, Outcome::Completed | Outcome::Abandoned) {
-        wrong.push(format!("it is over, and the report says {:?}", report.outcome));
+        wrong.push(format!(
+            "it is over, and the report says {:?}",
+            report.outcome
+        ));
     }
     if report.error.is_some() == completed || report.downtime_ms.is_some() != completed {
         wrong.push(format!("the report is at odds with itself: {report:?}"));
     }
     let answers_at = Some(system::endpoint(place).to_string());
     if report.endpoint != answers_at && (completed || report.endpoint.is_some()) {
-        wrong.push(format!("the report says that it answers at {:?}", report.endpoint));
+        wrong.push(format!(
+            "the report says that it answers at {:?}",
+            report.endpoint
+        ));
     }
     if let Some(there) = there.map(|view| view.report.outcome)
         && there != report.outcome
@@ -243,7 +258,8 @@ async fn judge(world: &Arc<World>, b: &Coordinator, view: Option<MigrationView>,
         wrong.push(format!("it does not execute on {}", place.name()));
     }
     match &truth.nodes[place.index()].service {
-        Some(service) if service.gate.is_none() && service.arriving.is_none() && !service.packets_held => {}
+        Some(service)
+            if service.gate.is_none() && service.arriving.is_none() && !service.packets_held => {}
         other => wrong.push(format!("on {}: {other:?}", place.name())),
     }
     if truth.nodes[place.other().index()].service.is_some() {

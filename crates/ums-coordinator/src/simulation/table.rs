@@ -66,16 +66,24 @@ pub(super) type Counts = BTreeMap<String, BTreeMap<End, usize>>;
 const COLUMNS: [(End, &str); 6] = [
     (End::Completed, "at the destination"),
     (End::Abandoned, "at the source"),
-    (End::CompletedThenLost, "at the destination, then ended by the fault"),
+    (
+        End::CompletedThenLost,
+        "at the destination, then ended by the fault",
+    ),
     (End::AbandonedAndLost, "ended by the fault at the source"),
-    (End::NeedsAPerson, "lost before it ran; waits for a person and says so"),
+    (
+        End::NeedsAPerson,
+        "lost before it ran; waits for a person and says so",
+    ),
     (End::NotAdmitted, "not begun"),
 ];
 
 /// The section.
 pub(super) fn section(counts: &Counts) -> String {
     let total: usize = counts.values().flat_map(BTreeMap::values).sum();
-    let mut text = format!("{BEGIN}\n\n{total} cells, none with a violation. Where the service is in the end:\n\n| step |");
+    let mut text = format!(
+        "{BEGIN}\n\n{total} cells, none with a violation. Where the service is in the end:\n\n| step |"
+    );
     for (_, title) in COLUMNS {
         let _ = write!(text, " {title} |");
     }

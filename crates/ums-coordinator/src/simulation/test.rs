@@ -18,9 +18,18 @@ const SEEDS_LONG: u64 = 100_000;
 const WAYS: [(&str, Option<(&str, Fault)>); 5] = [
     ("", None),
     ("back from 7", Some(("a agent open after", Fault::Fail(1)))),
-    ("back from 8", Some(("a agent frontman/hold after", Fault::Fail(1)))),
-    ("back from 10", Some(("a agent checkpoint after", Fault::Fail(1)))),
-    ("back from 12", Some(("b agent restore after", Fault::Fail(1)))),
+    (
+        "back from 8",
+        Some(("a agent frontman/hold after", Fault::Fail(1))),
+    ),
+    (
+        "back from 10",
+        Some(("a agent checkpoint after", Fault::Fail(1))),
+    ),
+    (
+        "back from 12",
+        Some(("b agent restore after", Fault::Fail(1))),
+    ),
 ];
 
 fn is_long() -> bool {
@@ -41,12 +50,23 @@ fn strike(place: &str, nth: u32, fault: Fault) -> Strike {
 
 /// Every moment of a way × every fault that can strike there.
 fn cells(way: &str, first: Option<(&str, Fault)>) -> Vec<Cell> {
-    let first: Vec<Strike> = first.iter().map(|(place, fault)| strike(place, 1, *fault)).collect();
+    let first: Vec<Strike> = first
+        .iter()
+        .map(|(place, fault)| strike(place, 1, *fault))
+        .collect();
     let baseline = play(Will::Script(first.clone()), None);
-    assert!(baseline.wrong.is_empty(), "{:#?}\n{}", baseline.wrong, baseline.trace.join("\n"));
+    assert!(
+        baseline.wrong.is_empty(),
+        "{:#?}\n{}",
+        baseline.wrong,
+        baseline.trace.join("\n")
+    );
     let steps = table::steps(&baseline.moments);
     let begin = match first.first() {
-        Some(strike) => baseline.moments.iter().position(|(_, moment)| *moment == strike.at),
+        Some(strike) => baseline
+            .moments
+            .iter()
+            .position(|(_, moment)| *moment == strike.at),
         None => None,
     };
     let walked = &baseline.moments[begin.map_or(0, |at| at + 1)..];
@@ -81,17 +101,27 @@ fn play_all<T: Send>(count: usize, job: impl Fn(usize) -> T + Sync) -> Vec<T> {
                         return;
                     }
                     let result = job(index);
-                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, result);
+                    done.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(index, result);
                 }
             });
         }
     });
-    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+    done.into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_values()
+        .collect()
 }
 
 /// What a failed run has to say.
 fn account(title: &str, played: &Played) -> String {
-    format!("{title}: {:#?}\nstruck: {:#?}\n{}", played.wrong, played.struck, played.trace.join("\n"))
+    format!(
+        "{title}: {:#?}\nstruck: {:#?}\n{}",
+        played.wrong,
+        played.struck,
+        played.trace.join("\n")
+    )
 }
 
 /// Panics with all failures in short, and the first at length.
@@ -105,17 +135,26 @@ fn assert_none(failures: Vec<(String, String)>) {
 #[test]
 fn every_moment_times_every_fault() {
     let began = std::time::Instant::now();
-    let cells: Vec<Cell> = WAYS.iter().flat_map(|(way, first)| cells(way, *first)).collect();
+    let cells: Vec<Cell> = WAYS
+        .iter()
+        .flat_map(|(way, first)| cells(way, *first))
+        .collect();
     // Which cells are sampled must not depend on the machine.
     let every = if is_long() { 1 } else { CELLS_SAMPLED };
     let chosen: Vec<&Cell> = cells.iter().step_by(every).collect();
     let played = play_all(chosen.len(), |index| {
         let strikes = &chosen[index].strikes;
         let played = play(Will::Script(strikes.clone()), None);
-        let last = strikes.last().map(|it| format!("{} {}: {:?}", it.at.place, it.at.nth, it.fault));
+        let last = strikes
+            .last()
+            .map(|it| format!("{} {}: {:?}", it.at.place, it.at.nth, it.fault));
         let title = format!("[{}] {}", chosen[index].row, last.unwrap_or_default());
-        let wrong = (!played.wrong.is_empty() || played.end.is_none())
-            .then(|| (format!("{title} {:?}", played.wrong), account(&title, &played)));
+        let wrong = (!played.wrong.is_empty() || played.end.is_none()).then(|| {
+            (
+                format!("{title} {:?}", played.wrong),
+                account(&title, &played),
+            )
+        });
         (played.end, wrong)
     });
     let mut counts = table::Counts::new();
@@ -123,10 +162,20 @@ fn every_moment_times_every_fault() {
     for (cell, (end, wrong)) in chosen.iter().zip(played) {
         failures.extend(wrong);
         if let Some(end) = end {
-            *counts.entry(cell.row.clone()).or_default().entry(end).or_default() += 1;
+            *counts
+                .entry(cell.row.clone())
+                .or_default()
+                .entry(end)
+                .or_default() += 1;
         }
     }
-    println!("{} of {} cells in {:?}\n{}", chosen.len(), cells.len(), began.elapsed(), table::section(&counts));
+    println!(
+        "{} of {} cells in {:?}\n{}",
+        chosen.len(),
+        cells.len(),
+        began.elapsed(),
+        table::section(&counts)
+    );
     assert_none(failures);
     if every == 1 {
         table::check(&table::section(&counts));
@@ -137,7 +186,11 @@ fn every_moment_times_every_fault() {
 const CELLS_SAMPLED: usize = 7;
 
 fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     match (number("UMS_SIM_SEED"), number("UMS_SIM_SEEDS")) {
         (Some(seed), _) => seed..seed + 1,
         (None, Some(count)) => 0..count,
@@ -160,8 +213,12 @@ fn random_faults() {
             println!("{}", played.trace.join("\n"));
         }
         let title = format!("UMS_SIM_SEED={seed}");
-        let wrong = (!played.wrong.is_empty() || played.end.is_none())
-            .then(|| (format!("{title} {:?}", played.wrong), account(&title, &played)));
+        let wrong = (!played.wrong.is_empty() || played.end.is_none()).then(|| {
+            (
+                format!("{title} {:?}", played.wrong),
+                account(&title, &played),
+            )
+        });
         (played.end, played.struck.len(), wrong)
     });
     let mut ends = BTreeMap::<Option<End>, usize>::new();
@@ -172,7 +229,11 @@ fn random_faults() {
         faults += struck;
         failures.extend(wrong);
     }
-    println!("{} seeds, {faults} faults in {:?}: {ends:?}", seeds.len(), began.elapsed());
+    println!(
+        "{} seeds, {faults} faults in {:?}: {ends:?}",
+        seeds.len(),
+        began.elapsed()
+    );
     assert_none(failures);
 }
 
@@ -210,7 +271,12 @@ fn a_prepared_that_is_answered_before_it_is_durable_is_caught() {
 #[test]
 fn a_thaw_after_the_commit_is_caught() {
     let mutant = Mutant::ThawsAfterTheCommit;
-    caught(mutant, "a commit asked", Fault::Lose, "two instances execute");
+    caught(
+        mutant,
+        "a commit asked",
+        Fault::Lose,
+        "two instances execute",
+    );
 }
 
 #[test]

@@ -117,7 +117,12 @@ impl Connector for ToAgent {
 }
 
 /// An operation runs to its end, or its agent's, whatever becomes of who asked.
-async fn operate(agent: Agent, method: Method, path: String, body: Bytes) -> Result<Response<Body>, Broken> {
+async fn operate(
+    agent: Agent,
+    method: Method,
+    path: String,
+    body: Bytes,
+) -> Result<Response<Body>, Broken> {
     let tasks = Arc::clone(&agent.process.tasks);
     let answer = tasks.detached(async move { agent.answer(method, path, body).await });
     match answer.await.flatten().ok_or(Broken)? {
@@ -151,7 +156,8 @@ async fn connection<F>(
             answer(method, path, body.to_bytes()).await
         }
     });
-    let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let served =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     // That it broke is what its other end is told too.
     let _ = served.await;
 }
@@ -164,12 +170,26 @@ struct Message {
 }
 
 /// One message and its answer.
-async fn deliver(world: &Arc<World>, from: Side, there: &Coordinator, message: Message) -> Result<Response<Body>, Broken> {
+async fn deliver(
+    world: &Arc<World>,
+    from: Side,
+    there: &Coordinator,
+    message: Message,
+) -> Result<Response<Body>, Broken> {
     let operation = message.path.rsplit('/').next().unwrap_or_default();
-    let operation = if message.path.contains("decisions") { "decision" } else { operation };
+    let operation = if message.path.contains("decisions") {
+        "decision"
+    } else {
+        operation
+    };
     let place = format!("{} {operation}", from.name());
-    let asked = world.pass(Kind::Message, &format!("{place} asked"), None).await;
-    if operation == "commit" && !matches!(asked, Verdict::Go) && world.mutant(Mutant::ThawsAfterTheCommit) {
+    let asked = world
+        .pass(Kind::Message, &format!("{place} asked"), None)
+        .await;
+    if operation == "commit"
+        && !matches!(asked, Verdict::Go)
+        && world.mutant(Mutant::ThawsAfterTheCommit)
+    {
         thaw(world, &message.path).await;
     }
     match asked {
@@ -179,7 +199,10 @@ async fn deliver(world: &Arc<World>, from: Side, there: &Coordinator, message: M
         Verdict::Twice(after) => again(world, from, there, message.clone(), after),
     }
     let answer = handle(world, from, there, message).await?;
-    match world.pass(Kind::Message, &format!("{place} answered"), None).await {
+    match world
+        .pass(Kind::Message, &format!("{place} answered"), None)
+        .await
+    {
         Verdict::Go | Verdict::Twice(_) => {}
         Verdict::Fail | Verdict::Break => return Err(Broken),
         Verdict::Lose => return std::future::pending().await,
@@ -208,7 +231,12 @@ fn again(world: &Arc<World>, from: Side, there: &Coordinator, message: Message, 
     });
 }
 
-async fn handle(world: &Arc<World>, from: Side, there: &Coordinator, message: Message) -> Result<Response<Body>, Broken> {
+async fn handle(
+    world: &Arc<World>,
+    from: Side,
+    there: &Coordinator,
+    message: Message,
+) -> Result<Response<Body>, Broken> {
     crossing(world, from).await;
     if there.process.is_doomed() {
         return Err(Broken);

@@ -208,7 +208,11 @@ impl World {
             return Fate::Lied;
         }
         let fault = self.fates().pass(Kind::Write, &place);
-        let nth = self.fates().moments.last().map_or(0, |(_, moment)| moment.nth);
+        let nth = self
+            .fates()
+            .moments
+            .last()
+            .map_or(0, |(_, moment)| moment.nth);
         self.truth().note(match fault {
             Some(fault) => format!("{place} {nth}: {fault:?}"),
             None => format!("{place} {nth}"),
@@ -356,7 +360,8 @@ impl World {
         loop {
             match Coordinator::open(self, side) {
                 Ok(coordinator) => {
-                    self.truth().note(format!("{} Coordinator starts", side.name()));
+                    self.truth()
+                        .note(format!("{} Coordinator starts", side.name()));
                     self.places()[side.index()].coordinator = Some(coordinator.clone());
                     if coordinator.begin().await.is_ok() {
                         return;
