@@ -39,9 +39,9 @@ fn answer(status: u16, kind: &str) -> Answer {
 }
 
 async fn connect(to: &System, name: &str, who: &Identity) -> Connection {
-    let config = tls::client_config(who, &[ALPN]).expect("an identity");
+    let config = ums_tls::client_config(who, &[ALPN]).expect("an identity");
     let (address, name) = (to.link.address(), system(name));
-    tls::connect(address, &name, config, PATIENCE)
+    ums_tls::connect(address, &name, config, PATIENCE)
         .await
         .expect("let in")
 }
@@ -113,6 +113,7 @@ async fn reservation(two: &Two) -> Value {
         threads: 1,
         memory_bytes: 1,
         filesystem_bytes: 1,
+        image_bytes: 1,
         connections: 0,
         obstacles: Vec::new(),
         migrating: None,
@@ -354,7 +355,7 @@ async fn what_is_too_large_is_refused() {
 /// Connects to `b` with this configuration, asks, and says what comes of it.
 async fn handshake(two: &Two, config: ClientConfig) -> Result<(), String> {
     let config = Arc::new(config);
-    let connected = tls::connect(two.b.link.address(), &system("b"), config, PATIENCE).await;
+    let connected = ums_tls::connect(two.b.link.address(), &system("b"), config, PATIENCE).await;
     let mut stream = connected.map_err(|error| error.to_string())?;
     // In TLS 1.3 a client learns of the refusal when it reads.
     let head = head("GET", paths::HELLO, 0);
@@ -367,7 +368,7 @@ async fn handshake(two: &Two, config: ClientConfig) -> Result<(), String> {
 }
 
 fn client(who: &Identity) -> ClientConfig {
-    (*tls::client_config(who, &[ALPN]).expect("an identity")).clone()
+    (*ums_tls::client_config(who, &[ALPN]).expect("an identity")).clone()
 }
 
 /// A client that shows nothing, of this version of TLS.

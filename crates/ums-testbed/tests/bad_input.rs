@@ -13,11 +13,11 @@ use common::{
     remains, remove, services, strike, systems_with_hog,
 };
 use ums_core::report::Outcome;
-use ums_sync::tls::{self, ALPN_DATA, Identity};
 use ums_testbed::system::{DATA_PORT, PEER_PORT, System};
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::{run, wait_for};
 use ums_testbed::workload::HOG_PORT;
+use ums_tls::{ALPN_DATA, Identity};
 
 /// Memory of which some has certainly arrived, and more has not.
 const PART_BYTES: u64 = 8 << 20;
@@ -194,7 +194,7 @@ fn member_says(testbed: &Testbed, words: &[u8]) {
     let pki = testbed.a.state_dir().join("pki");
     let at = |name: &str| pki.join(name);
     let identity = Identity::load(&at("ca.pem"), &at("cert.pem"), &at("key.pem"));
-    let config = tls::client_config(&identity.expect("a's identity"), &[ALPN_DATA]);
+    let config = ums_tls::client_config(&identity.expect("a's identity"), &[ALPN_DATA]);
     let (config, name) = (config.expect("usable"), "b".parse().expect("a name"));
     let address = SocketAddr::from((testbed.b.ip(), DATA_PORT));
     let answer = testbed.a.namespace().in_network(|| {
@@ -203,7 +203,7 @@ fn member_says(testbed: &Testbed, words: &[u8]) {
             .build()?;
         runtime.block_on(async {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            let mut stream = tls::connect(address, &name, config, PATIENCE).await?;
+            let mut stream = ums_tls::connect(address, &name, config, PATIENCE).await?;
             let _ = stream.write_all(words).await;
             let _ = stream.shutdown().await;
             let mut answer = Vec::new();

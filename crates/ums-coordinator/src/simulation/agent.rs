@@ -545,6 +545,7 @@ impl Agent {
             permit: format!("permit {}", monotonic_ns()),
             image_needed: true,
             endpoints: vec![self.endpoint()],
+            tunnel: None,
         })
     }
 
@@ -706,6 +707,7 @@ impl Agent {
             threads: 1,
             memory_bytes: 4096,
             filesystem_bytes: 10,
+            image_bytes: 10,
             connections: 0,
             obstacles: Vec::new(),
             migrating: service.gate,
@@ -750,7 +752,8 @@ impl Agent {
             cpu_features: BTreeSet::from(["fpu".to_owned()]),
             kernel: "6.12.0".to_owned(),
             criu: Some((4, 2, 1)),
-            userfaultfd: true,
+            eager_restore: None,
+            proc_paths: Default::default(),
             memory_available_bytes: 1 << 40,
             disk_available_bytes: 1 << 40,
             services: specification.iter().map(|it| it.name.to_string()).collect(),
