@@ -40,17 +40,21 @@ impl Shared {
         work: impl FnOnce(&Journal) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let journal = Arc::clone(&self.journal);
-        #[cfg(test)]
-        if let Desk::Simulated(desk) = &self.desk {
-            return desk.journal(|| work(&journal)).await;
+        match &self.desk {
+            Desk::Blocking => blocking(move || work(&journal)).await,
+            #[cfg(test)]
+            Desk::Simulated(desk) => desk.journal(|| work(&journal)).await,
         }
-        match tokio::task::spawn_blocking(move || work(&journal)).await {
-            Ok(done) => done,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // Cancelled: the runtime is ending, and this task with it.
-                Err(_) => std::future::pending().await,
-            },
-        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Cancelled: the runtime is ending, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

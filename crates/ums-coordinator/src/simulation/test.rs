@@ -244,6 +244,41 @@ fn a_seed_replays_exactly() {
     }
 }
 
+/// Plays these faults: nothing must be wrong.
+fn holds(strikes: &[Strike]) {
+    let played = play(Will::Script(strikes.to_vec()), None);
+    assert!(
+        played.wrong.is_empty() && played.end.is_some(),
+        "{}",
+        account("", &played)
+    );
+    assert_eq!(
+        played.struck.len(),
+        strikes.len(),
+        "{}",
+        account("not all struck", &played)
+    );
+}
+
+/// Found by seed 12: it was shown as under way until the Coordinator was restarted.
+#[test]
+fn a_request_that_was_written_though_an_error_says_otherwise_is_given_up() {
+    holds(&[
+        strike("a journal", 1, Fault::Doubtful),
+        strike("a journal", 2, Fault::Refused),
+    ]);
+}
+
+/// Found by seed 356: an agent that was restarted after it ran the service knew nothing of it.
+#[test]
+fn a_service_that_runs_is_found_running_after_its_agent_was_restarted() {
+    let agents = Fault::Agent(Which::Both);
+    holds(&[
+        strike("b journal", 5, Fault::Refused),
+        strike("a commit answered", 1, agents),
+    ]);
+}
+
 /// Plays a broken protocol with one fault: what must be found wrong.
 fn caught(mutant: Mutant, place: &str, fault: Fault, words: &str) {
     let script = |mutant| play(Will::Script(vec![strike(place, 1, fault)]), mutant);
