@@ -642,6 +642,9 @@ impl Agent {
 
     fn discard(&self, id: MigrationId) -> Reply<Value> {
         let Ok(migration) = self.known(id, Role::Destination) else {
+            if !self.memory().migrations.contains_key(&id) {
+                self.forget(id);
+            }
             return Ok(json!({}));
         };
         let ran = self.change(|node| match &node.service {

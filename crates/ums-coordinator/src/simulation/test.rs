@@ -279,6 +279,13 @@ fn a_service_that_runs_is_found_running_after_its_agent_was_restarted() {
     ]);
 }
 
+/// An agent that has been told to leave nothing of a migration makes nothing of it later either, not
+/// even if it had never heard of it.
+#[test]
+fn a_create_that_comes_after_the_discard_leaves_nothing() {
+    holds(&[strike("b agent create before", 1, Fault::Late)]);
+}
+
 /// Plays a broken protocol with one fault: what must be found wrong.
 fn caught(mutant: Mutant, place: &str, fault: Fault, words: &str) {
     let script = |mutant| play(Will::Script(vec![strike(place, 1, fault)]), mutant);
