@@ -116,6 +116,8 @@ pub(crate) fn in_file() -> OpenStore {
 pub(crate) struct Journal {
     path: PathBuf,
     store: OpenStore,
+    /// How it is opened, at first and after an error.
+    open: fn(&OpenStore, &Path) -> Result<Database>,
     /// `None` after a failure, until it has been opened again: what a failed write left behind is
     /// known only then.
     database: Mutex<Option<Database>>,
@@ -152,12 +154,40 @@ impl Journal {
         let journal = Self {
             path,
             store,
+            open: open_database,
             database,
             history_max,
         };
-        journal.must_say("format", FORMAT)?;
-        journal.must_say("system", system.as_str())?;
+        journal.must_be_of(system)?;
         Ok(journal)
+    }
+
+    /// Opens the journal that a store has without any file, or begins it there.
+    #[cfg(test)]
+    pub(crate) fn open_without_file(
+        system: &SystemName,
+        history_max: usize,
+        store: OpenStore,
+    ) -> Result<Self> {
+        let path = PathBuf::from(FILE_NAME);
+        let database = Mutex::new(Some(open_store(&store, &path)?));
+        let journal = Self {
+            path,
+            store,
+            open: open_store,
+            database,
+            history_max,
+        };
+        if journal.says("format")?.is_none() {
+            journal.write_empty(system)?;
+        }
+        journal.must_be_of(system)?;
+        Ok(journal)
+    }
+
+    fn must_be_of(&self, system: &SystemName) -> Result<()> {
+        self.must_say("format", FORMAT)?;
+        self.must_say("system", system.as_str())
     }
 
     /// Makes an empty journal, under another name until it is whole: so a file that is there and
@@ -177,10 +207,19 @@ impl Journal {
         let begun = Self {
             path: path.clone(),
             store: Arc::clone(store),
+            open: open_store,
             database: Mutex::new(Some(open_store(store, &path)?)),
             history_max: 0,
         };
-        begun.write(Write::Durable, |transaction| {
+        begun.write_empty(system)?;
+        drop(begun);
+        std::fs::rename(&path, directory.join(FILE_NAME))
+            .and_then(|()| std::fs::File::open(directory)?.sync_all())
+            .map_err(unusable)
+    }
+
+    fn write_empty(&self, system: &SystemName) -> Result<()> {
+        self.write(Write::Durable, |transaction| {
             transaction.open_table(EVENTS)?;
             transaction.open_table(OUTGOING)?;
             transaction.open_table(INCOMING)?;
@@ -188,20 +227,20 @@ impl Journal {
             meta.insert("format", FORMAT)?;
             meta.insert("system", system.as_str())?;
             Ok(())
-        })?;
-        drop(begun);
-        std::fs::rename(&path, directory.join(FILE_NAME))
-            .and_then(|()| std::fs::File::open(directory)?.sync_all())
-            .map_err(unusable)
+        })
     }
 
     /// Only reads: a file that is not ours stays as it is.
-    fn must_say(&self, key: &str, wanted: &str) -> Result<()> {
-        let found = self.read(|transaction| match transaction.open_table(META) {
+    fn says(&self, key: &str) -> Result<Option<String>> {
+        self.read(|transaction| match transaction.open_table(META) {
             Ok(meta) => Ok(meta.get(key)?.map(|found| found.value().to_owned())),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
-        })?;
+        })
+    }
+
+    fn must_say(&self, key: &str, wanted: &str) -> Result<()> {
+        let found = self.says(key)?;
         if found.as_deref() == Some(wanted) {
             return Ok(());
         }
@@ -432,7 +471,7 @@ impl Journal {
             self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match slot.take() {
             Some(database) => database,
-            None => open_database(&self.store, &self.path)?,
+            None => (self.open)(&self.store, &self.path)?,
         };
         match work(&database) {
             Ok(done) => {

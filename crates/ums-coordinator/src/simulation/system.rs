@@ -146,12 +146,8 @@ impl Coordinator {
     pub(super) fn open(world: &Arc<World>, side: Side) -> Result<Self, JournalError> {
         let config = config(side);
         let limits = &config.limits;
-        let journal = Journal::open(
-            &config.state_dir,
-            &config.system,
-            limits.history_max,
-            world.disk(side).store(),
-        )?;
+        let store = world.disk(side).store();
+        let journal = Journal::open_without_file(&config.system, limits.history_max, store)?;
         let process = Arc::<Process>::default();
         let desk = Desk {
             world: Arc::clone(world),
