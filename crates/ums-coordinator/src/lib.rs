@@ -151,7 +151,6 @@ impl Coordinator {
         let shared = Arc::new(Shared {
             config,
             journal,
-            #[cfg(test)]
             desk: shared::Desk::Blocking,
             agent,
             peers,

@@ -15,7 +15,6 @@ use crate::tasks::Tasks;
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) journal: Arc<Journal>,
-    #[cfg(test)]
     pub(crate) desk: Desk,
     pub(crate) agent: AgentClient,
     pub(crate) peers: Peers,
@@ -25,11 +24,11 @@ pub(crate) struct Shared {
 }
 
 /// Where the journal is used.
-#[cfg(test)]
 pub(crate) enum Desk {
     /// On threads that may wait for the disk.
     Blocking,
     /// At once, so that a run of the simulation can be repeated.
+    #[cfg(test)]
     Simulated(crate::simulation::Desk),
 }
 
