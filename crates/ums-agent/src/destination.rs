@@ -74,6 +74,8 @@ struct View {
     image_needed: bool,
     delivery: Option<Delivery>,
     restored: Option<Restored>,
+    /// Whether the service has its place on the bridge already.
+    has_place: bool,
 }
 
 /// Everything of a checkpoint, whole and verified.
@@ -595,8 +597,11 @@ pub async fn restore(agent: &Arc<Agent>, id: MigrationId) -> Result<Restored, Pr
     });
     // Its network is made ready meanwhile, so that none of that is left for after the commit.
     let (restored, ready) = tokio::join!(restoring, stand_ready(agent, &service, moving));
-    let restored = restored.and_then(|restored| ready.map(|()| restored));
     let mut view = incoming.view();
+    let restored = restored.and_then(|restored| {
+        view.has_place = ready?;
+        Ok(restored)
+    });
     match &restored {
         Ok(restored) => {
             view.phase = Some(Phase::Held);
@@ -627,13 +632,14 @@ fn moving_connections(images: &MemoryDir) -> Result<Option<Moving>, Problem> {
     })
 }
 
-/// Makes the service's network ready for its first instruction. Until then nothing reaches it: its
-/// kernel would answer for a copy that may never run.
+/// Makes the service's network ready for its first instruction, and says whether it has its place
+/// on the bridge. Until then nothing reaches it: its kernel would answer for a copy that may never
+/// run.
 async fn stand_ready(
     agent: &Arc<Agent>,
     service: &Service,
     moving: Option<Moving>,
-) -> Result<(), Problem> {
+) -> Result<bool, Problem> {
     let failed = problem::failed("network", "the service's network can't be made ready");
     let (name, netns) = (
         &service.record.specification.name,
@@ -655,9 +661,9 @@ async fn stand_ready(
     }
     if frontman::is_there(agent, name).await? {
         // It has been here before, and its Frontman has its place until the commit.
-        return Ok(());
+        return Ok(false);
     }
-    services::publish(agent, service).await
+    services::publish(agent, service).await.map(|()| true)
 }
 
 /// The delivery, which may be a moment behind what the source was told.
@@ -699,15 +705,23 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
         this.ask_keeper(&of, &Request::Resume)
             .map_err(|error| problem::keeper(&error))
     });
-    let joined = take_place(agent, &service).await?;
-    let (resumed, opened) = tokio::join!(resuming, open_to_clients(agent, &service));
+    let has_place = incoming.view().has_place;
+    let resumed = if has_place {
+        let (resumed, opened) = tokio::join!(resuming, open_to_clients(agent, &service));
+        opened.and(resumed)
+    } else {
+        // One that comes home: no packet of the clients that it finds again may be lost between
+        // its Frontman and itself. From the commit on its kernel may answer for it.
+        open_to_clients(agent, &service).await?;
+        take_place(agent, &service).await?;
+        resuming.await
+    };
     let status = resumed?;
     let resume_ns = status
         .resumed_at_ns
         .unwrap_or(asked_at)
         .saturating_sub(asked_at);
-    opened?;
-    if !joined {
+    if !has_place {
         services::publish(agent, &service).await?;
     }
     let (this, name) = (Arc::clone(agent), incoming.service.clone());
@@ -727,23 +741,15 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     })
 }
 
-/// A service that has come home takes its place on the bridge from its Frontman, before its first
-/// answer to the clients that it had here. Whether it had its place already.
-async fn take_place(agent: &Arc<Agent>, service: &Service) -> Result<bool, Problem> {
-    let failed = problem::failed("network", "the service can't take its place");
+/// A service that has come home takes its place on the bridge from its Frontman.
+async fn take_place(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     let netns = services::netns(agent, service).await?;
     let specification = &service.record.specification;
-    let joined = agent.network.is_joined(&specification.name, &netns).await;
-    if joined.map_err(|error| failed(&error))? {
-        return Ok(true);
-    }
     let joining = agent
         .network
         .join(&specification.name, &netns, specification.address);
-    joining
-        .await
-        .map(|()| false)
-        .map_err(|error| failed(&error))
+    let failed = problem::failed("network", "the service can't take its place");
+    joining.await.map_err(|error| failed(&error))
 }
 
 /// Lets packets reach the service.

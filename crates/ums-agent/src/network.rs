@@ -317,20 +317,6 @@ impl Driver {
         (address::v6(address), address::v6_prefix_len(self.network))
     }
 
-    /// Whether this namespace has the service's place on the bridge.
-    pub async fn is_joined(
-        &self,
-        service: &ServiceName,
-        netns: &Path,
-    ) -> Result<bool, NetworkError> {
-        let _changing = self.changing.lock().await;
-        let Some(outside) = self.link(&veth(service)).await? else {
-            return Ok(false);
-        };
-        let inside = self.eth0(netns).await?;
-        Ok(inside.is_some_and(|inside| are_a_pair(&outside, &inside)))
-    }
-
     async fn eth0(&self, netns: &Path) -> Result<Option<Value>, NetworkError> {
         let links = json(&self.ip("-j link show", Some(netns)).await?)?;
         let links = links.as_array().into_iter().flatten();

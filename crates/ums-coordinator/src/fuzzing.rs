@@ -16,7 +16,7 @@ impl Default for Lines {
         let memory = redb::backends::InMemoryBackend::new;
         let store = Arc::new(move |_: &Path| redb::Builder::new().create_with_backend(memory()));
         let system = "a".parse().expect("a name");
-        let journal = Journal::open(Path::new("."), &system, 1, store);
+        let journal = Journal::open_without_file(&system, 1, store);
         Self(journal.expect("a journal in memory"))
     }
 }

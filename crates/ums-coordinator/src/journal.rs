@@ -162,8 +162,8 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Opens the journal that a store has without any file, or begins it there.
-    #[cfg(test)]
+    /// Opens the journal that a store has without any file, or begins it there: for the simulation
+    /// and the fuzzer.
     pub(crate) fn open_without_file(
         system: &SystemName,
         history_max: usize,

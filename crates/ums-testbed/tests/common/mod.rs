@@ -346,9 +346,12 @@ pub(crate) fn remains(system: &System, service: &str) -> Vec<String> {
     let find = ["/sys/fs/cgroup", "-type", "d", "-name", service];
     left.extend(lines(system.exec("find").args(find)).map(|path| format!("cgroup {path}")));
     let links = ["-brief", "link"];
+    // The place on the bridge of a service that has left is its Frontman's.
+    let led = !processes(system, &["ums-frontman", "near"]).is_empty();
     left.extend(
         lines(system.exec("ip").args(links))
             .filter(|line| line.starts_with("ums") && !line.starts_with("ums0 "))
+            .filter(|line| !led || !line.starts_with("umsv"))
             .map(|line| format!("link {line}")),
     );
     let images = std::fs::read_dir(system.state_dir().join("images"));
