@@ -406,7 +406,7 @@ fn what_outlives_a_migration_is_listed_with_its_owner_and_its_end() {
     let report = report.expect("a report");
     assert_eq!(report.outcome, Outcome::Completed);
     let status = |arguments: &[&str]| testbed.a.ums_ok(&[&["status"], arguments].concat());
-    let leads = format!("{HOG_PORT} → {}:{HOG_PORT}", testbed.b.ip());
+    let leads = format!("packets → {}", testbed.b.name());
     for arguments in [&[][..], &["hog"]] {
         let said = status(arguments).expect("the Coordinator answers");
         let id = report.migration_id.to_string();

@@ -116,7 +116,8 @@ pub fn specification(name: &str) -> Specification {
 /// Periods that make a test fast.
 pub fn limits() -> Limits {
     Limits {
-        lease: Duration::from_millis(600),
+        // Longer than a busy machine lets a Coordinator stand still.
+        lease: Duration::from_millis(2500),
         doubt_after: Duration::from_millis(80),
         reconcile_every: Duration::from_millis(20),
         retry_first: Duration::from_millis(5),

@@ -17,7 +17,8 @@ use crate::streams::Content;
 const PAYLOAD: usize = 56;
 
 /// Sends at a steady rate until `stop` is set, and then waits for what is still under way. Lost
-/// datagrams are the summary's `failed`; late ones are told at the end, with how many there were.
+/// datagrams are the summary's `failed`. Late ones are not: nobody promises an order (RFC 768), and
+/// at a switch new datagrams may have a shorter way than those that were held.
 pub fn run(address: SocketAddr, period: Duration, stop: &AtomicBool) -> Result<Summary> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect(address)?;
@@ -36,14 +37,8 @@ pub fn run(address: SocketAddr, period: Duration, stop: &AtomicBool) -> Result<S
         std::thread::sleep(Duration::from_millis(1));
         flow.receive(&socket, &mut pace)?;
     }
-    let (lost, late) = (flow.lost(), flow.late);
-    ensure!(
-        late == 0,
-        "{late} of {} came late, {lost} were lost",
-        flow.sent
-    );
     Ok(Summary {
-        failed: lost,
+        failed: flow.lost(),
         ..summary("udp", flow.sent, &pace)
     })
 }
