@@ -87,10 +87,12 @@ impl Inventory {
         }
     }
 
-    /// Sockets are left out: connections that are kept for later come and go by themselves.
+    /// Left out is what comes and goes by itself: sockets of connections that are kept for later, and
+    /// pipes and process descriptors of tools that are running just now.
     fn descriptors(&mut self, pid: i32, role: &str) {
         for link in descriptors(pid) {
-            if !link.starts_with("socket:") {
+            let passing = ["socket:", "pipe:", "anon_inode:[pidfd]"];
+            if !passing.iter().any(|kind| link.starts_with(kind)) {
                 self.add("descriptor", &format!("{role}: {}", without_numbers(&link)));
             }
         }
@@ -250,8 +252,12 @@ fn steady_word(word: &str) -> String {
 }
 
 fn without_numbers(link: &str) -> String {
-    let (name, _) = link.split_once(":[").unwrap_or((link, ""));
-    steady(name)
+    match link.split_once(":[") {
+        Some((kind, inside)) if inside.starts_with(|first: char| first.is_ascii_digit()) => {
+            kind.to_owned()
+        }
+        _ => steady(link),
+    }
 }
 
 #[cfg(test)]
@@ -262,7 +268,11 @@ mod tests {
     fn what_differs_each_time_has_one_name() {
         let line = "images/0190f0f0-0000-7000-8000-000000000001.json : 10.88.0.1 . 41234 : 8080";
         assert_eq!(steady(line), "images/ID.json : 10.88.0.1 . PORT : 8080");
-        assert_eq!(without_numbers("anon_inode:[eventfd]"), "anon_inode");
+        assert_eq!(without_numbers("net:[4026531840]"), "net");
+        assert_eq!(
+            without_numbers("anon_inode:[eventfd]"),
+            "anon_inode:[eventfd]"
+        );
     }
 
     #[test]

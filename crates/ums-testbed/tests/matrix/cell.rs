@@ -28,8 +28,9 @@ const PROGRAM: &str = "/bin/ums-ledger";
 /// Longest time until a migration is over once all is mended: leases and silences end in a minute.
 const END_PATIENCE: Duration = Duration::from_secs(100);
 
-/// Longest time until everything else has come to rest.
-const REST_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time until everything else has come to rest: the bridge stays as long as the kernel
+/// remembers a closed connection on its address, which is a minute.
+const REST_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often the systems are looked over: it takes a dozen programs.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -244,19 +245,22 @@ impl Arena {
         let remark = if cell.unwatched(side) {
             Some(self.unwatched(side)?)
         } else {
-            let wanted = match side {
-                Side::Source => &self.at_source,
-                Side::Destination => &self.moved,
-            };
-            self.rests(wanted)?;
             self.runs_only_at(side)?;
-            self.destination_agrees(&id, report.outcome)?;
-            if side == Side::Destination {
-                self.frontman_is_listed(&id)?;
-            }
             cell.needs_a_person().then_some("after `ums resolve`")
         };
+        // A Frontman that has given the endpoint back stays, on purpose, as long as a connection that
+        // it leads.
         let recorded = client.stop()?;
+        if !cell.unwatched(side) {
+            self.rests(match side {
+                Side::Source => &self.at_source,
+                Side::Destination => &self.moved,
+            })?;
+            self.destination_agrees(&id, report.outcome)?;
+        }
+        if report.outcome == Outcome::Completed {
+            self.frontman_is_listed(&id)?;
+        }
         let testimony = witness.end()?;
         self.told_the_truth(&report, side, &testimony, &recorded)?;
         self.remove()?;
@@ -349,18 +353,22 @@ impl Arena {
         Ok(())
     }
 
-    /// The destination shows that a person is needed, and the person finds that the service did not
-    /// execute: here the test knows.
+    /// Both sides show that a person is needed, and the person finds that the service did not execute
+    /// at the destination: here the test knows.
     fn person_decides(&self, id: &str) -> Result<()> {
         let path = format!("/v1/migrations/{id}");
-        let destination = &self.testbed.b;
-        let shown = wait_for("a word that a person is needed", REST_PATIENCE, || {
-            let view = common::get(destination, "ums.sock", &path)?;
-            (view["resolvable"] == true).then_some(())
-        });
-        shown?;
-        let decide = ["resolve", id, "--discard", "--accept-risk-for", "ledger"];
-        destination.ums_ok(&decide).map(drop)
+        for (system, choice) in [
+            (&self.testbed.b, "--discard"),
+            (&self.testbed.a, "--take-back"),
+        ] {
+            let shown = wait_for("a word that a person is needed", REST_PATIENCE, || {
+                let view = common::get(system, "ums.sock", &path)?;
+                (view["resolvable"] == true).then_some(())
+            });
+            shown.with_context(|| system.name().to_owned())?;
+            system.ums_ok(&["resolve", id, choice, "--accept-risk-for", "ledger"])?;
+        }
+        Ok(())
     }
 
     fn final_report(&self, id: &str) -> Result<MigrationReport> {
@@ -373,14 +381,15 @@ impl Arena {
     /// What the destination says of it is the same, if it has heard of it.
     fn destination_agrees(&self, id: &str, outcome: Outcome) -> Result<()> {
         let path = format!("/v1/migrations/{id}");
-        let view = common::get(&self.testbed.b, "ums.sock", &path);
-        let said = view.map(|view| view["report"]["outcome"].clone());
         let wanted = serde_json::to_value(outcome)?;
-        let unheard = said.is_none() && outcome == Outcome::Abandoned;
-        ensure!(
-            unheard || said.as_ref() == Some(&wanted),
-            "the destination says {said:?}"
-        );
+        let mut said = None;
+        let agreed = wait_for("the destination's agreement", REST_PATIENCE, || {
+            let view = common::get(&self.testbed.b, "ums.sock", &path);
+            said = view.map(|view| view["report"]["outcome"].clone());
+            let unheard = said.is_none() && outcome == Outcome::Abandoned;
+            (unheard || said.as_ref() == Some(&wanted)).then_some(())
+        });
+        agreed.with_context(|| format!("it says {said:?}"))?;
         Ok(())
     }
 
