@@ -35,6 +35,7 @@ pub struct System {
     namespace: Namespace,
     tools: Tools,
     coordinator: Option<Child>,
+    settings: String,
 }
 
 impl System {
@@ -58,12 +59,18 @@ impl System {
             namespace,
             tools: tools.clone(),
             coordinator: None,
+            settings: String::new(),
         })
     }
 
     pub(crate) fn at(mut self, ip: Ipv4Addr) -> Self {
         self.ip = ip;
         self
+    }
+
+    /// Lines for its configuration, beside what it needs; to be given before its Coordinator starts.
+    pub fn set(&mut self, settings: &str) {
+        settings.clone_into(&mut self.settings);
     }
 
     /// Its name, which is the name in its certificate.
@@ -139,7 +146,7 @@ impl System {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let text = format!(
             "system = \"{}\"\nstate_dir = {}\nrun_dir = {}\nlisten = \"{}:{PEER_PORT}\"\n\
-             advertise = \"{}\"\ndata_port = {DATA_PORT}\nbundle = {}\nbin_dir = {}\n",
+             advertise = \"{}\"\ndata_port = {DATA_PORT}\nbundle = {}\nbin_dir = {}\n{}",
             self.name,
             quoted(&self.state_dir()),
             quoted(&self.run_dir()),
@@ -147,6 +154,7 @@ impl System {
             self.ip,
             quoted(self.tools.bundle()),
             quoted(self.tools.bin_dir()),
+            self.settings,
         );
         std::fs::write(self.config(), text)
             .with_context(|| format!("cannot write {}", self.config().display()))

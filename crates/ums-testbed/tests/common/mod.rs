@@ -43,6 +43,11 @@ pub(crate) mod exit {
 
 /// Two systems with Coordinators, or `None` after saying that the test is left out.
 pub(crate) fn systems(test: &str, rate_mbit: u32) -> Option<Testbed> {
+    systems_set(test, rate_mbit, "")
+}
+
+/// The same, with lines for both configurations.
+pub(crate) fn systems_set(test: &str, rate_mbit: u32, settings: &str) -> Option<Testbed> {
     let tools = Tools::find().expect("this program's own path is known");
     if let Some(lacking) = tools.lacking() {
         skipped(test, &lacking);
@@ -52,6 +57,8 @@ pub(crate) fn systems(test: &str, rate_mbit: u32) -> Option<Testbed> {
         rate_mbit: Some(rate_mbit),
     };
     let mut testbed = Testbed::create(&tools, &plan).expect("a testbed");
+    testbed.a.set(settings);
+    testbed.b.set(settings);
     testbed
         .start_coordinators()
         .expect("both Coordinators answer");

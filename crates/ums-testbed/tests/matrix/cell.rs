@@ -15,12 +15,15 @@ use ums_testbed::tools::wait_for;
 use ums_testbed::witness::{Testimony, Witness};
 use ums_testbed::workload::{LEDGER_PORT, ledger_file, record, start_ledger};
 
-use crate::common::{self, exit, instances, services, systems};
+use crate::common::{self, exit, instances, services, systems_set};
 use crate::fault::{Fault, strike_at};
 use crate::point::{Point, Side, reach};
 
 /// Random memory of the ledger, MiB: takes a moment over the slow link, so that it can be met with.
 const MIB: u64 = 12;
+
+/// The Frontman works on connections: what is left of it does not depend on the client's.
+const SETTINGS: &str = "frontman = \"connections\"\n";
 
 /// Program of the service.
 const PROGRAM: &str = "/bin/ums-ledger";
@@ -92,7 +95,7 @@ pub(crate) struct Arena {
 impl Arena {
     /// Two systems, looked over before, during and after a migration to which nothing happens.
     pub(crate) fn new(test: &str) -> Option<Self> {
-        let testbed = systems(test, common::SLOW_MBIT)?;
+        let testbed = systems_set(test, common::SLOW_MBIT, SETTINGS)?;
         let mut arena = Self {
             testbed,
             bare: Default::default(),
