@@ -190,7 +190,7 @@ impl System {
 
     /// Kills the Coordinator with SIGKILL: it has no chance to put anything in order.
     pub fn kill_coordinator(&mut self) -> Result<()> {
-        let mut nsenter = self.coordinator.take().context("no Coordinator runs")?;
+        let nsenter = self.coordinator.take().context("no Coordinator runs")?;
         // `nsenter` only waits for the program that it started.
         for pid in children_of(i32::try_from(nsenter.id())?) {
             match kill(Pid::from_raw(pid), Signal::SIGKILL) {
@@ -199,8 +199,7 @@ impl System {
                 Err(errno) => bail!("cannot kill the Coordinator: {errno}"),
             }
         }
-        nsenter.wait()?;
-        Ok(())
+        reap(nsenter)
     }
 
     /// The end of what the Coordinator and its agent said.
@@ -226,11 +225,23 @@ impl System {
     /// Ends everything inside.
     pub(crate) fn end(&mut self) -> Result<()> {
         self.namespace.end()?;
-        if let Some(mut coordinator) = self.coordinator.take() {
-            coordinator.wait()?;
+        match self.coordinator.take() {
+            Some(nsenter) => reap(nsenter),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Waits for the end of an `nsenter` whose child has ended. It stops itself when its child is stopped
+/// (`continue_as_child` of util-linux), and would not see the child's end then.
+fn reap(mut nsenter: Child) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(nsenter.id())?);
+    wait_for("nsenter's end", START_PATIENCE, || {
+        // Until it is reaped below the number is its own.
+        let _ = kill(pid, Signal::SIGCONT);
+        nsenter.try_wait().ok().flatten()
+    })
+    .map(drop)
 }
 
 /// Makes certificates, starts both Coordinators and makes them known to each other.
