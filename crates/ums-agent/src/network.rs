@@ -319,11 +319,8 @@ impl Driver {
 
     async fn eth0(&self, netns: &Path) -> Result<Option<Value>, NetworkError> {
         let links = json(&self.ip("-j link show", Some(netns)).await?)?;
-        let links = links.as_array().into_iter().flatten();
-        Ok(links
-            .filter(|link| link["ifname"] == "eth0")
-            .cloned()
-            .next())
+        let mut links = links.as_array().into_iter().flatten();
+        Ok(links.find(|link| link["ifname"] == "eth0").cloned())
     }
 
     /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
