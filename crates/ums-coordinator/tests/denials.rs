@@ -148,7 +148,7 @@ async fn under_way(allow_c: &[Permission]) -> (Two, MigrationId) {
     let two = Two::with(with_c(allow_c)).await;
     two.a.agent.fault("open", When::Before, What::Hang, 1);
     let id = two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     (two, id)
 }
 

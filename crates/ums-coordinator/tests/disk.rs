@@ -45,7 +45,7 @@ async fn at_the_commit(failing: u8) -> (Two, Arc<AtomicU8>, ums_core::id::Migrat
     let (two, mode) = systems().await;
     two.b.agent.fault("restore", When::After, What::Hang, 1);
     let id = two.migrate().await;
-    two.b.agent.reached.notified().await;
+    two.b.agent.is_reached().await;
     mode.store(failing, Ordering::SeqCst);
     two.b.agent.release();
     (two, mode, id)
@@ -86,7 +86,7 @@ async fn a_disk_that_fills_up_midway_ends_the_migration_at_the_source() {
     let (two, mode) = systems().await;
     two.a.agent.fault("open", When::After, What::Hang, 1);
     let id = two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     mode.store(FULL, Ordering::SeqCst);
     two.a.agent.release();
     let view = two.a.over(id).await;

@@ -78,7 +78,7 @@ async fn a_service_has_one_migration_and_no_control_meanwhile() {
     let two = Two::new().await;
     two.a.agent.fault("open", When::After, What::Hang, 1);
     let id = two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     let second = problem(
         two.a
             .migrate(SERVICE, "b")
@@ -132,7 +132,7 @@ async fn an_abort_after_the_commit_is_too_late() {
     let two = Two::new().await;
     two.b.agent.fault("run", When::Before, What::Hang, 1);
     let id = two.migrate().await;
-    two.b.agent.reached.notified().await;
+    two.b.agent.is_reached().await;
     let request = AbortRequest::default();
     let late = two
         .a
@@ -148,7 +148,7 @@ async fn the_number_of_migrations_is_bounded() {
     two.add("other");
     two.a.agent.fault("open", When::Before, What::Hang, 1);
     two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     let second = problem(two.a.migrate("other", "b").await.expect_err("bounded"));
     assert_eq!(
         (second.status, second.kind.as_str()),
@@ -304,7 +304,7 @@ async fn an_unreachable_destination_does_not_hold_up_the_source() {
     let two = Two::with(|_, b| b.limits.lease = Duration::from_secs(3600)).await;
     two.a.agent.fault("checkpoint", When::After, What::Hang, 1);
     let id = two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     let b = two.b.link.cut().expect("it led to b");
     let _: MigrationView = two
         .a
@@ -337,7 +337,7 @@ async fn a_silent_source_loses_its_reservation() {
     let mut two = Two::new().await;
     two.a.agent.fault("open", When::Before, What::Hang, 1);
     let id = two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     two.a.kill().await;
     let until = std::time::Instant::now() + PATIENCE;
     while !two.world.look().node("b").held.is_empty() {

@@ -107,7 +107,7 @@ async fn what_is_lost_before_the_commit_is_taken_back_by_itself() {
     let two = Two::new().await;
     two.b.agent.fault("restore", When::After, What::Hang, 1);
     let id = two.migrate().await;
-    two.b.agent.reached.notified().await;
+    two.b.agent.is_reached().await;
     two.b.agent.lose(id);
     two.b.agent.release();
     let view = two.a.over(id).await;
@@ -128,11 +128,11 @@ async fn what_is_lost_is_taken_back_after_restarts_too() {
     two.b.agent.fault("discard", When::Before, What::Hang, 1);
     two.b.agent.fault("restore", When::After, What::Hang, 1);
     let id = two.migrate().await;
-    two.b.agent.reached.notified().await;
+    two.b.agent.is_reached().await;
     two.b.agent.lose(id);
     two.b.agent.release();
     // *Lost* is written, and not answered yet.
-    two.b.agent.reached.notified().await;
+    two.b.agent.is_reached().await;
     assert_eq!(life(&two, "a"), Some(Life::Frozen));
     two.a.kill().await;
     two.b.kill().await;
@@ -149,7 +149,7 @@ async fn what_is_lost_after_it_was_asked_to_run_is_stuck_until_somebody_decides(
     let two = Two::new().await;
     two.b.agent.fault("run", When::Before, What::Hang, 1);
     let id = two.migrate().await;
-    two.b.agent.reached.notified().await;
+    two.b.agent.is_reached().await;
     two.b.agent.lose(id);
     two.b.agent.release();
     for system in [&two.a, &two.b] {
@@ -282,7 +282,7 @@ async fn nothing_is_decided_that_needs_no_decision() {
     let two = Two::new().await;
     two.a.agent.fault("checkpoint", When::Before, What::Hang, 1);
     let id = two.migrate().await;
-    two.a.agent.reached.notified().await;
+    two.a.agent.is_reached().await;
     let early = two.a.resolution(id).await.expect_err("it goes on");
     assert_eq!((early.status, early.kind.as_str()), (409, "not-needed"));
     let early = two.a.decide(id, Resolution::TakeBack, SERVICE).await;

@@ -108,6 +108,12 @@ impl FakeAgent {
         });
     }
 
+    /// Waits until a fault that hangs was reached.
+    pub async fn is_reached(&self) {
+        let reached = tokio::time::timeout(super::PATIENCE, self.reached.notified()).await;
+        reached.unwrap_or_else(|_| panic!("never reached: {:#?}", self.world.look().log));
+    }
+
     /// Lets what hangs go on.
     pub fn release(&self) {
         self.released.notify_one();
