@@ -37,6 +37,9 @@ pub const FILE_NAME: &str = "journal.redb";
 
 /// File name of a journal that is being begun.
 const BEGUN_NAME: &str = "journal.redb.new";
+/// Memory that the store may keep of the file: some hundred migrations, which is what is asked for.
+/// Its default, a gigabyte, would let a Coordinator grow with its history.
+const CACHE_BYTES: usize = 8 << 20;
 
 /// The journal can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +112,7 @@ pub type OpenStore =
 
 /// Opens the store in a file.
 pub(crate) fn in_file() -> OpenStore {
-    Arc::new(|path| Database::create(path))
+    Arc::new(|path| Database::builder().set_cache_size(CACHE_BYTES).create(path))
 }
 
 /// An open journal.
