@@ -448,7 +448,8 @@ impl Driver {
                 source,
             })?;
         Ok(Remembered {
-            carried: inside::flows(&listing, Set::Carried),
+            carried: &inside::flows(&listing, Set::Carried)
+                | &inside::flows(&listing, Set::Learned),
             seen: inside::flows(&listing, Set::Seen),
         })
     }

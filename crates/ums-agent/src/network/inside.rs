@@ -128,7 +128,11 @@ flush table inet {TABLE}
         let flow = arriving(ip);
         let from_in = format!("iifname \"{IN_DEVICE}\"");
         let learn = format!("update @carried{family} {{ {flow} timeout {CARRIED_FOR} }}");
-        rule("arrive", &format!("{from_in} {NEW} {learn}"));
+        let new = format!("@learned{family} {{ {flow} timeout {CARRIED_FOR} }}");
+        rule("arrive", &format!("{from_in} {NEW} update {new}"));
+        // It was held on its way while its client's own way changed: that counts from now on.
+        let forget = format!("delete @learned{family} {{ {flow} }}");
+        rule("arrive", &format!("iifname \"eth0\" {NEW} {forget}"));
         let stranger = format!("meta l4proto udp {flow} != @home{family}");
         rule("arrive", &format!("{from_in} {stranger} {learn}"));
         let seen = format!("update @seen{family} {{ {flow} timeout {SEEN_FOR} }}");
@@ -141,10 +145,10 @@ flush table inet {TABLE}
             rule("arrive", &own);
         }
         let answer = leaving(ip);
-        rule(
-            "carry",
-            &format!("{answer} @carried{family} meta mark set {IN_MARK} accept"),
-        );
+        for set in ["carried", "learned"] {
+            let mark = format!("{answer} @{set}{family} meta mark set {IN_MARK} accept");
+            rule("carry", &mark);
+        }
         if matches!(packets, Packets::Frozen) {
             rule("leave", &format!("{answer} @closing{family} goto carry"));
         }
@@ -169,7 +173,8 @@ flush table inet {TABLE}
     text
 }
 
-const SETS: [(&str, &str); 4] = [
+const SETS: [(&str, &str); 5] = [
+    ("learned", "flags dynamic,timeout;"),
     ("carried", "flags dynamic,timeout;"),
     ("seen", "flags dynamic,timeout;"),
     ("home", ""),
@@ -196,6 +201,9 @@ fn leaving(ip: &str) -> String {
 pub(super) enum Set {
     /// See the module.
     Carried,
+    /// Connections that were begun through `ums-in`; carried as well, until their client is seen
+    /// on `eth0`.
+    Learned,
     /// Datagrams that reached the service through `eth0`.
     Seen,
     /// Datagrams that reach it through `eth0` although some of them come from `ums-in`: those of
@@ -209,6 +217,7 @@ impl Set {
     fn name(self) -> &'static str {
         match self {
             Self::Carried => "carried",
+            Self::Learned => "learned",
             Self::Seen => "seen",
             Self::Home => "home",
             Self::Closing => "closing",
