@@ -25,11 +25,6 @@ const BEHIND: &str = "agent-behind-gate.sock";
 /// How often it is looked for somebody at the gate.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// How often, and with which pause, connections past the gate are looked for: a connection to a unix
-/// socket is made in microseconds.
-const SHUT_TIMES: usize = 10;
-const SHUT_PAUSE: Duration = Duration::from_millis(5);
-
 /// The largest head of a message; heads have a few short lines.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -123,11 +118,7 @@ impl Gate {
             reached,
             decide,
         };
-        // One that is being made just now is not there to be shut yet.
-        for _ in 0..SHUT_TIMES {
-            shut_connections(coordinator, path)?;
-            std::thread::sleep(SHUT_PAUSE);
-        }
+        shut_connections(coordinator, path)?;
         Ok(gate)
     }
 

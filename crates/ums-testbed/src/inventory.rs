@@ -16,9 +16,6 @@ const NAMESPACES: [&str; 5] = ["net", "mnt", "pid", "ipc", "uts"];
 /// First port that the kernel chooses by itself.
 const EPHEMERAL_PORT: u32 = 32_768;
 
-/// What the image store notes of the directories that images came from, some time after it has them.
-const STAMPS: &str = ".stamps";
-
 /// How deep a system's directories are looked into: what lies deeper is a service's own.
 const DEPTH_MAX: usize = 5;
 
@@ -186,9 +183,6 @@ impl Inventory {
 
     fn files(&mut self, whose: &str, directory: &Path, depth: usize) {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_name() == STAMPS {
-                continue;
-            }
             let name = format!("{whose}/{}", entry.file_name().to_string_lossy());
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_directory && depth < DEPTH_MAX {

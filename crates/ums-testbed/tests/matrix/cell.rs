@@ -16,7 +16,7 @@ use ums_testbed::witness::{Testimony, Witness};
 use ums_testbed::workload::{LEDGER_PORT, ledger_file, record, start_ledger};
 
 use crate::common::{self, exit, instances, services, systems_set};
-use crate::fault::{Fault, small_disk, strike_at};
+use crate::fault::{Fault, strike_at};
 use crate::point::{Point, Side, reach};
 
 /// Random memory of the ledger, MiB: takes a moment over the slow link, so that it can be met with.
@@ -51,15 +51,12 @@ impl Cell {
         format!("step {step}, {name}: {}", self.fault.name())
     }
 
-    /// How a migration may end here: after the commit there is one way only; before it an abort that
-    /// was accepted happens, and what has no room does not.
+    /// How a migration may end here: after the commit there is one way only, and an abort that was
+    /// accepted happens.
     fn may_end(self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Completed if self.needs_a_person() => false,
-            Outcome::Completed => {
-                let certain = [Fault::Abort, Fault::Disk, Fault::Memory].contains(&self.fault);
-                self.point.is_committed() || !certain
-            }
+            Outcome::Completed => self.point.is_committed() || self.fault != Fault::Abort,
             Outcome::Abandoned => !self.point.is_committed() || self.needs_a_person(),
             Outcome::Running | Outcome::Stuck => false,
         }
@@ -216,9 +213,6 @@ impl Arena {
     /// Tries one cell, from a ledger under load on the source to two bare systems.
     pub(crate) fn run(&mut self, cell: Cell) -> Result<Ending> {
         start_ledger(&self.testbed, &self.testbed.a, MIB)?;
-        if cell.fault == Fault::Disk {
-            small_disk(&self.testbed)?;
-        }
         let places = [&self.testbed.a, &self.testbed.b].map(ledger_file).to_vec();
         let witness = Witness::begin(places);
         let client = record(&self.testbed)?;
