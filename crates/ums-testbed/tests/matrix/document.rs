@@ -1,4 +1,4 @@
-//! The table of a complete run, as `docs/fault-matrix.md`.
+//! The tables of a complete run, as a part of `docs/fault-matrix.md`.
 
 use std::fmt::Write;
 use std::process::Command;
@@ -11,11 +11,15 @@ use crate::fault::{FAULTS, Fault};
 use crate::point::{POINTS, Point};
 use crate::{Run, Tried};
 
+/// What the part is enclosed by; the rest of the document is others'.
+const BEGIN: &str = "<!-- real: begin (written by a test) -->\n";
+const END: &str = "<!-- real: end -->\n";
+
 /// What stands above the tables.
 const HEAD: &str = "\
-# Fault matrix
+## With real systems
 
-Written by `cargo xtask test --long --out docs`; do not edit. Each cell was tried with two real systems: a ledger
+Written by `cargo xtask test --long --out docs`; do not edit this part. Each cell was tried with two real systems: a ledger
 service under load moves from one to the other, the migration is stopped at the point for certain (a gate between a
 Coordinator and its agent holds one request; CRIU is stopped; memory is seen to stream), the fault strikes, the
 migration goes on, what a person or a supervisor would start again is started again. Then must hold:
@@ -47,8 +51,20 @@ const GROUPS: [(&str, &[usize]); 4] = [
     ("Resources", &[19, 20]),
 ];
 
-/// The document.
-pub(crate) fn of(run: &Run) -> String {
+/// The document with this run in the place of an earlier one, or at its end.
+pub(crate) fn with(document: &str, run: &Run) -> String {
+    let part = format!("{BEGIN}{}{END}", of(run));
+    let earlier = document.find(BEGIN).zip(document.find(END));
+    match earlier {
+        Some((begin, end)) if begin < end => {
+            let (before, after) = (&document[..begin], &document[end + END.len()..]);
+            format!("{before}{part}{after}")
+        }
+        _ => format!("{}\n{part}", document.trim_end().to_owned() + "\n"),
+    }
+}
+
+fn of(run: &Run) -> String {
     let mut out = HEAD.to_owned();
     let survived = run
         .tried
@@ -64,7 +80,7 @@ pub(crate) fn of(run: &Run) -> String {
     );
     for (title, columns) in GROUPS {
         let faults: Vec<Fault> = columns.iter().map(|index| FAULTS[*index]).collect();
-        let _ = writeln!(out, "\n## {title}\n");
+        let _ = writeln!(out, "\n### {title}\n");
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
         let _ = writeln!(out, "| step | point | {} |", names.join(" | "));
         let _ = writeln!(out, "| --- | --- |{}", " --- |".repeat(faults.len()));

@@ -1,6 +1,6 @@
 //! The fault matrix, with real systems: every step of a migration × everything that can break, and
 //! what must hold afterwards (`cell`). A sample by default, all with `cargo xtask test --long`, which
-//! writes `docs/fault-matrix.md` when it is told `--out docs`.
+//! writes its part of `docs/fault-matrix.md` when it is told `--out docs`.
 //!
 //! `UMS_MATRIX` holds words that the names of the cells to be tried contain, separated by `|`; for
 //! who follows one of them up. No table is written then.
@@ -96,7 +96,8 @@ fn the_whole_matrix() {
     };
     let out = std::env::var_os("UMS_FAULT_MATRIX").map(PathBuf::from);
     if let Some(path) = out.filter(|_| filter.is_none()) {
-        std::fs::write(&path, document::of(&run)).expect("the table is written");
+        let document = std::fs::read_to_string(&path).unwrap_or_default();
+        std::fs::write(&path, document::with(&document, &run)).expect("it is written");
     }
     run.must_have_survived();
 }
