@@ -424,7 +424,7 @@ fn load_services(config: &AgentConfig) -> anyhow::Result<BTreeMap<ServiceName, S
             // Created and never recorded: whoever asked for it got no answer.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => places.remove()?,
             Err(error) => anyhow::bail!(
-                "{}: {error}; move the file away to give the service up",
+                "{}: {error}; mend it, or move its directory out of `services` to give the service up",
                 places.record().display()
             ),
         }

@@ -138,7 +138,7 @@ impl Incoming {
             service: self.service.clone(),
             role: Role::Destination,
             phase,
-            frozen: false,
+            frozen_at_ns: None,
             bytes: self.meter.bytes(),
             pages_pending: pending,
             error: view.error.clone().or(lost.map(str::to_owned)),

@@ -145,7 +145,7 @@ impl Outgoing {
             service: self.service.clone(),
             role: Role::Source,
             phase: view.phase.unwrap_or(Phase::Prepared),
-            frozen: status.is_some_and(|status| status.phase == keeper::Phase::Frozen),
+            frozen_at_ns: status.and_then(|status| status.frozen_at_ns),
             bytes: self.meter.bytes(),
             pages_pending: 0,
             error: view.error.clone(),

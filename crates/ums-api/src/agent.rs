@@ -292,8 +292,9 @@ pub struct MigrationState {
     pub role: Role,
     /// How far.
     pub phase: Phase,
-    /// Source: whether the service is frozen now.
-    pub frozen: bool,
+    /// Source: when the service was last frozen for a checkpoint, whether or not it still is;
+    /// nanoseconds of this host's CLOCK_MONOTONIC.
+    pub frozen_at_ns: Option<u64>,
     /// Moved so far.
     pub bytes: Bytes,
     /// Pages still to be installed at the destination.

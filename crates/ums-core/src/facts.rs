@@ -107,4 +107,6 @@ pub enum ObstacleKind {
     Socket,
     /// System V shared memory or another object attached from outside.
     SharedMemory,
+    /// A user whose processes' limits CRIU may not read.
+    OtherUser,
 }

@@ -70,6 +70,8 @@ pub enum RefusalKind {
     Socket,
     /// The service has shared memory attached from outside.
     SharedMemory,
+    /// The service runs as a user whose processes' limits CRIU may not read.
+    OtherUser,
     /// The destination has a service of this name.
     NameTaken,
     /// A published port is taken at the destination.

@@ -16,6 +16,7 @@ use ums_testbed::rootfs;
 use ums_testbed::system::{PEER_PORT, System};
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::{run, wait_for};
+use ums_testbed::workload::postgresql::may_ask_for_limits;
 use ums_testbed::workload::{HOG_PORT, ask_hog, start_hog};
 
 /// The link's rate where it does not matter, Mbit/s.
@@ -317,6 +318,35 @@ fn a_service_that_holds_what_cannot_be_carried() {
         assert_eq!(remains(&testbed.b, name), Vec::<String>::new());
         no_frontman(&testbed.a);
         testbed.a.ums_ok(&["rm", name]).expect("it is removed");
+    }
+    remove(testbed);
+}
+
+/// Where CRIU could not read its limits, it is refused before the freeze instead of being abandoned in it.
+#[test]
+fn a_service_of_another_user_needs_a_capability_of_the_agent() {
+    let test = "a_service_of_another_user_needs_a_capability_of_the_agent";
+    let Some(testbed) = systems(test, RATE_MBIT) else {
+        return;
+    };
+    let root = testbed.directory().join("rootfs-sh");
+    rootfs::minimal(&root, &[&rootfs::program("sh").expect("a shell")]).expect("a root filesystem");
+    let root = root.display().to_string();
+    let options = ["--rootfs", &root, "--user", "33:34", "--"];
+    let waiting = ["/bin/sh", "-c", "while :; do read -r _ </dev/zero; done"];
+    let run = [&["run", "waiting"], &options[..], &waiting].concat();
+    testbed.a.ums_ok(&run).expect("it runs");
+    if may_ask_for_limits().expect("/proc") {
+        let report = testbed.migrate(&testbed.a, &testbed.b, "waiting", &[]);
+        let report = report.expect("a report");
+        assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+        is_only_at(&testbed, &testbed.b, "waiting", "/bin/sh");
+    } else {
+        let words = ["user 33, group 34", "CAP_SYS_RESOURCE", "root inside"];
+        is_refused(&testbed.a, &["waiting", "--to", "b"], &words);
+        is_only_at(&testbed, &testbed.a, "waiting", "/bin/sh");
+        assert_eq!(remains(&testbed.b, "waiting"), Vec::<String>::new());
+        testbed.a.ums_ok(&["rm", "waiting"]).expect("it is removed");
     }
     remove(testbed);
 }

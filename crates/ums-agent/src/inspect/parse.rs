@@ -11,6 +11,10 @@ pub(super) struct Status {
     pub threads: u32,
     /// Ids from the reader's PID namespace down to the innermost.
     pub ids: Vec<i32>,
+    /// Real, effective and saved user id, and the same of the group.
+    pub user: [[u32; 3]; 2],
+    /// Effective capabilities, one bit for each.
+    pub capabilities: u64,
 }
 
 pub(super) fn status(text: &str) -> Option<Status> {
@@ -28,7 +32,15 @@ pub(super) fn status(text: &str) -> Option<Status> {
             .split_whitespace()
             .map(|id| id.parse().ok())
             .collect::<Option<_>>()?,
+        user: [three(field("Uid")?)?, three(field("Gid")?)?],
+        capabilities: u64::from_str_radix(field("CapEff")?, 16).ok()?,
     })
+}
+
+/// The first three of some numbers.
+fn three(text: &str) -> Option<[u32; 3]> {
+    let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
+    Some([numbers.next()??, numbers.next()??, numbers.next()??])
 }
 
 /// Ids of the mounts in `/proc/PID/mountinfo`.
@@ -153,7 +165,8 @@ mod test {
     use super::*;
 
     const STATUS: &str = "Name:\tsh\nState:\tS (sleeping)\nTgid:\t70\nNgid:\t0\nPid:\t70\nPPid:\t1\n\
-         TracerPid:\t0\nUid:\t0\t0\t0\t0\nThreads:\t3\nNSpid:\t70\t1\n";
+         TracerPid:\t0\nUid:\t0\t33\t34\t35\nGid:\t1\t2\t3\t4\nThreads:\t3\nNSpid:\t70\t1\n\
+         CapEff:\t00000000a80425fb\n";
 
     #[test]
     fn a_status() {
@@ -163,6 +176,8 @@ mod test {
             tracer: 0,
             threads: 3,
             ids: vec![70, 1],
+            user: [[0, 33, 34], [1, 2, 3]],
+            capabilities: 0xa804_25fb,
         };
         assert_eq!(status(STATUS), Some(expected));
         assert_eq!(status(&STATUS.replace("Threads:\t3", "Threads:\tx")), None);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -14,6 +15,9 @@ use super::{InspectError, PROCESSES_MAX, obstacle, proc_file, proc_path};
 /// How often, and how far apart, a process is looked at that waits without being interruptible. Waiting for
 /// a disk looks the same and is over in milliseconds.
 const PATIENCE: (u32, Duration) = (10, Duration::from_millis(20));
+
+/// The bit of the capability.
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 /// Namespaces that all processes of a service share. CRIU could carry nested mount and network namespaces,
 /// but not together with mounts and a network that are external.
@@ -109,6 +113,7 @@ pub(super) fn obstacles(init: i32, tree: &[Process]) -> Result<Vec<Obstacle>, In
         .collect();
     let members: BTreeSet<i32> = tree.iter().map(|process| process.pid).collect();
     let mut found = user_namespace(init)?;
+    found.extend(another_user(&own_status()?, tree));
     for process in tree {
         let Process {
             pid, inner, status, ..
@@ -149,6 +154,28 @@ fn user_namespace(init: i32) -> Result<Vec<Obstacle>, InspectError> {
     })
 }
 
+/// CRIU asks for the limits of each task (`prlimit(2)`): of those of another user only CAP_SYS_RESOURCE
+/// lets it. One process is named, for all are alike.
+fn another_user(us: &Status, tree: &[Process]) -> Option<Obstacle> {
+    if us.capabilities & CAP_SYS_RESOURCE != 0 {
+        return None;
+    }
+    let [[user, ..], [group, ..]] = us.user;
+    let ours = [[user; 3], [group; 3]];
+    let process = tree.iter().find(|process| process.status.user != ours)?;
+    let [[_, user, _], [_, group, _]] = process.status.user;
+    let what = format!("user {user}, group {group}");
+    Some(obstacle(ObstacleKind::OtherUser, process.inner, what))
+}
+
+/// What this agent is, and with it CRIU, which it starts.
+fn own_status() -> Result<Status, InspectError> {
+    let path = PathBuf::from("/proc/self/status");
+    let text = fs::read_to_string(&path).map_err(InspectError::read(&path))?;
+    let not_understood = || io::Error::new(io::ErrorKind::InvalidData, "not understood");
+    parse::status(&text).ok_or_else(|| InspectError::read(path)(not_understood()))
+}
+
 fn stays_uninterruptible(pid: i32) -> bool {
     let (times, pause) = PATIENCE;
     (0..times).all(|_| {
@@ -156,4 +183,54 @@ fn stays_uninterruptible(pid: i32) -> bool {
         let status = proc_file(pid, "status").and_then(|text| parse::status(&text));
         status.is_some_and(|status| status.state == 'D')
     })
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn status(user: u32, group: u32, capabilities: u64) -> Status {
+        Status {
+            state: 'S',
+            parent: 1,
+            tracer: 0,
+            threads: 1,
+            ids: vec![70, 1],
+            user: [[user; 3], [group; 3]],
+            capabilities,
+        }
+    }
+
+    fn process(inner: i32, status: Status) -> Process {
+        Process {
+            pid: inner + 100,
+            inner,
+            threads: 1,
+            status,
+        }
+    }
+
+    #[test]
+    fn another_users_processes_need_a_capability() {
+        let bare = status(0, 0, !CAP_SYS_RESOURCE);
+        let root = process(1, status(0, 0, 0));
+        assert_eq!(another_user(&bare, std::slice::from_ref(&root)), None);
+        for (user, group) in [(33, 33), (0, 33), (33, 0)] {
+            let tree = [root.clone(), process(2, status(user, group, 0))];
+            let found = another_user(&bare, &tree).unwrap();
+            assert_eq!(found.kind, ObstacleKind::OtherUser);
+            assert_eq!(found.pid, 2);
+            assert_eq!(found.detail, format!("user {user}, group {group}"));
+            let able = status(0, 0, CAP_SYS_RESOURCE);
+            assert_eq!(another_user(&able, &tree), None);
+        }
+    }
+
+    #[test]
+    fn a_saved_user_id_is_asked_for_too() {
+        let mut disguised = status(0, 0, 0);
+        disguised.user[0][2] = 33;
+        let found = another_user(&status(0, 0, 0), &[process(1, disguised)]);
+        assert!(found.is_some(), "{found:?}");
+    }
 }

@@ -39,6 +39,7 @@ pub(super) fn dump(
     let init = shared.update(|state| match (&state.phase, state.init_pid) {
         (Phase::Running, Some(pid)) => {
             state.phase = Phase::Dumping;
+            state.frozen_at_ns = None;
             Ok(pid)
         }
         (Phase::Dead { code }, _) => Err(format!("the service has exited with code {code}")),

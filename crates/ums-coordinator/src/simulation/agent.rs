@@ -691,7 +691,8 @@ impl Agent {
             service: super::system::service_name(),
             role: migration.role,
             phase,
-            frozen: migration.role == Role::Source && life == Some(Life::Frozen),
+            frozen_at_ns: (migration.role == Role::Source && life == Some(Life::Frozen))
+                .then(monotonic_ns),
             bytes: Moved::default(),
             pages_pending: 0,
             error: view.error.clone().or(lost.map(str::to_owned)),

@@ -142,16 +142,22 @@ async fn resume_source(m: &Migration) -> Result<Option<u64>, String> {
     let (agent, id, service) = (m.agent(), m.id(), m.saga().request().service.clone());
     let frozen_since = match m.saga().delivered() {
         Some((frozen_at_us, _)) => Some(frozen_at_us),
-        // Not told when it was frozen: after the step began, so this is an upper bound.
-        None => match agent.migration(id).await {
-            Ok(state) if state.frozen => m.saga().started_us(Step::Checkpoint),
-            _ => None,
-        },
+        None => frozen_in_vain(m).await,
     };
     settled(agent.thaw(id, &service).await)?;
     settled(agent.frontman_yield(id, &service).await)?;
     settled(agent.unblock(id, &service).await)?;
     Ok(frozen_since)
+}
+
+/// When a checkpoint that has failed froze the service, if it did. The keeper may have thawed it by itself
+/// since, so what is counted from here on is an upper bound.
+async fn frozen_in_vain(m: &Migration) -> Option<u64> {
+    let begun_us = m.saga().started_us(Step::Checkpoint)?;
+    let state = m.agent().migration(m.id()).await.ok()?;
+    let frozen_us = m.stopwatch.at_ns(state.frozen_at_ns?);
+    // Else it was frozen by an earlier migration.
+    (frozen_us >= begun_us).then_some(frozen_us)
 }
 
 /// Thawing a service that is not frozen ends what the agent does for the migration.

@@ -556,7 +556,8 @@ fn state(id: MigrationId, held: &Held) -> MigrationState {
         service: held.service.parse().expect("a name"),
         role: held.role,
         phase: held.phase,
-        frozen: held.phase >= Phase::Checkpointing && held.role == Role::Source,
+        frozen_at_ns: (held.phase >= Phase::Checkpointing && held.role == Role::Source)
+            .then(monotonic_ns),
         bytes: Moved::default(),
         pages_pending: 0,
         error: None,

@@ -101,6 +101,12 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "has shared memory attached that lies outside the container",
             "let the container have an IPC namespace of its own, and its memory made inside",
         ),
+        ObstacleKind::OtherUser => (
+            RefusalKind::OtherUser,
+            "runs as a user whose processes' limits CRIU may not read without CAP_SYS_RESOURCE",
+            "start `ums-agent` with that capability (a container engine gives it with `--cap-add \
+             SYS_RESOURCE`), or let the service run as root inside its container",
+        ),
     };
     Refusal::new(kind, format!("process {pid} {what}: {detail}"), remedy)
 }

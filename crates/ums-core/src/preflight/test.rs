@@ -166,6 +166,7 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::ForeignFile, RefusalKind::ForeignFile),
         (ObstacleKind::Socket, RefusalKind::Socket),
         (ObstacleKind::SharedMemory, RefusalKind::SharedMemory),
+        (ObstacleKind::OtherUser, RefusalKind::OtherUser),
     ];
     for (obstacle, kind) in pairs {
         let detail = "what was seen".to_owned();

@@ -141,7 +141,7 @@ impl Installation {
 }
 
 /// Whether this process, and so CRIU, has CAP_SYS_RESOURCE.
-fn may_ask_for_limits() -> Result<bool> {
+pub fn may_ask_for_limits() -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let mask = mask.context("no capabilities in /proc/self/status")?;
