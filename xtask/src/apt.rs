@@ -107,15 +107,15 @@ impl Suite {
         Ok(files)
     }
 
-    /// Downloads the sources of exact versions (`name=version`) into a folder.
-    pub(crate) fn download_sources(&self, sources: &[String], into: &Path) -> Result<()> {
+    /// Downloads the sources of an exact version (`name=version`) into a folder.
+    pub(crate) fn download_source(&self, source: &str, into: &Path) -> Result<()> {
         let mut command = self.apt_get();
         command
             .args(["source", "--download-only", "-q"])
-            .args(sources)
+            .arg(source)
             .current_dir(into);
         run::quiet(&mut command)
-            .with_context(|| format!("cannot download sources from {}", self.name))?;
+            .with_context(|| format!("cannot download {source} from {}", self.name))?;
         Ok(())
     }
 

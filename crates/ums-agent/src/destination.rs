@@ -724,14 +724,10 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     if !has_place {
         services::publish(agent, &service).await?;
     }
-    let (this, name) = (Arc::clone(agent), incoming.service.clone());
-    blocking(move || {
-        this.update_record(&name, |record| {
-            record.arriving = None;
-            Ok(())
-        })
-    })
-    .await?;
+    if let Err(problem) = arrived(agent, &incoming.service).await {
+        // It runs, and clients wait for that to be told. It is written before the migration is settled.
+        tracing::warn!(migration = %id, ?problem, "that the service has arrived can't be written yet");
+    }
     // It has its endpoint back; whoever stood in for it here has only old connections left.
     if let Err(error) = frontman::retire(agent, &incoming.service, YIELD_DRAIN).await {
         tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
@@ -739,6 +735,18 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     Ok(Running {
         resume_us: resume_ns / 1000,
     })
+}
+
+/// Writes down that a service is not on its way here any more.
+async fn arrived(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
+    let (this, name) = (Arc::clone(agent), name.clone());
+    let update = move || {
+        this.update_record(&name, |record| {
+            record.arriving = None;
+            Ok(())
+        })
+    };
+    blocking(update).await.map(drop)
 }
 
 /// A service that has come home takes its place on the bridge from its Frontman.
@@ -821,14 +829,18 @@ pub async fn settle(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem> 
     let Ok(incoming) = incoming(agent, id) else {
         return Ok(());
     };
-    let this = Arc::clone(agent);
-    let state = blocking(move || Ok(incoming.state(id, &this))).await?;
+    let (this, of) = (Arc::clone(agent), Arc::clone(&incoming));
+    let state = blocking(move || Ok(of.state(id, &this))).await?;
     if state.phase == Phase::Installing {
         let detail = format!("{} pages are still to be installed", state.pages_pending);
         return Err(Problem {
             retry: true,
             ..problem::conflict("installing", "not settled yet", detail)
         });
+    }
+    let service = agent.service(&incoming.service);
+    if service.is_ok_and(|service| is_arriving(&service, id)) {
+        arrived(agent, &incoming.service).await?;
     }
     agent.forget_migration(id);
     Ok(())

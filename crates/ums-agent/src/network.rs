@@ -437,6 +437,11 @@ impl Driver {
         sockets::connections_of(netns).await
     }
 
+    /// Whether datagrams wait in the service's sockets: a checkpoint does not carry them.
+    pub async fn has_unread_datagrams(&self, netns: &Path) -> Result<bool, NetworkError> {
+        sockets::has_unread_datagrams(netns).await
+    }
+
     /// What reached a service otherwise than by a connection of its own to the bridge: the
     /// connections that were carried here, and datagrams of late.
     pub async fn remembered(&self, netns: &Path) -> Result<Remembered, NetworkError> {
@@ -486,6 +491,15 @@ impl Driver {
             sockets::reset_all_connections(netns).await?;
         }
         Ok(())
+    }
+
+    /// Ends the connections of a frozen service that has moved, without a word: they go on at its new
+    /// place. What its kernel is winding up stays.
+    ///
+    /// Without this the kernel would close them when the processes are killed, be heard by nobody, and
+    /// keep the namespace until it gives up after minutes (`tcp_orphan_retries`).
+    pub async fn forget_connections(&self, netns: &Path) -> Result<(), NetworkError> {
+        sockets::reset_open_connections(netns).await.map(drop)
     }
 
     /// All endpoints, as the kernel has them.

@@ -43,16 +43,12 @@ pub async fn thaw_without_keeper(agent: &Arc<Agent>, service: &Service) -> Resul
     let Some(cgroup) = orphans else {
         return Ok(false);
     };
-    // Its network namespace is where its processes are.
-    let released = match cgroup.processes().first() {
-        Some(pid) => {
-            let netns = std::path::PathBuf::from(format!("/proc/{pid}/ns/net"));
-            agent.network.direct(&netns, network::Packets::Pass).await
-        }
+    let released = match netns_of(&cgroup) {
+        Some(netns) => agent.network.direct(&netns, network::Packets::Pass).await,
         None => Ok(()),
     };
     blocking(
-        move || match Freezer::of(&cgroup).and_then(|freezer| freezer.thaw()) {
+        move || match Freezer::of(&cgroup).and_then(|freezer| freezer.release()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(problem::failed(
                 "cgroup",
                 "the container can't be thawed",
@@ -68,6 +64,20 @@ pub async fn thaw_without_keeper(agent: &Arc<Agent>, service: &Service) -> Resul
 fn cgroup_of(agent: &Agent, service: &Service) -> Result<Cgroup, Problem> {
     let path = bundle::cgroup_path(&agent.config.system, &service.record.specification.name);
     Cgroup::at(&path).map_err(|error| problem::failed("cgroup", "no control groups")(&error))
+}
+
+/// The network namespace of a container without a keeper: where its processes are.
+fn netns_of(cgroup: &Cgroup) -> Option<PathBuf> {
+    let pid = *cgroup.processes().first()?;
+    Some(format!("/proc/{pid}/ns/net").into())
+}
+
+/// The network namespace of a service whose keeper may be lost; `None` when it has no process.
+pub async fn remaining_netns(agent: &Arc<Agent>, service: &Service) -> Option<PathBuf> {
+    match netns(agent, service).await {
+        Ok(netns) => Some(netns),
+        Err(_) => netns_of(&cgroup_of(agent, service).ok()?),
+    }
 }
 
 /// Runs what blocks where it may.

@@ -26,7 +26,7 @@ use ums_sync::send::{PageWriter, SendError, Sender, Settings};
 use crate::agent::{Agent, Migration, Service};
 use crate::container::{keeper_path, netns_path};
 use crate::network::Packets;
-use crate::services::{Keep, blocking, destroy, thaw_without_keeper};
+use crate::services::{self, Keep, blocking, destroy, thaw_without_keeper};
 use crate::{inspect, problem, tunnel};
 
 mod freeze;
@@ -49,6 +49,11 @@ const DUMP_END_LOOK: Duration = Duration::from_millis(5);
 const ACCEPT_WITHIN: Duration = Duration::from_millis(300);
 /// Pause between two looks whether it has.
 const ACCEPT_LOOK: Duration = Duration::from_millis(2);
+/// How long a service may take to read the datagrams that wait for it. One that is busy, or never reads
+/// a socket, loses them, as it would without a migration when its queue is full.
+const READ_WITHIN: Duration = Duration::from_millis(30);
+/// Pause between two looks whether it has.
+const READ_LOOK: Duration = Duration::from_millis(1);
 
 /// What we hold of a migration that we send.
 pub struct Outgoing {
@@ -661,6 +666,11 @@ pub async fn delete_source(
         return Ok(());
     }
     if tunnel::is_there(agent, &name).await? {
+        if let Some(netns) = services::remaining_netns(agent, &service).await
+            && let Err(error) = agent.network.forget_connections(&netns).await
+        {
+            tracing::warn!(migration = %id, %error, "the old namespace will stay for minutes");
+        }
         destroy(agent, &service, Keep::Network).await?;
         agent.forget_migration(id);
         return Ok(());

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
+use crate::repair;
 
 /// How long tasks may take to freeze. A task in uninterruptible sleep (a hung disk) takes longer.
 pub const FREEZE_PATIENCE: Duration = Duration::from_secs(10);
@@ -78,6 +79,19 @@ impl Freezer {
     /// Lets every task run on.
     pub fn thaw(&self) -> io::Result<()> {
         self.write(false)
+    }
+
+    /// Lets every task run on after a dump that may have been cut off: what CRIU had taken over of
+    /// their connections is theirs again before the first of them runs.
+    pub fn release(&self) -> io::Result<()> {
+        // A killed CRIU lets them run; one that is stuck in the kernel does not run either.
+        let _ = self.freeze();
+        match repair::end(&self.cgroup.processes()) {
+            Ok(0) => {}
+            Ok(sockets) => tracing::info!(sockets, "connections taken back from a cut off dump"),
+            Err(error) => tracing::warn!(%error, "connections may be lost"),
+        }
+        self.thaw()
     }
 
     fn write(&self, frozen: bool) -> io::Result<()> {

@@ -14,5 +14,6 @@ pub mod freezer;
 pub mod keeper;
 pub mod memory_dir;
 pub mod message;
+mod repair;
 pub mod store;
 pub mod uffd;

@@ -42,20 +42,19 @@ impl Inventory {
         inventory.networks(system, tools, &members);
         inventory.mounts(system);
         inventory.control_groups(system);
-        let run = PathBuf::from(format!("/proc/{}/root", system.namespace().init()));
-        let run_dir = system.run_dir();
-        inventory.files(
-            "run",
-            &run.join(run_dir.strip_prefix("/").unwrap_or(&run_dir)),
-            0,
-        );
-        inventory.files("state", &system.state_dir(), 0);
+        inventory.files("run", &system.outside(&system.run_dir()), 0);
+        inventory.files("state", &system.outside(&system.state_dir()), 0);
         inventory
     }
 
     /// How many things there are.
     pub fn count(&self) -> usize {
         self.0.values().sum()
+    }
+
+    /// Whether there is a link of this name in the system itself.
+    pub fn has_link(&self, name: &str) -> bool {
+        self.0.contains_key(&format!("link system: {name}"))
     }
 
     /// What this one has more (`+`) or less (`-`) than `before`.
@@ -128,6 +127,11 @@ impl Inventory {
             text(command.arg(program).args(arguments)).unwrap_or_default()
         };
         let ip = PathBuf::from("ip");
+        // Which connections a service's rules know is its clients' doing.
+        let listing: &[&str] = match whose {
+            "system" => &["list", "ruleset"],
+            _ => &["--terse", "list", "ruleset"],
+        };
         let queries: [(&str, PathBuf, &[&str]); 5] = [
             ("link", ip.clone(), &["-oneline", "-brief", "link"]),
             ("route", ip.clone(), &["route", "show", "table", "all"]),
@@ -137,14 +141,15 @@ impl Inventory {
                 &["-6", "route", "show", "table", "all"],
             ),
             ("policy", ip, &["rule"]),
-            ("rule", tools.bundled("nft"), &["list", "ruleset"]),
+            ("rule", tools.bundled("nft"), listing),
         ];
         for (kind, program, arguments) in queries {
             for line in inside(program, arguments).lines() {
-                let line = if kind == "link" {
-                    line.split(['@', ' ']).next().unwrap_or_default()
-                } else {
-                    line.trim()
+                let line = match kind {
+                    "link" => line.split(['@', ' ']).next().unwrap_or_default(),
+                    // A comment says how many elements a set has.
+                    "rule" => line.split('#').next().unwrap_or_default().trim(),
+                    _ => line.trim(),
                 };
                 // The kernel's own routes follow from links and their addresses.
                 let follows = line.contains("proto kernel") || line.contains("table local");

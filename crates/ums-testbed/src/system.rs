@@ -209,12 +209,15 @@ impl System {
         said.map(|text| crate::tools::tail(&text)).join("\n")
     }
 
-    /// The Coordinator's socket, as it is reached from outside the system.
-    fn socket(&self) -> PathBuf {
+    /// A path of the system, as it is reached from outside.
+    pub fn outside(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.namespace.init()));
-        let run = self.run_dir();
-        root.join(run.strip_prefix("/").unwrap_or(&run))
-            .join("ums.sock")
+        root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// The Coordinator's socket, from outside.
+    fn socket(&self) -> PathBuf {
+        self.outside(&self.run_dir().join("ums.sock"))
     }
 
     /// Where the Coordinator's log is.

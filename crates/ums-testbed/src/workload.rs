@@ -148,7 +148,10 @@ pub fn start_ledger(testbed: &Testbed, system: &System, mib: u64) -> Result<()> 
 
 /// The ledger's file on `system`, as it is seen from outside.
 pub fn ledger_file(system: &System) -> PathBuf {
-    let service = system.state_dir().join("services").join("ledger");
+    let service = system
+        .outside(&system.state_dir())
+        .join("services")
+        .join("ledger");
     service
         .join("volumes")
         .join(ledger::VOLUME.0)

@@ -68,10 +68,28 @@ pub(crate) fn sources(manifest: &Manifest, cache: &Path, into: &Path) -> Result<
             list.push(source);
         }
     }
+    let all: usize = by_suite.values().map(Vec::len).sum();
+    let mut missing = Vec::new();
     for (suite, list) in by_suite {
-        Suite::open(cache, suite, &mirror, Kind::Source)?.download_sources(&list, into)?;
+        let suite = Suite::open(cache, suite, &mirror, Kind::Source)?;
+        for source in list {
+            if let Err(error) = suite.download_source(&source, into) {
+                eprintln!("bundle: {error:#}");
+                missing.push(source);
+            }
+        }
     }
-    Ok(())
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{mirror} did not give {} of {all} source packages: {}. A mirror may have no sources, or newer \
+         ones: configure another one in apt's sources, or take these versions from \
+         https://snapshot.debian.org; those that it gave are in {}",
+        missing.len(),
+        missing.join(", "),
+        into.display()
+    )
 }
 
 fn criu_suite(cache: &Path, mirror: &str) -> Result<Suite> {

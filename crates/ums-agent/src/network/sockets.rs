@@ -30,6 +30,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 
 /// Length of `nlmsghdr`.
 const HEADER: usize = 16;
@@ -71,6 +72,8 @@ struct Socket {
     id: SocketId,
     family: u8,
     state: u8,
+    /// Bytes that have arrived and were not read.
+    unread: u32,
     /// Zero for what no process has: not accepted yet, or closed and not yet over.
     inode: u32,
 }
@@ -158,14 +161,38 @@ impl Socket {
     }
 }
 
+/// Whether datagrams have arrived that the service has not read.
+pub(super) async fn has_unread_datagrams(netns: &Path) -> Result<bool, NetworkError> {
+    let look = || -> io::Result<bool> {
+        let netlink = open()?;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let kind = (libc_family(family), IPPROTO_UDP);
+            let sockets = sockets_of(&netlink, kind, ALL_STATES)?;
+            if sockets.iter().any(|socket| socket.unread > 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    within(netns, look).await?.map_err(NetworkError::Sockets)
+}
+
 /// Resets all connections of the namespace, and returns how many there were.
 pub(super) async fn reset_all_connections(netns: &Path) -> Result<usize, NetworkError> {
-    within(netns, reset_all)
+    within(netns, || reset(|_| true))
         .await?
         .map_err(NetworkError::Sockets)
 }
 
-fn reset_all() -> io::Result<usize> {
+/// Resets the connections that processes of the namespace have, and leaves those that its kernel
+/// is winding up. Returns how many there were.
+pub(super) async fn reset_open_connections(netns: &Path) -> Result<usize, NetworkError> {
+    within(netns, || reset(|socket| socket.inode != 0))
+        .await?
+        .map_err(NetworkError::Sockets)
+}
+
+fn reset(wanted: impl Fn(&Socket) -> bool) -> io::Result<usize> {
     let netlink = open()?;
     let mut count = 0;
     for _ in 0..ROUNDS_MAX {
@@ -174,7 +201,10 @@ fn reset_all() -> io::Result<usize> {
             libc_family(AddressFamily::Inet),
             libc_family(AddressFamily::Inet6),
         ] {
-            for socket in sockets(&netlink, family, STATES)? {
+            for socket in sockets(&netlink, family, STATES)?
+                .iter()
+                .filter(|it| wanted(it))
+            {
                 count += usize::from(destroy(&netlink, family, &socket.id)?);
             }
         }
@@ -203,33 +233,37 @@ fn open() -> io::Result<OwnedFd> {
 }
 
 /// A request about sockets: `nlmsghdr` and `inet_diag_req_v2`.
-fn request(kind: u16, flags: u16, family: u8, states: u32, id: &SocketId) -> Vec<u8> {
+fn request(
+    (kind, flags): (u16, u16),
+    (family, protocol): (u8, u8),
+    states: u32,
+    id: &SocketId,
+) -> Vec<u8> {
     let length = u32::try_from(HEADER + 8 + SOCKET_ID).unwrap_or_default();
     let mut message = Vec::new();
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
     message.extend([0; 8]);
-    message.extend([family, IPPROTO_TCP, 0, 0]);
+    message.extend([family, protocol, 0, 0]);
     message.extend(states.to_ne_bytes());
     message.extend(id);
     message
 }
 
 fn sockets(netlink: &OwnedFd, family: u8, states: u32) -> io::Result<Vec<Socket>> {
-    let any = [0; SOCKET_ID];
-    ask(
-        netlink,
-        &request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, states, &any),
-    )
+    sockets_of(netlink, (family, IPPROTO_TCP), states)
+}
+
+fn sockets_of(netlink: &OwnedFd, kind: (u8, u8), states: u32) -> io::Result<Vec<Socket>> {
+    let (dump, any) = ((SOCK_DIAG_BY_FAMILY, NLM_F_DUMP), [0; SOCKET_ID]);
+    ask(netlink, &request(dump, kind, states, &any))
 }
 
 /// Whether the connection was there to be reset.
 fn destroy(netlink: &OwnedFd, family: u8, id: &SocketId) -> io::Result<bool> {
-    match ask(
-        netlink,
-        &request(SOCK_DESTROY, NLM_F_ACK, family, STATES, id),
-    ) {
+    let (order, kind) = ((SOCK_DESTROY, NLM_F_ACK), (family, IPPROTO_TCP));
+    match ask(netlink, &request(order, kind, STATES, id)) {
         Ok(_) => Ok(true),
         // It ended by itself meanwhile.
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(false),
@@ -286,6 +320,7 @@ fn socket_of(body: &[u8]) -> io::Result<Socket> {
         id: id.try_into().map_err(|_| cut_short())?,
         family: body[0],
         state: body[1],
+        unread: number(body, 4 + SOCKET_ID + 4)?,
         inode: number(body, 4 + SOCKET_ID + 16)?,
     })
 }
@@ -338,7 +373,7 @@ mod test {
         let flow = found[0].flow().unwrap();
         assert_eq!(flow.service, "10.88.0.2:80".parse().unwrap());
         assert_eq!(flow.peer, "192.0.2.1:4000".parse().unwrap());
-        assert_eq!(found[0].inode, 7);
+        assert_eq!((found[0].inode, found[0].unread), (7, 3));
         for end in [HEADER, HEADER + 4, message.len() - 1] {
             assert!(read(&message[..end], &mut found).is_err(), "{end}");
         }

@@ -11,7 +11,7 @@ use ums_checkpoint::keeper::gate::Attendant;
 use ums_checkpoint::keeper::protocol::Status;
 use ums_checkpoint::memory_dir::MemoryDir;
 
-use super::{ACCEPT_LOOK, ACCEPT_WITHIN};
+use super::{ACCEPT_LOOK, ACCEPT_WITHIN, READ_LOOK, READ_WITHIN};
 use crate::agent::{Agent, Service};
 use crate::connections::{self, Moving};
 use crate::container::netns_path;
@@ -34,7 +34,7 @@ pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
 /// In this order nothing is lost: what arrived before is in the service's queues, which are dumped;
 /// what arrives later is held; and what the service still sends while it runs leaves, so that no
 /// copy of it waits for a retransmission. New connections are held first, until the service has
-/// accepted those that wait: they could not move.
+/// accepted those that wait: they could not move. Nor could datagrams that it has not read.
 pub(super) async fn attend(
     agent: &Arc<Agent>,
     netns: PathBuf,
@@ -55,6 +55,7 @@ pub(super) async fn attend(
     wait_for_acceptance(agent, &netns).await?;
     let held = network.direct(&netns, Packets::Hold).await;
     held.map_err(|error| failed(&error))?;
+    wait_for_readers(agent, &netns).await;
     let frozen = blocking(move || {
         let frozen = attendant
             .give_leave()
@@ -89,6 +90,26 @@ async fn wait_for_acceptance(agent: &Agent, netns: &std::path::Path) -> Result<(
             return Ok(());
         }
         tokio::time::sleep(ACCEPT_LOOK).await;
+    }
+}
+
+/// Waits, for a moment, until the service has read its datagrams.
+async fn wait_for_readers(agent: &Agent, netns: &std::path::Path) {
+    let end = Instant::now() + READ_WITHIN;
+    loop {
+        match agent.network.has_unread_datagrams(netns).await {
+            Ok(true) if Instant::now() < end => tokio::time::sleep(READ_LOOK).await,
+            Ok(true) => {
+                tracing::warn!("datagrams that the service does not read are given up");
+                return;
+            }
+            Ok(false) => return,
+            Err(error) => {
+                // A kernel without `udp_diag`: they can't be seen, and what they are is unreliable.
+                tracing::debug!(%error, "unread datagrams can't be seen");
+                return;
+            }
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn dump(
     let result = freeze_and_dump(shared, images, &pages, init, &mut gate);
     if result.is_err() {
         // Nothing was promised to anybody yet: the service goes on.
-        let _ = shared.container.freezer().map(|freezer| freezer.thaw());
+        let _ = shared.container.freezer().map(|freezer| freezer.release());
     }
     shared.update(|state| {
         if state.phase == Phase::Dumping {

@@ -10,7 +10,7 @@ use quinn::Connection;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::control::{Counts, Phase, Request, Response, Role, Status};
 use super::device::{self, Device, DeviceError};
@@ -28,6 +28,12 @@ const PASSING_PACKETS_MAX: usize = 256;
 
 /// The other end is told of the end within this long, or finds out by itself.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Longest time in which a near end that is told to end sends what it has.
+const DRAIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// It has sent all when nothing came for so long.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 /// An end that can't start, or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +235,29 @@ impl Core {
         }
     }
 
+    /// Returns when what a near end has is on its way, and nothing comes after it: for who sends
+    /// datagrams nobody would send them again. Content when that does not come about in time.
+    async fn drain(&self) {
+        let link = self.link.borrow().clone();
+        let (Some(link), Role::Near) = (link, self.role) else {
+            return;
+        };
+        let mut before = None;
+        let drained = async {
+            loop {
+                let sent = self.totals.sent_packets.load(Relaxed);
+                let leading = *self.phase.borrow() == Phase::Leading;
+                let empty = self.hold().is_empty() && quic::has_sent_all(&link);
+                if !leading || (empty && before == Some(sent)) {
+                    return;
+                }
+                before = empty.then_some(sent);
+                sleep(DRAIN_LOOK).await;
+            }
+        };
+        let _ = timeout(DRAIN_WITHIN, drained).await;
+    }
+
     fn change(&self, to: Phase, from: impl Fn(Phase) -> bool) -> Result<(), Phase> {
         let mut was = to;
         let changed = self.phase.send_if_modified(|phase| {
@@ -328,6 +357,7 @@ impl Answer for Core {
             Ok(Request::Lead {}) => self.lead(),
             Ok(Request::GiveBack {}) => self.give_back().await,
             Ok(Request::Retire {}) => {
+                self.drain().await;
                 self.retire();
                 Ok(())
             }

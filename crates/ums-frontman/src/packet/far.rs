@@ -23,6 +23,9 @@ const ADMIT_WITHIN: Duration = Duration::from_secs(5);
 /// Who wants to be let in at one time; others wait in QUIC's own queue.
 const ADMISSIONS_MAX: usize = 4;
 
+/// A near end that has said its last word closes when it knows that it was heard.
+const LAST_PACKETS_WITHIN: Duration = Duration::from_millis(200);
+
 /// Runs a far end until it has retired; `ready` is called when its port and its device are there.
 pub async fn far(
     launch: FarLaunch,
@@ -200,6 +203,8 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                 Some(FromNear::Lead {}) => core.live_on(),
                 Some(FromNear::Retire {}) => {
                     tracing::info!("the near end has retired");
+                    // What it sent before that is still to be read; it closes after it.
+                    let _ = timeout(LAST_PACKETS_WITHIN, &mut receiving).await;
                     connection.close(CLOSE_RETIRED, b"retired");
                     core.retire();
                     break;

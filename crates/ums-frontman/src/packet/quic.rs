@@ -112,6 +112,13 @@ pub(crate) fn peer(connection: &quinn::Connection) -> Result<SystemName, TlsErro
     ums_tls::peer_name(&chain.unwrap_or_default())
 }
 
+/// Whether no datagram waits to be sent.
+pub(crate) fn has_sent_all(connection: &quinn::Connection) -> bool {
+    // One that waits takes more: its own bytes, and its place in the queue.
+    const NONE_WAITS: usize = 64;
+    connection.datagram_send_buffer_space() + NONE_WAITS >= SEND_BUFFER_BYTES
+}
+
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport

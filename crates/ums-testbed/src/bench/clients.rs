@@ -1,12 +1,15 @@
 //! What clients see of a move on connections that stay open: the longest gap beside the service's
 //! own downtime, and the way through the tunnel beside the direct one.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use ums_core::report::Outcome;
 
 use super::wire_floor;
@@ -42,6 +45,18 @@ pub struct Route {
     pub round_trip_p99_us: f64,
 }
 
+/// What the Frontman did with the packets of clients.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// Packets that it held when it began to lead.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that it has lost since its start, held or led: over a bound, on the way, or refused by
+    /// a device.
+    pub lost: u64,
+}
+
 /// One move, seen by clients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClientSample {
@@ -53,6 +68,8 @@ pub struct ClientSample {
     pub downtime_ms: f64,
     /// The longest time without an answer on an open connection, milliseconds.
     pub gap_ms: f64,
+    /// Packets held during the move.
+    pub held: Held,
     /// A connection from before the move, which goes through the tunnel; `None` after the way
     /// back, when no packet needs one.
     pub tunnel: Option<Route>,
@@ -94,6 +111,7 @@ fn moved(
         "the streams service did not move: {error}"
     );
     let tunnel = held.map(Probe::measure).transpose()?;
+    let held = held_by(from)?;
     let direct = testbed.world.in_network(|| Probe::open(place(to)));
     let floor = wire_floor::measure(testbed, 0, BULK, run)?;
     Ok(ClientSample {
@@ -101,10 +119,40 @@ fn moved(
         to: to.name().to_owned(),
         downtime_ms: report.downtime_ms.context("a move without a downtime")?,
         gap_ms: seen.longest_gap_ms,
+        held,
         tunnel,
         direct: direct?.measure()?,
         link_mbit_s: mbit_s(BULK, Duration::from_secs_f64(floor.total_s)),
     })
+}
+
+/// What the Frontman of the service says that has left this system.
+fn held_by(system: &System) -> Result<Held> {
+    let directory = system.run_dir().join("tunnel/near");
+    let near = |kind: &str| system.outside(&directory.join(format!("streams.{kind}")));
+    // Written when it began to lead.
+    let record: Value = serde_json::from_slice(&std::fs::read(near("json"))?)?;
+    let now = told(near("sock"))?;
+    let count = |counts: &Value, name: &str| counts[name].as_u64().context("not a count");
+    let (then, now) = (&record["status"]["counts"], &now["ok"]["counts"]);
+    let lost = ["dropped_over_bound", "incomplete", "refused_by_device"];
+    Ok(Held {
+        packets: count(then, "held_packets")?,
+        bytes: count(then, "held_bytes")?,
+        lost: lost
+            .iter()
+            .map(|name| count(now, name))
+            .sum::<Result<_>>()?,
+    })
+}
+
+/// What it answers on its control socket.
+fn told(socket: PathBuf) -> Result<Value> {
+    let mut stream = UnixStream::connect(&socket)?;
+    stream.write_all(b"{\"status\":{}}\n")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(serde_json::from_str(&answer)?)
 }
 
 fn place(system: &System) -> SocketAddr {

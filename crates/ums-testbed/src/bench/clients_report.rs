@@ -50,6 +50,7 @@ pub fn markdown(samples: &[ClientSample]) -> Result<String> {
             spread(|sample| sample.gap_ms - sample.downtime_ms)
         )?;
     }
+    text += &held(samples)?;
     text += "\nThe route from a client to the service, one connection at a time. The tunnel goes \
              over the link between the systems, which the direct route doesn't.\n\n";
     text += "| route | times | Mbit/s | round trip, µs | 99 % below, µs |\n";
@@ -79,6 +80,20 @@ pub fn markdown(samples: &[ClientSample]) -> Result<String> {
     Ok(text)
 }
 
+fn held(samples: &[ClientSample]) -> Result<String> {
+    let mut text =
+        "\nPackets of all clients that the Frontman held during a move, and lost.\n\n".to_owned();
+    text += "| moves | packets held | bytes held | lost |\n| ---: | --- | --- | ---: |\n";
+    let spread = |value: fn(&ClientSample) -> f64| cell(Spread::of(samples.iter().map(value)), 0);
+    let (packets, bytes) = (
+        spread(|sample| sample.held.packets as f64),
+        spread(|sample| sample.held.bytes as f64),
+    );
+    let lost: u64 = samples.iter().map(|sample| sample.held.lost).sum();
+    writeln!(text, "| {} | {packets} | {bytes} | {lost} |", samples.len())?;
+    Ok(text)
+}
+
 fn cell(spread: Option<Spread>, digits: usize) -> String {
     spread.map_or("–".to_owned(), |spread| {
         let Spread { median, min, max } = spread;
@@ -88,6 +103,7 @@ fn cell(spread: Option<Spread>, digits: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clients::Held;
     use super::*;
 
     fn sample(to: &str, gap_ms: f64, tunnel: Option<f64>) -> ClientSample {
@@ -101,6 +117,11 @@ mod tests {
             to: to.to_owned(),
             downtime_ms: 100.0,
             gap_ms,
+            held: Held {
+                packets: 7,
+                bytes: 900,
+                lost: 0,
+            },
             tunnel: tunnel.map(route),
             direct: route(5000.0),
             link_mbit_s: 950.0,
@@ -121,6 +142,7 @@ mod tests {
         for row in [
             "| b | 1 | 100.0 (100.0–100.0) | 120.0 (120.0–120.0) | 20.0 (20.0–20.0) |",
             "| a | 1 | 100.0 (100.0–100.0) | 130.0 (130.0–130.0) | 30.0 (30.0–30.0) |",
+            "| 2 | 7 (7–7) | 900 (900–900) | 0 |",
             "| tunnel | 1 | 800 (800–800) | 100 (100–100) | 200 (200–200) |",
             "| direct | 2 | 5000 (5000–5000) |",
             "| plain TCP between the systems | 2 | 950 (950–950) | – | – |",

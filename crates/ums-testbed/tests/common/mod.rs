@@ -74,8 +74,7 @@ pub(crate) fn systems_with_hog(test: &str, rate_mbit: u32, mib: u64) -> Option<T
 
 /// A path of the system, as it is seen from outside.
 pub(crate) fn outside(system: &System, path: &Path) -> PathBuf {
-    let root = PathBuf::from(format!("/proc/{}/root", system.namespace().init()));
-    root.join(path.strip_prefix("/").unwrap_or(path))
+    system.outside(path)
 }
 
 /// What a program of the system answers to a GET at its socket; `None` when it does not.

@@ -15,15 +15,15 @@ use ums_testbed::tools::wait_for;
 use ums_testbed::witness::{Testimony, Witness};
 use ums_testbed::workload::{LEDGER_PORT, ledger_file, record, start_ledger};
 
-use crate::common::{self, exit, instances, services, systems_set};
-use crate::fault::{Fault, strike_at};
+use crate::common::{self, exit, instances, services, systems};
+use crate::fault::{Fault, no_small_disk, small_disk, strike_at};
 use crate::point::{Point, Side, reach};
 
 /// Random memory of the ledger, MiB: takes a moment over the slow link, so that it can be met with.
 const MIB: u64 = 12;
 
-/// The Frontman works on connections: what is left of it does not depend on the client's.
-const SETTINGS: &str = "frontman = \"connections\"\n";
+/// The bridge of a system's services, which goes a moment after the last of them.
+const BRIDGE: &str = "ums0";
 
 /// Program of the service.
 const PROGRAM: &str = "/bin/ums-ledger";
@@ -31,9 +31,8 @@ const PROGRAM: &str = "/bin/ums-ledger";
 /// Longest time until a migration is over once all is mended: leases and silences end in a minute.
 const END_PATIENCE: Duration = Duration::from_secs(100);
 
-/// Longest time until everything else has come to rest: the bridge stays as long as the kernel
-/// remembers a closed connection on its address, which is a minute.
-const REST_PATIENCE: Duration = Duration::from_secs(120);
+/// Longest time until everything else has come to rest.
+const REST_PATIENCE: Duration = Duration::from_secs(40);
 
 /// How often the systems are looked over: it takes a dozen programs.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -51,12 +50,15 @@ impl Cell {
         format!("step {step}, {name}: {}", self.fault.name())
     }
 
-    /// How a migration may end here: after the commit there is one way only, and an abort that was
-    /// accepted happens.
+    /// How a migration may end here: after the commit there is one way only; before it an abort that
+    /// was accepted happens, and what has no room does not.
     fn may_end(self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Completed if self.needs_a_person() => false,
-            Outcome::Completed => self.point.is_committed() || self.fault != Fault::Abort,
+            Outcome::Completed => {
+                let certain = [Fault::Abort, Fault::Disk, Fault::Memory].contains(&self.fault);
+                self.point.is_committed() || !certain
+            }
             Outcome::Abandoned => !self.point.is_committed() || self.needs_a_person(),
             Outcome::Running | Outcome::Stuck => false,
         }
@@ -66,6 +68,18 @@ impl Cell {
     /// service, which is gone since, so that neither side knows whether it has executed.
     fn needs_a_person(self) -> bool {
         self.point.name == "committed, not run" && self.fault == Fault::Keeper(Side::Destination)
+    }
+
+    /// Whether the client's connection must outlive it. Where nothing comes for very long the client
+    /// itself gives it up. A CRIU that is killed during the dump lets every thread run at once, with
+    /// sockets that refuse to be read (`TCP_REPAIR`): one that waits for data sees an error before
+    /// anybody could mend it.
+    fn keeps_connections(self) -> bool {
+        match self.fault {
+            Fault::LongCut(_) => false,
+            Fault::Criu => self.point.step > 9,
+            _ => true,
+        }
     }
 
     /// The side whose keeper is killed while it holds the only instance: the container is then on
@@ -95,7 +109,7 @@ pub(crate) struct Arena {
 impl Arena {
     /// Two systems, looked over before, during and after a migration to which nothing happens.
     pub(crate) fn new(test: &str) -> Option<Self> {
-        let testbed = systems_set(test, common::SLOW_MBIT, SETTINGS)?;
+        let testbed = systems(test, common::SLOW_MBIT)?;
         let mut arena = Self {
             testbed,
             bare: Default::default(),
@@ -118,20 +132,31 @@ impl Arena {
             self.moved = self.steady()?;
             self.frontman_is_listed(&report.migration_id.to_string())?;
             self.remove()?;
+            wait_for("the end of the bridges", REST_PATIENCE, || {
+                let all = self.look();
+                (!all.iter().any(|one| one.has_link(BRIDGE))).then_some(())
+            })?;
             self.bare = self.steady()?;
         }
         self.only_a_frontman_outlives()
     }
 
-    /// What outlives a migration on purpose is the Frontman with its file, and the network that
-    /// leads to it.
+    /// What outlives a migration on purpose is the Frontman with its files, the namespace that it keeps
+    /// for the clients of the old address, and the network that leads to it.
     fn only_a_frontman_outlives(&self) -> Result<()> {
         let left = self.moved[0].since(&self.bare[0]).0;
         let is_frontmans = |line: &&String| {
             let words: Vec<_> = line.splitn(4, ' ').collect();
             match words[..] {
-                ["+", "process" | "file", name, ..] => name.contains("frontman"),
-                ["+", "link" | "route" | "rule", "system:", ..] => true,
+                ["+", "process", name, ..] => name.contains("frontman"),
+                ["+", "file", name, ..] => name.contains("tunnel") || name.contains("frontman"),
+                ["+", "namespace", "net", ..] => true,
+                [
+                    "+",
+                    "link" | "route" | "policy" | "rule",
+                    "system:" | "service:",
+                    ..,
+                ] => true,
                 _ => false,
             }
         };
@@ -172,6 +197,8 @@ impl Arena {
 
     /// Waits until both systems have what they should have, and nothing more.
     fn rests(&self, wanted: &[Inventory; 2]) -> Result<()> {
+        let small_disk = self.testbed.b.state_dir().join("services");
+        let small_disk = format!("mount {} ", small_disk.display());
         let mut seen = Vec::new();
         let rests = wait_for("rest", REST_PATIENCE, || {
             std::thread::sleep(LOOK_EVERY);
@@ -184,6 +211,8 @@ impl Arena {
                         .into_iter()
                         .map(move |line| format!("{name}: {line}"))
                 })
+                // The small disk of a cell is the test's own.
+                .filter(|line| !line.contains(&small_disk))
                 .collect();
             if !self.nothing_is_under_way() {
                 seen.push("a migration at an agent".to_owned());
@@ -213,6 +242,9 @@ impl Arena {
     /// Tries one cell, from a ledger under load on the source to two bare systems.
     pub(crate) fn run(&mut self, cell: Cell) -> Result<Ending> {
         start_ledger(&self.testbed, &self.testbed.a, MIB)?;
+        if cell.fault == Fault::Disk {
+            small_disk(&self.testbed)?;
+        }
         let places = [&self.testbed.a, &self.testbed.b].map(ledger_file).to_vec();
         let witness = Witness::begin(places);
         let client = record(&self.testbed)?;
@@ -264,9 +296,17 @@ impl Arena {
         if report.outcome == Outcome::Completed {
             self.frontman_is_listed(&id)?;
         }
+        if !cell.unwatched(side) && cell.keeps_connections() {
+            let summary = &recorded.summary;
+            let kept = summary.reconnects == 0 && summary.failed == 0;
+            ensure!(kept, "the client's connection was lost: {summary:?}");
+        }
         let testimony = witness.end()?;
         self.told_the_truth(&report, side, &testimony, &recorded)?;
         self.remove()?;
+        if cell.fault == Fault::Disk {
+            no_small_disk(&self.testbed)?;
+        }
         self.rests(&self.bare)?;
         Ok(Ending {
             outcome: report.outcome,
@@ -404,10 +444,10 @@ impl Arena {
     /// The Frontman that stays at the source is listed with its owner and its end.
     fn frontman_is_listed(&self, owner: &str) -> Result<()> {
         let source = &self.testbed.a;
-        let file = source.run_dir().join("frontman/ledger.json");
+        let file = source.run_dir().join("tunnel/near/ledger.json");
         let text = std::fs::read(common::outside(source, &file)).context("no Frontman's file")?;
         let status = &serde_json::from_slice::<Value>(&text)?["status"];
-        ensure!(status["owner"] == owner, "it is another's: {status}");
+        ensure!(status["migration"] == owner, "it is another's: {status}");
         ensure!(
             status["ends_at"].as_u64() > status["started_at"].as_u64(),
             "{status}"

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ums_testbed::gate::Passage;
@@ -289,27 +289,35 @@ fn abort(testbed: &Testbed, reached: &Reached) -> Result<()> {
     Ok(())
 }
 
-/// The directory that the files arrive in takes nothing more.
-fn full_disk(testbed: &Testbed, reached: &Reached) -> Result<()> {
-    let file = ums_testbed::workload::ledger_file(&testbed.b);
-    let directory = file.parent().context("a file lies in a directory")?;
+/// Where the services of the destination lie, if its disk is to be full: a small one of their own.
+pub(crate) fn small_disk(testbed: &Testbed) -> Result<()> {
     let mut mount = testbed.b.exec("mount");
-    run(mount
-        .args(["-t", "tmpfs", "-o", "size=4k", "full"])
-        .arg(directory))?;
-    run(testbed.b.exec("sh").args([
-        "-c",
-        &format!("head -c 4096 /dev/zero > {}/filler", directory.display()),
-    ]))?;
+    mount.args(["-t", "tmpfs", "-o", "size=16m", "small"]);
+    run(mount.arg(testbed.b.state_dir().join("services"))).map(drop)
+}
+
+/// The disk that files arrive on takes nothing more, until that is noticed or made no difference.
+fn full_disk(testbed: &Testbed, reached: &Reached) -> Result<()> {
+    let disk = testbed.b.state_dir().join("services");
+    let filler = disk.join("filler");
+    // It ends with an error, because there is no room.
+    let fill = format!("cat /dev/zero > {} || true", filler.display());
+    run(testbed.b.exec("sh").args(["-c", &fill]))?;
     go_on(reached, Passage::On);
     let noticed = || {
         let view = reached.moving.view(&testbed.a)?;
         let over = view["report"]["outcome"] != "running";
         (over || view["progress"]["aborting"] == true).then_some(())
     };
-    let noticed = wait_for("the full disk to be noticed", LONG, noticed);
-    run(testbed.b.exec("umount").arg(directory))?;
-    noticed
+    wait_for("the full disk to be noticed", LONG, noticed)?;
+    run(testbed.b.exec("rm").arg(&filler)).map(drop)
+}
+
+/// Takes the small disk away again once nothing is on it.
+pub(crate) fn no_small_disk(testbed: &Testbed) -> Result<()> {
+    let disk = testbed.b.state_dir().join("services");
+    let unmounted = || run(testbed.b.exec("umount").arg(&disk)).ok();
+    wait_for("an unused disk", SHORT, unmounted).map(drop)
 }
 
 /// The agent of the destination gets no more memory: the kernel ends it.
