@@ -34,7 +34,7 @@ use ums_core::specification::PublishedPort;
 use crate::config::Network;
 
 pub use address::{
-    addresses_in_use, contains, free_address, gateway, listening_ports, mac, ports_in_use, veth,
+    addresses_in_use, contains, free_address, gateway, listening_ports, mac, ports_in_use,
 };
 use inside::Set;
 pub use inside::{IN_DEVICE, OUT_DEVICE, Packets};
@@ -136,6 +136,9 @@ pub enum NetworkError {
         "cannot list or reset the connections in the service's network namespace: does the kernel have INET_DIAG and INET_DIAG_DESTROY?"
     )]
     Sockets(#[source] std::io::Error),
+    /// A service that has no connection to join with.
+    #[error("`{0}` has lost its place in the network: migrate it again, or remove it (`ums rm`)")]
+    NotWired(ServiceName),
     /// An endpoint belongs to somebody else.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -189,7 +192,7 @@ impl Driver {
     }
 
     async fn bridge(&self) -> Result<(), NetworkError> {
-        if self.link(BRIDGE).await?.is_none() {
+        if !self.has_link(BRIDGE).await? {
             let mac = mac(self.gateway());
             // A fixed hardware address: else it changes with the ports, and services lose it.
             let kind = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
@@ -255,17 +258,22 @@ impl Driver {
         self.check(address)?;
         let prefix_len = self.network.prefix_len;
         let _changing = self.changing.lock().await;
-        let (arriving, mac) = (address::arriving_veth(service), mac(address));
-        let joined = self.is_attached(&veth(service), netns, &mac).await?;
-        if !joined && !self.is_attached(&arriving, netns, &mac).await? {
-            self.delete_link(&arriving).await?;
-            let inside = netns.display();
-            // One request, so that neither end is ever seen without the other.
-            let add = format!(
-                "link add name {arriving} mtu {MTU} type veth peer name eth0 address {mac} mtu {MTU} netns {inside}"
-            );
-            self.ip(&add, None).await?;
-        }
+        let mac = mac(address);
+        let end = match self.end_of(service, netns, &mac).await? {
+            Some(end) => end,
+            None => {
+                let free = self.free_end(service).await?;
+                let inside = netns.display();
+                // One request, so that neither end is ever seen without the other.
+                let add = format!(
+                    "link add name {free} mtu {MTU} type veth peer name eth0 address {mac} mtu {MTU} netns {inside}"
+                );
+                self.ip(&add, None).await?;
+                free
+            }
+        };
+        let ready = format!("link set dev {end} alias ums:{service} addrgenmode none up\n");
+        self.batch(&["-batch", "-"], &ready, None).await?;
         self.lay_inside(netns).await?;
         // The bridge's hardware address is known: the first answer after a move waits for nobody.
         let (gateway, bridge) = (self.gateway(), address::mac(self.gateway()));
@@ -296,21 +304,51 @@ impl Driver {
         address: Ipv4Addr,
     ) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
-        let (veth, arriving) = (veth(service), address::arriving_veth(service));
-        let mut outside = String::new();
-        if !self.is_attached(&veth, netns, &mac(address)).await? {
-            if self.link(&veth).await?.is_some() {
-                outside = format!("link del dev {veth}\n");
+        let mac = mac(address);
+        let (ours, links) = tokio::join!(self.end_of(service, netns, &mac), self.links());
+        let links = links?;
+        let not_wired = || NetworkError::NotWired(service.clone());
+        let ours = ours?.ok_or_else(not_wired)?;
+        let mut change = format!(
+            "link set dev {ours} master {BRIDGE}\n\
+             link set dev {ours} type bridge_slave hairpin on\n"
+        );
+        // Only then, so that no packet finds nobody; the bridge sends each to the one that it knows.
+        for other in address::veths(service) {
+            if other != ours && links.iter().any(|link| is(link, &other) && on_bridge(link)) {
+                change.push_str(&format!("link set dev {other} nomaster\n"));
             }
-            outside.push_str(&format!("link set dev {arriving} name {veth}\n"));
         }
-        outside.push_str(&format!(
-            "link set dev {veth} alias ums:{service} addrgenmode none\n\
-             link set dev {veth} master {BRIDGE}\n\
-             link set dev {veth} type bridge_slave hairpin on\n\
-             link set dev {veth} up\n"
-        ));
-        self.batch(&["-batch", "-"], &outside, None).await
+        self.batch(&["-batch", "-"], &change, None).await
+    }
+
+    /// The system's end of the service's veth pair, of the one that ends in `netns`.
+    async fn end_of(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        mac: &str,
+    ) -> Result<Option<String>, NetworkError> {
+        let (links, inside) = tokio::join!(self.links(), self.eth0(netns));
+        let (links, inside) = (links?, inside?);
+        let Some(inside) = inside.filter(|inside| inside["address"] == mac) else {
+            return Ok(None);
+        };
+        let pair = |name: &String| {
+            let mut links = links.iter();
+            links.any(|link| is(link, name) && are_a_pair(link, &inside))
+        };
+        Ok(address::veths(service).into_iter().find(pair))
+    }
+
+    /// A name for another end. What has it and is not on the bridge was left by an interruption.
+    async fn free_end(&self, service: &ServiceName) -> Result<String, NetworkError> {
+        let links = self.links().await?;
+        let [first, second] = address::veths(service);
+        let on_the_bridge = |name: &str| links.iter().any(|link| is(link, name) && on_bridge(link));
+        let free = if on_the_bridge(&first) { second } else { first };
+        self.delete_link(&free).await?;
+        Ok(free)
     }
 
     fn v6(&self, address: Ipv4Addr) -> (Ipv6Addr, u8) {
@@ -368,14 +406,27 @@ impl Driver {
 
     /// Takes the service off the bridge.
     pub async fn detach(&self, service: &ServiceName) -> Result<(), NetworkError> {
-        let _changing = self.changing.lock().await;
-        self.delete_link(&veth(service)).await
+        self.delete_ends(service, on_bridge).await
     }
 
     /// Undoes [`wire`](Self::wire) for a service that was not joined.
     pub async fn unwire(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.delete_ends(service, |link| !on_bridge(link)).await
+    }
+
+    async fn delete_ends(
+        &self,
+        service: &ServiceName,
+        which: impl Fn(&Value) -> bool,
+    ) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
-        self.delete_link(&address::arriving_veth(service)).await
+        let links = self.links().await?;
+        for name in address::veths(service) {
+            if links.iter().any(|link| is(link, &name) && which(link)) {
+                self.delete_link(&name).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Leads the service's endpoints to it. This is also how a service that has come back takes
@@ -519,11 +570,7 @@ impl Driver {
     /// Frontman that still has connections on the bridge's address. Says whether they are gone.
     pub async fn release(&self) -> Result<bool, NetworkError> {
         let _changing = self.changing.lock().await;
-        let attached = self
-            .links()
-            .await?
-            .iter()
-            .any(|name| address::is_veth(name));
+        let attached = ends(&self.links().await?).next().is_some();
         let gateway = self.gateway();
         if attached || !self.table().await?.is_empty() || address::has_sockets(gateway) {
             return Ok(false);
@@ -535,12 +582,7 @@ impl Driver {
     /// Removes everything that this module has made on this system, services' ends included.
     pub async fn cleanup_all(&self) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
-        for name in self
-            .links()
-            .await?
-            .iter()
-            .filter(|name| address::is_veth(name))
-        {
+        for name in ends(&self.links().await?) {
             self.delete_link(name).await?;
         }
         self.remove_all().await
@@ -585,44 +627,41 @@ impl Driver {
         self.tools.run("ip", &words, "", netns).await
     }
 
-    async fn links(&self) -> Result<Vec<String>, NetworkError> {
+    /// The links of the system.
+    async fn links(&self) -> Result<Vec<Value>, NetworkError> {
         let links = json(&self.ip("-j link show", None).await?)?;
-        let names = links.as_array().into_iter().flatten();
-        Ok(names
-            .filter_map(|link| Some(link["ifname"].as_str()?.to_owned()))
-            .collect())
+        Ok(links.as_array().cloned().unwrap_or_default())
     }
 
-    /// A link of the system; the tool tells absence only by failing, so all are listed.
-    async fn link(&self, name: &str) -> Result<Option<Value>, NetworkError> {
-        let links = json(&self.ip("-j link show", None).await?)?;
-        Ok(links
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|link| link["ifname"] == name)
-            .cloned())
+    async fn has_link(&self, name: &str) -> Result<bool, NetworkError> {
+        Ok(self.links().await?.iter().any(|link| is(link, name)))
     }
 
     async fn delete_link(&self, name: &str) -> Result<(), NetworkError> {
-        if self.link(name).await?.is_none() {
+        if !self.has_link(name).await? {
             return Ok(());
         }
         match self.ip(&format!("link del dev {name}"), None).await {
             // It went with the namespace of its other end meanwhile.
-            Err(_) if self.link(name).await?.is_none() => Ok(()),
+            Err(_) if !self.has_link(name).await? => Ok(()),
             done => done.map(drop),
         }
     }
+}
 
-    /// Whether the two ends are there and belong to each other.
-    async fn is_attached(&self, veth: &str, netns: &Path, mac: &str) -> Result<bool, NetworkError> {
-        let Some(outside) = self.link(veth).await? else {
-            return Ok(false);
-        };
-        let inside = self.eth0(netns).await?;
-        Ok(inside.is_some_and(|inside| are_a_pair(&outside, &inside) && inside["address"] == mac))
-    }
+/// Whether a link has this name.
+fn is(link: &Value, name: &str) -> bool {
+    link["ifname"] == name
+}
+
+fn on_bridge(link: &Value) -> bool {
+    link["master"] == BRIDGE
+}
+
+/// The names of services' ends among these links.
+fn ends(links: &[Value]) -> impl Iterator<Item = &str> {
+    let names = links.iter().filter_map(|link| link["ifname"].as_str());
+    names.filter(|name| address::is_veth(name))
 }
 
 fn are_a_pair(outside: &Value, inside: &Value) -> bool {

@@ -25,7 +25,7 @@ const PERIOD: Duration = Duration::from_millis(20);
 /// Datagrams that one move may lose: those that the frozen service had received and not read, for
 /// CRIU carries no queue of a UDP socket, and those on their way when a place on a bridge or a tunnel
 /// changes hands. A move that did not hold them would lose several times as many.
-const LOST_MAX: u64 = 10;
+const LOST_MAX: u64 = 2;
 
 /// Bytes that an upload sends in some 16 ms: fewer unacknowledged at once would not show that it
 /// went on sending while the service was frozen.

@@ -5,7 +5,7 @@ mod common;
 
 use std::fmt;
 
-use common::{agent, coordinator, remove, systems_set};
+use common::{agent, coordinator, remove, systems};
 use ums_core::report::Outcome;
 use ums_testbed::inventory::{Inventory, descriptors};
 use ums_testbed::system::System;
@@ -13,9 +13,6 @@ use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::{is_long, wait_for};
 use ums_testbed::witness::Witness;
 use ums_testbed::workload::{ledger_file, record, start_ledger};
-
-/// The Frontman works on connections: one at each old place, however long its client stays.
-const SETTINGS: &str = "frontman = \"connections\"\n";
 
 /// Round trips.
 const TRIPS: usize = 100;
@@ -118,7 +115,7 @@ fn two_hundred_moves_leave_nothing_and_nothing_grows() {
     if !is_long(test) {
         return;
     }
-    let Some(testbed) = systems_set(test, 1000, SETTINGS) else {
+    let Some(testbed) = systems(test, 1000) else {
         return;
     };
     start_ledger(&testbed, &testbed.a, 1).expect("the ledger runs");
@@ -151,6 +148,7 @@ fn two_hundred_moves_leave_nothing_and_nothing_grows() {
         }
     }
     let recorded = client.stop().expect("the client goes on to the end");
+    assert_eq!(recorded.summary.reconnects, 0, "its connection was lost");
     let bytes = std::fs::read(ledger_file(&testbed.a)).expect("the ledger's file");
     let trail = ums_testbed::ledger::Trail::read(&bytes).expect("a whole trail");
     let distinct: std::collections::BTreeSet<_> = trail.records.iter().collect();

@@ -9,11 +9,7 @@ use ums_core::specification::{PublishedPort, Specification};
 use crate::config::Network;
 
 /// What our ends of the veth pairs are called; an interface has at most 15 characters.
-const VETH: &str = "umsv";
-
-/// The same for a service that is on its way here: another one of its name may still have a
-/// Frontman on the bridge.
-const ARRIVING_VETH: &str = "umsa";
+const VETHS: [&str; 2] = ["umsv", "umsw"];
 
 /// Digits of the hash in a name: two services of one system share all of them once in 10^12.
 const VETH_DIGITS: usize = 11;
@@ -73,25 +69,16 @@ pub fn mac(address: Ipv4Addr) -> String {
     format!("02:75:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
-/// Name of the system's end of a service's veth pair.
-pub fn veth(service: &ServiceName) -> String {
-    named(VETH, service)
-}
-
-/// Its name until the service is joined to the bridge.
-pub(super) fn arriving_veth(service: &ServiceName) -> String {
-    named(ARRIVING_VETH, service)
-}
-
-fn named(kind: &str, service: &ServiceName) -> String {
+/// Names of the system's ends of a service's veth pairs: one that is on its way here has the name
+/// that is free, while one that has left is still on the bridge for its Frontman.
+pub(super) fn veths(service: &ServiceName) -> [String; 2] {
     let hash = blake3::hash(service.as_str().as_bytes()).to_hex();
-    format!("{kind}{}", &hash[..VETH_DIGITS])
+    VETHS.map(|kind| format!("{kind}{}", &hash[..VETH_DIGITS]))
 }
 
 /// Whether an interface is a service's end, by its name.
 pub(super) fn is_veth(name: &str) -> bool {
-    let kinds = [VETH, ARRIVING_VETH];
-    let hash = kinds.iter().find_map(|kind| name.strip_prefix(kind));
+    let hash = VETHS.iter().find_map(|kind| name.strip_prefix(kind));
     hash.is_some_and(|hash| {
         hash.len() == VETH_DIGITS && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
     })
@@ -214,8 +201,9 @@ mod test {
     fn names_fit_and_differ() {
         let long: ServiceName = "x".repeat(63).parse().unwrap();
         let short: ServiceName = "x".parse().unwrap();
-        assert!(veth(&long).len() <= 15 && is_veth(&veth(&long)));
-        assert_ne!(veth(&long), veth(&short));
+        let all = [veths(&long), veths(&short)].concat();
+        assert!(all.iter().all(|name| name.len() <= 15 && is_veth(name)));
+        assert_eq!(BTreeSet::from_iter(&all).len(), 4);
         assert!(!is_veth("umsv") && !is_veth("umsvolume12345"));
         assert_eq!(mac(Ipv4Addr::new(10, 88, 0, 255)), "02:75:0a:58:00:ff");
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
@@ -35,7 +36,7 @@ pub enum Error {
         source: io::Error,
     },
     /// CRIU went away, or was silent for too long.
-    #[error("CRIU ended or fell silent during {during}; its log ends:\n{log}")]
+    #[error("CRIU ended or fell silent when it should {during}; its log ends:\n{log}")]
     Lost {
         /// The request.
         during: &'static str,
@@ -56,9 +57,9 @@ pub enum Error {
     /// Our own answer to a notification was a veto.
     #[error("{0}")]
     Vetoed(String),
-    /// The socket pair could not be made.
-    #[error("no socket pair for CRIU")]
-    Socket(#[from] nix::errno::Errno),
+    /// The socket pair could not be made or used.
+    #[error("no socket to CRIU")]
+    Socket(#[from] Errno),
 }
 
 /// Environment and place to run CRIU in.
@@ -135,22 +136,20 @@ impl Criu {
 
     /// The version of the CRIU that would be run.
     pub fn version(&self) -> Result<Version, Error> {
+        let (during, log) = ("tell its version", || "(no log)".to_owned());
         let mut swrk = self.spawn(|_| Ok(()), &[])?;
-        swrk.send(&Request {
+        let request = Request {
             kind: RequestType::Version as i32,
             opts: Some(Opts {
                 images_dir_fd: -1,
                 ..Opts::default()
             }),
             notify_success: None,
-        })?;
-        let log = || "(no log)".to_owned();
-        let response = swrk.receive("version", &log)?;
+        };
+        swrk.send(&request, during, &log)?;
+        let response = swrk.receive(during, &log)?;
         swrk.end();
-        response.version.ok_or(Error::Failed {
-            during: "tell its version",
-            log: log(),
-        })
+        response.version.ok_or(Error::Failed { during, log: log() })
     }
 }
 
@@ -170,10 +169,18 @@ impl Swrk {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    fn send(&mut self, request: &Request) -> Result<(), Error> {
+    fn send(
+        &mut self,
+        request: &Request,
+        during: &'static str,
+        log: &dyn Fn() -> String,
+    ) -> Result<(), Error> {
         let bytes = request.encode_to_vec();
-        send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
-        Ok(())
+        match send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) => Ok(()),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Error::Lost { during, log: log() }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn receive(
@@ -204,11 +211,12 @@ impl Swrk {
             RequestType::Restore => "restore the service",
             _ => "serve the request",
         };
-        self.send(&Request {
+        let request = Request {
             kind: kind as i32,
             opts: Some(opts),
             notify_success: None,
-        })?;
+        };
+        self.send(&request, during, log)?;
         let mut veto = None;
         loop {
             let response = self.receive(during, log)?;
@@ -221,11 +229,12 @@ impl Swrk {
             }
             let notify = response.notify.unwrap_or_default();
             let verdict = on_notify(self, &notify);
-            self.send(&Request {
+            let answer = Request {
                 kind: RequestType::Notify as i32,
                 opts: None,
                 notify_success: Some(verdict.is_ok()),
-            })?;
+            };
+            self.send(&answer, during, log)?;
             veto = veto.or(verdict.err());
         }
     }

@@ -196,6 +196,9 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
         tokio::select! {
             error = &mut receiving => {
                 tracing::info!(%error, "the tunnel ended");
+                if quic::has_retired(&error) {
+                    core.retire();
+                }
                 break;
             }
             message = said.recv() => match message {
@@ -213,6 +216,9 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                 None => {
                     let error = connection.closed().await;
                     tracing::info!(%error, "the tunnel ended");
+                    if quic::has_retired(&error) {
+                        core.retire();
+                    }
                     break;
                 }
             },

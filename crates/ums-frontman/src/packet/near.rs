@@ -89,6 +89,7 @@ impl Dialler {
             core.disconnect(&connection);
             match ending {
                 Ending::Over => break,
+                Ending::Broken(error) if quic::has_retired(&error) => break,
                 Ending::Broken(error) => tracing::warn!(%error, "the tunnel broke"),
             }
             admitted = tokio::select! {

@@ -112,6 +112,13 @@ pub(crate) fn peer(connection: &quinn::Connection) -> Result<SystemName, TlsErro
     ums_tls::peer_name(&chain.unwrap_or_default())
 }
 
+/// Whether the other end has closed because it has retired. It has said so too, on the stream; but
+/// the end of the connection may be seen first.
+pub(crate) fn has_retired(error: &quinn::ConnectionError) -> bool {
+    matches!(error, quinn::ConnectionError::ApplicationClosed(close)
+        if close.error_code == CLOSE_RETIRED)
+}
+
 /// Whether no datagram waits to be sent.
 pub(crate) fn has_sent_all(connection: &quinn::Connection) -> bool {
     // One that waits takes more: its own bytes, and its place in the queue.

@@ -357,7 +357,7 @@ pub(crate) fn remains(system: &System, service: &str) -> Vec<String> {
     left.extend(
         lines(system.exec("ip").args(links))
             .filter(|line| line.starts_with("ums") && !line.starts_with("ums0 "))
-            .filter(|line| !led || !line.starts_with("umsv"))
+            .filter(|line| !led || !["umsv", "umsw"].iter().any(|end| line.starts_with(end)))
             .map(|line| format!("link {line}")),
     );
     let images = std::fs::read_dir(system.state_dir().join("images"));
