@@ -53,6 +53,7 @@ pub mod permit;
 mod device;
 mod far;
 mod message;
+mod narrow;
 mod near;
 mod pump;
 mod quic;

@@ -13,9 +13,10 @@ use super::control::{Role, Status};
 use super::end::{Claim, Core, EndError, run};
 use super::launch::FarLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};
+use super::narrow;
 use super::permit::{Doorkeeper, Permit, PermitHash};
 use super::pump;
-use super::quic::{self, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_RETIRED};
+use super::quic::{self, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_RETIRED, CLOSE_UNUSABLE};
 
 /// Who wants to be let in says who it is within this long.
 const ADMIT_WITHIN: Duration = Duration::from_secs(5);
@@ -191,7 +192,8 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
     let core = &door.core;
     let mut said = message::incoming::<FromNear>(from);
     let receiving = pump::receive(core, &connection);
-    tokio::pin!(receiving);
+    let narrowed = narrow::narrowed(&connection);
+    tokio::pin!(receiving, narrowed);
     loop {
         tokio::select! {
             error = &mut receiving => {
@@ -222,6 +224,11 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                     break;
                 }
             },
+            () = &mut narrowed => {
+                tracing::warn!("the path takes no large packets any more");
+                connection.close(CLOSE_UNUSABLE, b"narrower");
+                break;
+            }
             () = core.retiring() => {
                 message::farewell(&connection, &mut to, &FromFar::Gone {}).await;
                 break;

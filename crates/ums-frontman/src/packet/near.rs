@@ -13,9 +13,10 @@ use super::control::{Phase, Role, Status};
 use super::end::{Claim, Core, EndError, run};
 use super::launch::NearLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};
+use super::narrow;
 use super::permit::Permit;
 use super::pump;
-use super::quic::{self, CLOSE_RETIRED};
+use super::quic::{self, CLOSE_RETIRED, CLOSE_UNUSABLE};
 
 /// A far end that is there answers in a round trip or three.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -175,7 +176,8 @@ async fn converse(core: &Core, admitted: Admitted) -> Ending {
     let mut said = message::incoming::<FromFar>(from);
     let mut phases = core.phase.subscribe();
     let receiving = pump::receive(core, &connection);
-    tokio::pin!(receiving);
+    let narrowed = narrow::narrowed(&connection);
+    tokio::pin!(receiving, narrowed);
     let mut led = false;
     loop {
         let phase = *phases.borrow_and_update();
@@ -199,6 +201,11 @@ async fn converse(core: &Core, admitted: Admitted) -> Ending {
                 Some(_) => tracing::warn!("the far end says what it shouldn't now"),
                 None => return Ending::Broken(connection.closed().await),
             },
+            () = &mut narrowed => {
+                tracing::warn!("the path takes no large packets any more");
+                connection.close(CLOSE_UNUSABLE, b"narrower");
+                return Ending::Broken(connection.closed().await);
+            }
             _ = phases.changed() => {}
         }
     }

@@ -39,6 +39,15 @@ table inet divert {
 }
 "#;
 
+const LOSE: &str = r#"
+table inet lose {
+    chain prerouting {
+        type filter hook prerouting priority mangle
+        iifname "wan" numgen random mod 100 < 1 drop
+    }
+}
+"#;
+
 /// Leaves the test, and says so, when it can't be run.
 macro_rules! skip_unless_root {
     ($name:literal) => {
@@ -140,6 +149,8 @@ pub(crate) struct Fixture {
     pub(crate) source: Namespace,
     pub(crate) destination: Namespace,
     pub(crate) directory: TempDir,
+    /// Of the ends that are started.
+    pub(crate) limits: Limits,
     authority: Authority,
     started: Vec<u32>,
 }
@@ -170,6 +181,7 @@ impl Fixture {
             source,
             destination,
             directory: TempDir::new().unwrap(),
+            limits: Limits::default(),
             authority: Authority::new("test").unwrap().0,
             started: Vec::new(),
         }
@@ -196,7 +208,7 @@ impl Fixture {
             mtu: 1500,
             identity: self.identity(own),
             peer: peer.parse().unwrap(),
-            limits: Limits::default(),
+            limits: self.limits,
         }
     }
 
@@ -266,6 +278,15 @@ impl Fixture {
             old.run(&format!("ip {family} rule add pref 100 lookup local"));
             old.run(&format!("ip {family} rule add pref 50 fwmark 77 lookup 77"));
             old.run(&format!("ip {family} rule del pref 0"));
+        }
+    }
+
+    /// From now on one of a hundred packets between the systems is lost, at random.
+    pub(crate) fn lose_every_hundredth(&self) {
+        let rules = self.directory.path().join("lose.nft");
+        std::fs::write(&rules, LOSE).unwrap();
+        for side in [&self.source, &self.destination] {
+            side.run(&format!("nft -f {}", rules.display()));
         }
     }
 

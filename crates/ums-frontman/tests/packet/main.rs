@@ -10,6 +10,7 @@ use fixture::{
     Fixture, Namespace, PATIENCE, SERVICE, SERVICE6, block_on, eventually, skip_unless_root, status,
 };
 use ums_frontman::client::ClientError;
+use ums_frontman::packet::client::Client;
 use ums_frontman::packet::{self, Permit, Phase};
 use ums_frontman::record;
 
@@ -215,6 +216,143 @@ fn a_broken_path_is_mended_without_loss_of_what_is_held() {
     eventually("the far end ends with it", || {
         block_on(far.status()).is_err()
     });
+}
+
+/// Sends numbered datagrams of this length.
+fn send_numbered(client: &UdpSocket, count: u32, length: usize) {
+    for number in 0..count {
+        let mut datagram = number.to_be_bytes().to_vec();
+        datagram.resize(length, 0);
+        client.send_to(&datagram, address(SERVICE, 53)).unwrap();
+    }
+}
+
+fn receive_numbered(service: &UdpSocket, count: u32) {
+    let mut buffer = [0; 2000];
+    for number in 0..count {
+        let received = service.recv(&mut buffer);
+        received.unwrap_or_else(|error| panic!("datagram {number}: {error}"));
+        assert_eq!(buffer[..4], number.to_be_bytes());
+    }
+}
+
+/// Both ends have ended, and nothing is left of them.
+fn both_are_gone(f: &Fixture, near: &Client, far: &Client) {
+    for end in [near, far] {
+        eventually("the end of both ends", || block_on(end.status()).is_err());
+    }
+    for (inside, device) in [(&f.old, "ums-out"), (&f.new, "ums-in")] {
+        eventually("no device", || !inside.run("ip -o link").contains(device));
+    }
+    let left = record::list::<packet::Status>(f.directory.path()).unwrap();
+    assert_eq!(left, []);
+}
+
+#[test]
+fn over_the_bound_the_newest_are_dropped_and_counted() {
+    skip_unless_root!("over_the_bound_the_newest_are_dropped_and_counted");
+    let mut f = Fixture::new(1500);
+    f.limits.hold_packets = 50;
+    let (near, _far) = f.start("192.0.2.2");
+    f.divert();
+    let service = bind_udp(&f.new, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    send_numbered(&client, 80, 4);
+    eventually("30 dropped", || {
+        status(&near).counts.dropped_over_bound >= 30
+    });
+    assert_eq!(status(&near).counts.held_packets, 50);
+    block_on(near.lead()).unwrap();
+    // The kernel's own neighbour discovery may have had a place too.
+    receive_numbered(&service, 45);
+    eventually("all are led", || status(&near).counts.held_packets == 0);
+    send_numbered(&client, 1, 4);
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&0) {
+        let mut buffer = [0; 4];
+        service.recv(&mut buffer).unwrap();
+        numbers.push(u32::from_be_bytes(buffer));
+    }
+    let (last, held) = numbers.split_last().unwrap();
+    let first: Vec<u32> = (45..45 + held.len() as u32).collect();
+    assert_eq!((*last, held), (0, first.as_slice()), "the oldest, in order");
+    assert!(held.len() <= 5, "{held:?}");
+}
+
+#[test]
+fn an_end_whose_time_is_over_ends_and_the_other_with_it() {
+    skip_unless_root!("an_end_whose_time_is_over_ends_and_the_other_with_it");
+    let mut f = Fixture::new(1500);
+    f.limits.retire_after_seconds = 1;
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    both_are_gone(&f, &near, &far);
+    assert!(f.log().contains("its time is over"), "{}", f.log());
+}
+
+#[test]
+fn an_end_that_is_told_by_a_signal_ends_and_the_other_with_it() {
+    skip_unless_root!("an_end_that_is_told_by_a_signal_ends_and_the_other_with_it");
+    for which in [0, 1] {
+        let mut f = Fixture::new(1500);
+        let (near, far) = f.start("192.0.2.2");
+        let pid = status([&near, &far][which]).pid;
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        both_are_gone(&f, &near, &far);
+    }
+}
+
+#[test]
+fn what_an_end_has_is_sent_before_it_retires() {
+    skip_unless_root!("what_an_end_has_is_sent_before_it_retires");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    let service = bind_udp(&f.new, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    // A third of a second on this path.
+    f.source
+        .run("tc qdisc add dev wan root tbf rate 10mbit burst 20kb latency 2s");
+    send_numbered(&client, 300, 1200);
+    eventually("300 held", || status(&near).counts.held_packets >= 300);
+    let receiver = std::thread::spawn(move || receive_numbered(&service, 300));
+    block_on(near.lead()).unwrap();
+    block_on(near.retire()).unwrap();
+    receiver.join().unwrap();
+    both_are_gone(&f, &near, &far);
+}
+
+#[test]
+fn a_path_that_becomes_narrower_is_learnt() {
+    skip_unless_root!("a_path_that_becomes_narrower_is_learnt");
+    let mut f = Fixture::new(1500);
+    let (near, _far) = f.start("192.0.2.2");
+    f.divert();
+    block_on(near.lead()).unwrap();
+    let echo = echo_tcp(&f.new, address(SERVICE, 80));
+    transfer(&f.client, address(SERVICE, 80), MEBIBYTE);
+    echo.join().unwrap();
+    for side in [&f.source, &f.destination] {
+        side.run("ip link set wan mtu 1300");
+    }
+    let echo = echo_tcp(&f.new, address(SERVICE, 80));
+    transfer(&f.client, address(SERVICE, 80), MEBIBYTE);
+    echo.join().unwrap();
+}
+
+#[test]
+fn connections_pass_a_path_that_loses() {
+    skip_unless_root!("connections_pass_a_path_that_loses");
+    let mut f = Fixture::new(1500);
+    let (near, _far) = f.start("192.0.2.2");
+    f.divert();
+    block_on(near.lead()).unwrap();
+    f.lose_every_hundredth();
+    let echo = echo_tcp(&f.new, address(SERVICE, 80));
+    transfer(&f.client, address(SERVICE, 80), MEBIBYTE);
+    echo.join().unwrap();
+    assert!(status(&near).connected);
 }
 
 #[test]
