@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::load::{Finder, Pace, Summary};
+use super::load::{Finder, Pace, REQUEST_PATIENCE, Summary};
 
 /// What the client knows.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -61,7 +61,12 @@ fn record(
 ) -> Result<()> {
     let stream = match connection {
         Some(stream) => stream,
-        None => connection.insert(BufReader::new(finder.connect_once()?)),
+        None => {
+            let stream = finder.connect_once()?;
+            // A service that is frozen for long is none to turn away from.
+            stream.set_read_timeout(Some(REQUEST_PATIENCE))?;
+            connection.insert(BufReader::new(stream))
+        }
     };
     stream
         .get_mut()

@@ -76,7 +76,7 @@ impl Cell {
     /// anybody could mend it.
     fn keeps_connections(self) -> bool {
         match self.fault {
-            Fault::LongCut(_) => false,
+            Fault::LongCut(_) | Fault::Frontman(_) => false,
             Fault::Criu => self.point.step > 9,
             _ => true,
         }
@@ -195,10 +195,29 @@ impl Arena {
         })
     }
 
-    /// Waits until both systems have what they should have, and nothing more.
-    fn rests(&self, wanted: &[Inventory; 2]) -> Result<()> {
+    /// Both systems have what they have after a migration without a fault, but for what the fault took
+    /// or needed itself.
+    fn rests_after(&self, cell: Cell, side: Side) -> Result<()> {
         let small_disk = self.testbed.b.state_dir().join("services");
         let small_disk = format!("mount {} ", small_disk.display());
+        match (cell.fault, side) {
+            (Fault::Disk, _) => self.rests(&self.at_source, &[&small_disk]),
+            (_, Side::Source) => self.rests(&self.at_source, &[]),
+            (Fault::Frontman(Side::Source), _) => {
+                let wanted = [self.bare[0].clone(), self.moved[1].clone()];
+                self.rests(&wanted, &[])
+            }
+            (Fault::Frontman(Side::Destination), _) => {
+                let far = ["b: - process ums-frontman", "run/tunnel/far", "ums-in"];
+                self.rests(&self.moved, &far)
+            }
+            (_, Side::Destination) => self.rests(&self.moved, &[]),
+        }
+    }
+
+    /// Waits until both systems have what they should have, and nothing more; but for lines with one
+    /// of these words.
+    fn rests(&self, wanted: &[Inventory; 2], but: &[&str]) -> Result<()> {
         let mut seen = Vec::new();
         let rests = wait_for("rest", REST_PATIENCE, || {
             std::thread::sleep(LOOK_EVERY);
@@ -211,8 +230,7 @@ impl Arena {
                         .into_iter()
                         .map(move |line| format!("{name}: {line}"))
                 })
-                // The small disk of a cell is the test's own.
-                .filter(|line| !line.contains(&small_disk))
+                .filter(|line| !but.iter().any(|word| line.contains(word)))
                 .collect();
             if !self.nothing_is_under_way() {
                 seen.push("a migration at an agent".to_owned());
@@ -287,13 +305,10 @@ impl Arena {
         // it leads.
         let recorded = client.stop()?;
         if !cell.unwatched(side) {
-            self.rests(match side {
-                Side::Source => &self.at_source,
-                Side::Destination => &self.moved,
-            })?;
+            self.rests_after(cell, side)?;
             self.destination_agrees(&id, report.outcome)?;
         }
-        if report.outcome == Outcome::Completed {
+        if report.outcome == Outcome::Completed && cell.fault != Fault::Frontman(Side::Source) {
             self.frontman_is_listed(&id)?;
         }
         if !cell.unwatched(side) && cell.keeps_connections() {
@@ -307,7 +322,7 @@ impl Arena {
         if cell.fault == Fault::Disk {
             no_small_disk(&self.testbed)?;
         }
-        self.rests(&self.bare)?;
+        self.rests(&self.bare, &[])?;
         Ok(Ending {
             outcome: report.outcome,
             remark,

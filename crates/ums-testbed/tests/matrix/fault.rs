@@ -43,6 +43,8 @@ pub(crate) enum Fault {
     Late,
     Disk,
     Memory,
+    /// An end of the tunnel.
+    Frontman(Side),
 }
 
 /// Which packets between the systems are lost.
@@ -72,7 +74,7 @@ impl Way {
 }
 
 /// All faults, as the columns of the table.
-pub(crate) const FAULTS: [Fault; 21] = [
+pub(crate) const FAULTS: [Fault; 23] = [
     Fault::Coordinator(Side::Source),
     Fault::Coordinator(Side::Destination),
     Fault::Coordinators,
@@ -94,6 +96,8 @@ pub(crate) const FAULTS: [Fault; 21] = [
     Fault::Disk,
     Fault::Memory,
     Fault::Late,
+    Fault::Frontman(Side::Source),
+    Fault::Frontman(Side::Destination),
 ];
 
 impl Fault {
@@ -113,6 +117,7 @@ impl Fault {
             Self::Late => "request late: after the Coordinator's restart".to_owned(),
             Self::Disk => "disk of the destination full".to_owned(),
             Self::Memory => "memory of the destination full".to_owned(),
+            Self::Frontman(side) => format!("Frontman of the {} killed", side.word()),
         }
     }
 
@@ -127,6 +132,9 @@ impl Fault {
             // The source's is gone with the source, the destination's comes with its container.
             Self::Keeper(Side::Source) => point.name != "source deleted",
             Self::Keeper(Side::Destination) => point.step >= 6,
+            // From the time on when it has been started.
+            Self::Frontman(Side::Source) => point.step >= 8,
+            Self::Frontman(Side::Destination) => point.step >= 6,
             Self::Lost | Self::Twice => point.is_request(),
             Self::Late => matches!(
                 point.how,
@@ -177,6 +185,15 @@ pub(crate) fn strike_at(testbed: &mut Testbed, reached: &Reached, fault: Fault) 
         }
         Fault::Keeper(side) => {
             strike(process(side.of(testbed), &["ums-agent", "keeper"]));
+            go_on(reached, Passage::On);
+            Ok(())
+        }
+        Fault::Frontman(side) => {
+            let end = match side {
+                Side::Source => "near",
+                Side::Destination => "far",
+            };
+            strike(process(side.of(testbed), &["ums-frontman", end]));
             go_on(reached, Passage::On);
             Ok(())
         }
