@@ -33,9 +33,9 @@ pub fn measure(testbed: &Testbed, mib: u64, run: u32) -> Result<Sample> {
         status.intact == Some(true),
         "the hog's memory did not arrive as it was"
     );
-    testbed.b.ums_ok(&["rm", &service])?;
     // Its Frontman there still leads clients to b; the next hog needs the port.
     testbed.a.ums_ok(&["rm", &service])?;
+    testbed.b.ums_ok(&["rm", &service])?;
     let part = |step: &StepTiming| {
         let ended = step.ended_ms.unwrap_or(step.started_ms);
         (
