@@ -663,6 +663,7 @@ async fn stand_ready(
         // It has been here before, and its Frontman has its place until the commit.
         return Ok(false);
     }
+    services::join(agent, service).await?;
     services::publish(agent, service).await.map(|()| true)
 }
 
@@ -713,28 +714,34 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
         // One that comes home: no packet of the clients that it finds again may be lost between
         // its Frontman and itself. From the commit on its kernel may answer for it.
         open_to_clients(agent, &service).await?;
-        take_place(agent, &service).await?;
-        resuming.await
+        services::join(agent, &service).await?;
+        let (resumed, published) = tokio::join!(resuming, services::publish(agent, &service));
+        published.and(resumed)
     };
     let status = resumed?;
     let resume_ns = status
         .resumed_at_ns
         .unwrap_or(asked_at)
         .saturating_sub(asked_at);
-    if !has_place {
-        services::publish(agent, &service).await?;
-    }
     if let Err(problem) = arrived(agent, &incoming.service).await {
         // It runs, and clients wait for that to be told. It is written before the migration is settled.
         tracing::warn!(migration = %id, ?problem, "that the service has arrived can't be written yet");
     }
-    // It has its endpoint back; whoever stood in for it here has only old connections left.
-    if let Err(error) = frontman::retire(agent, &incoming.service, YIELD_DRAIN).await {
-        tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
-    }
+    retire_frontman(agent, id, &incoming.service);
     Ok(Running {
         resume_us: resume_ns / 1000,
     })
+}
+
+/// The service has its endpoint back; whoever stood in for it here has only old connections left. It
+/// sends what it has first, for which nobody waits.
+fn retire_frontman(agent: &Arc<Agent>, id: MigrationId, name: &ServiceName) {
+    let (agent, name) = (Arc::clone(agent), name.clone());
+    tokio::spawn(async move {
+        if let Err(error) = frontman::retire(&agent, &name, YIELD_DRAIN).await {
+            tracing::warn!(migration = %id, %error, "an old Frontman did not retire");
+        }
+    });
 }
 
 /// Writes down that a service is not on its way here any more.
@@ -747,17 +754,6 @@ async fn arrived(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> 
         })
     };
     blocking(update).await.map(drop)
-}
-
-/// A service that has come home takes its place on the bridge from its Frontman.
-async fn take_place(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
-    let netns = services::netns(agent, service).await?;
-    let specification = &service.record.specification;
-    let joining = agent
-        .network
-        .join(&specification.name, &netns, specification.address);
-    let failed = problem::failed("network", "the service can't take its place");
-    joining.await.map_err(|error| failed(&error))
 }
 
 /// Lets packets reach the service.

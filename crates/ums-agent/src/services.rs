@@ -280,14 +280,22 @@ pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
     wired.await.map_err(|error| failed(&error))
 }
 
-/// Gives a connected service its place in the system's network, and leads its endpoints to it.
+/// Gives a connected service its place in the system's network, from whoever had it.
+pub async fn join(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let netns = netns(agent, service).await?;
+    let specification = &service.record.specification;
+    let joining = agent
+        .network
+        .join(&specification.name, &netns, specification.address);
+    let failed = problem::failed("network", "the service can't take its place");
+    joining.await.map_err(|error| failed(&error))
+}
+
+/// Leads the service's endpoints to it.
 pub async fn publish(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     let failed = problem::failed("network", "the ports can't be published");
     let specification = &service.record.specification;
     let (name, address) = (&specification.name, specification.address);
-    let netns = netns(agent, service).await?;
-    let joined = agent.network.join(name, &netns, address).await;
-    joined.map_err(|error| failed(&error))?;
     let published = agent.network.publish(name, address, &specification.ports);
     published.await.map_err(|error| failed(&error))
 }
@@ -303,6 +311,7 @@ async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
         Ok(())
     })
     .await?;
+    join(agent, service).await?;
     publish(agent, service).await
 }
 

@@ -78,7 +78,13 @@ pub async fn begin(
         address: far.address,
         permit,
     };
-    let spawned = client::spawn_near(&frontman::program(agent), &launch, Some(&log(agent))).await;
+    let (program, log) = (frontman::program(agent), log(agent));
+    let mut spawned = client::spawn_near(&program, &launch, Some(&log)).await;
+    if let Err(ClientError::Other(_)) = &spawned {
+        // The service has come home since that one was made.
+        retire(agent, &service.record.specification.name).await?;
+        spawned = client::spawn_near(&program, &launch, Some(&log)).await;
+    }
     spawned.map_err(|error| not_connected(&error))?;
     let led = agent.network.lead_into(&launch.end.namespace, OUT_DEVICE);
     led.await

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::load::{Finder, Pace, REQUEST_PATIENCE, Summary};
+use super::load::{Finder, Pace, Summary};
+
+/// Longest wait for one answer.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What the client knows.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -64,7 +67,7 @@ fn record(
         None => {
             let stream = finder.connect_once()?;
             // A service that is frozen for long is none to turn away from.
-            stream.set_read_timeout(Some(REQUEST_PATIENCE))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
             connection.insert(BufReader::new(stream))
         }
     };
