@@ -35,7 +35,7 @@ pub(crate) struct Need {
 const ALWAYS: &[Purpose] = &[Purpose::Test, Purpose::Demo, Purpose::Bench];
 
 /// All needs. The rest comes with the bundle or is part of every Debian.
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 8] = [
     Need {
         program: "tc",
         package: "iproute2",
@@ -59,6 +59,12 @@ const NEEDS: [Need; 7] = [
         package: "redis-tools",
         why: "lets a person look into the migrated Redis",
         purposes: &[Purpose::Demo],
+    },
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+        why: "is all that the smallest containers of the tests have",
+        purposes: &[Purpose::Test],
     },
     Need {
         program: "rsync",
