@@ -187,11 +187,16 @@ fn removed_beyond(simulation: &str, ours: &[String]) -> Vec<String> {
 fn installed() -> Result<BTreeSet<String>> {
     let format = "--showformat=${db:Status-Status} ${Package}\n";
     let list = run::text(Command::new("dpkg-query").args(["--show", format]))?;
-    Ok(list
-        .lines()
-        .filter_map(|l| l.strip_prefix("installed "))
-        .map(str::to_owned)
-        .collect())
+    Ok(present(&list))
+}
+
+/// Packages that are on the system: also those half configured, or with triggers still to run, which an
+/// installation may find so and finish.
+fn present(list: &str) -> BTreeSet<String> {
+    let all = list.lines().filter_map(|line| line.split_once(' '));
+    all.filter(|(status, _)| !["not-installed", "config-files"].contains(status))
+        .map(|(_, package)| package.to_owned())
+        .collect()
 }
 
 fn set(name: &str, value: u64) -> Result<()> {
@@ -204,7 +209,14 @@ fn set(name: &str, value: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::removed_beyond;
+    use super::{present, removed_beyond};
+
+    #[test]
+    fn a_package_with_triggers_to_run_is_there_already() {
+        let list = "installed a\ntriggers-pending libc-bin\nconfig-files sudo\nnot-installed b\n";
+        let found: Vec<String> = present(list).into_iter().collect();
+        assert_eq!(found, ["a", "libc-bin"]);
+    }
 
     #[test]
     fn finds_what_a_purge_would_take_along() {
