@@ -309,17 +309,24 @@ impl Driver {
         let links = links?;
         let not_wired = || NetworkError::NotWired(service.clone());
         let ours = ours?.ok_or_else(not_wired)?;
-        let mut change = format!(
+        let join = format!(
             "link set dev {ours} master {BRIDGE}\n\
              link set dev {ours} type bridge_slave hairpin on\n"
         );
+        let has_place = |name: &String| links.iter().any(|link| is(link, name) && on_bridge(link));
+        let mut others = address::veths(service).into_iter();
+        let Some(other) = others.find(|name| *name != ours && has_place(name)) else {
+            return self.batch(&["-batch", "-"], &join, None).await;
+        };
         // Only then, so that no packet finds nobody; the bridge sends each to the one that it knows.
-        for other in address::veths(service) {
-            if other != ours && links.iter().any(|link| is(link, &other) && on_bridge(link)) {
-                change.push_str(&format!("link set dev {other} nomaster\n"));
+        let replace = format!("{join}link set dev {other} nomaster\n");
+        match self.batch(&["-batch", "-"], &replace, None).await {
+            // It went with its namespace meanwhile.
+            Err(_) if !self.has_link(&other).await? => {
+                self.batch(&["-batch", "-"], &join, None).await
             }
+            done => done,
         }
-        self.batch(&["-batch", "-"], &change, None).await
     }
 
     /// The system's end of the service's veth pair, of the one that ends in `netns`.
