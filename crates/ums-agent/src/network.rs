@@ -313,9 +313,8 @@ impl Driver {
             "link set dev {ours} master {BRIDGE}\n\
              link set dev {ours} type bridge_slave hairpin on\n"
         );
-        let has_place = |name: &String| links.iter().any(|link| is(link, name) && on_bridge(link));
         let mut others = address::veths(service).into_iter();
-        let Some(other) = others.find(|name| *name != ours && has_place(name)) else {
+        let Some(other) = others.find(|name| *name != ours && has_place(&links, name)) else {
             return self.batch(&["-batch", "-"], &join, None).await;
         };
         // Only then, so that no packet finds nobody; the bridge sends each to the one that it knows.
@@ -352,8 +351,10 @@ impl Driver {
     async fn free_end(&self, service: &ServiceName) -> Result<String, NetworkError> {
         let links = self.links().await?;
         let [first, second] = address::veths(service);
-        let on_the_bridge = |name: &str| links.iter().any(|link| is(link, name) && on_bridge(link));
-        let free = if on_the_bridge(&first) { second } else { first };
+        let free = match has_place(&links, &first) {
+            true => second,
+            false => first,
+        };
         self.delete_link(&free).await?;
         Ok(free)
     }
@@ -663,6 +664,10 @@ fn is(link: &Value, name: &str) -> bool {
 
 fn on_bridge(link: &Value) -> bool {
     link["master"] == BRIDGE
+}
+
+fn has_place(links: &[Value], name: &str) -> bool {
+    links.iter().any(|link| is(link, name) && on_bridge(link))
 }
 
 /// The names of services' ends among these links.

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use common::proxy::{Mischief, Proxy};
 use common::{
-    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, outside,
-    remains, remove, services, strike, systems_with_hog,
+    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, remains,
+    remove, services, strike, systems_with_hog,
 };
 use ums_core::report::Outcome;
 use ums_testbed::system::{DATA_PORT, PEER_PORT, System};
@@ -299,7 +299,7 @@ fn the_disk_of_the_source_is_full() {
 
 /// The control group of version 1 or 2 that limits what services of a system may have together.
 fn limit_services(system: &System, bytes: &str) {
-    let hierarchy = |file: &str| outside(system, &Path::new("/sys/fs/cgroup").join(file));
+    let hierarchy = |file: &str| system.outside(&Path::new("/sys/fs/cgroup").join(file));
     let files = [
         "memory/memory.limit_in_bytes",
         "memory.max",

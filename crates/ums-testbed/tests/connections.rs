@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
-use common::{Moving, PATIENCE, SLOW_MBIT, is_only_at, remove, systems};
+use common::{
+    Moving, PATIENCE, SLOW_MBIT, is_only_at, nothing_acknowledged_is_lost, remove, systems,
+    systems_set,
+};
 use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::client::{self, Loads, Summary, account, echo, pipeline, subscriber};
 use ums_testbed::rootfs;
@@ -17,7 +20,7 @@ use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::{Tools, skipped, wait_for};
 use ums_testbed::workload::postgresql::{self, Installation};
 use ums_testbed::workload::streams::{self, Clients};
-use ums_testbed::workload::{REDIS_PORT, start_redis};
+use ums_testbed::workload::{LEDGER_PORT, REDIS_PORT, record, start_ledger, start_redis};
 
 /// How often the clients of Redis send a batch.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -124,6 +127,28 @@ fn connections_go_on_when_a_migration_is_abandoned() {
     at(&testbed, &testbed.a, streams::PORT, echo::once);
     stop_streams(&testbed, clients, LOST_MAX);
     is_only_at(&testbed, &testbed.a, "streams", "/bin/ums-streams");
+    remove(testbed);
+}
+
+/// Where systems work on connections, open ones are reset once at each switch, and a new client of the
+/// old address is led to the new place.
+#[test]
+fn without_a_tunnel_connections_begin_anew_and_nothing_is_lost() {
+    let test = "without_a_tunnel_connections_begin_anew_and_nothing_is_lost";
+    let Some(testbed) = systems_set(test, 1000, "frontman = \"connections\"\n") else {
+        return;
+    };
+    start_ledger(&testbed, &testbed.a, 1).expect("the ledger runs");
+    let client = record(&testbed).expect("a client");
+    let verified = |address| ums_testbed::ledger::verify(address).map(drop);
+    moved(&testbed, &testbed.a, &testbed.b, "ledger");
+    at(&testbed, &testbed.a, LEDGER_PORT, verified);
+    moved(&testbed, &testbed.b, &testbed.a, "ledger");
+    at(&testbed, &testbed.a, LEDGER_PORT, verified);
+    is_only_at(&testbed, &testbed.a, "ledger", "/bin/ums-ledger");
+    let recorded = client.stop().expect("the client goes on to the end");
+    assert!(recorded.summary.reconnects >= 1, "{recorded:?}");
+    nothing_acknowledged_is_lost(&testbed.a, &recorded);
     remove(testbed);
 }
 

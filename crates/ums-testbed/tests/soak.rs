@@ -149,13 +149,7 @@ fn two_hundred_moves_leave_nothing_and_nothing_grows() {
     }
     let recorded = client.stop().expect("the client goes on to the end");
     assert_eq!(recorded.summary.reconnects, 0, "its connection was lost");
-    let bytes = std::fs::read(ledger_file(&testbed.a)).expect("the ledger's file");
-    let trail = ums_testbed::ledger::Trail::read(&bytes).expect("a whole trail");
-    let distinct: std::collections::BTreeSet<_> = trail.records.iter().collect();
-    assert_eq!(distinct.len(), trail.records.len(), "records twice");
-    let lost = (1..=recorded.acknowledged).filter(|id| !distinct.contains(id));
-    assert_eq!(lost.count(), 0, "acknowledged records lost");
-    eprintln!("{} records acknowledged, none lost", recorded.acknowledged);
+    common::nothing_acknowledged_is_lost(&testbed.a, &recorded);
     remove(testbed);
 }
 

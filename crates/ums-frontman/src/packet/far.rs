@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -197,10 +197,7 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
     loop {
         tokio::select! {
             error = &mut receiving => {
-                tracing::info!(%error, "the tunnel ended");
-                if quic::has_retired(&error) {
-                    core.retire();
-                }
+                ended(core, &error);
                 break;
             }
             message = said.recv() => match message {
@@ -216,11 +213,7 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                 }
                 Some(FromNear::Hello { .. }) => tracing::warn!("the near end says hello twice"),
                 None => {
-                    let error = connection.closed().await;
-                    tracing::info!(%error, "the tunnel ended");
-                    if quic::has_retired(&error) {
-                        core.retire();
-                    }
+                    ended(core, &connection.closed().await);
                     break;
                 }
             },
@@ -236,4 +229,12 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
         }
     }
     core.disconnect(&connection);
+}
+
+/// What the end of a connection means: another one may come, unless the near end has retired.
+fn ended(core: &Core, error: &ConnectionError) {
+    tracing::info!(%error, "the tunnel ended");
+    if quic::has_retired(error) {
+        core.retire();
+    }
 }

@@ -68,15 +68,20 @@ fn transfer(client: &Namespace, to: SocketAddr, bytes: usize) {
     );
 }
 
+/// The same with the service at its new place, which sends back what it gets.
+fn there_and_back(f: &Fixture, ip: &str, bytes: usize) {
+    let echo = echo_tcp(&f.new, address(ip, 80));
+    transfer(&f.client, address(ip, 80), bytes);
+    echo.join().unwrap();
+}
+
 fn everything_passes(mtu: u16, far: &str) {
     let mut f = Fixture::new(mtu);
     let (near, far) = f.start(far);
     f.divert();
     block_on(near.lead()).unwrap();
     for ip in [SERVICE, SERVICE6] {
-        let echo = echo_tcp(&f.new, address(ip, 80));
-        transfer(&f.client, address(ip, 80), 8 * MEBIBYTE);
-        echo.join().unwrap();
+        there_and_back(&f, ip, 8 * MEBIBYTE);
     }
     // Datagrams that fill the inner MTU: 1500 less IP's and UDP's headers.
     for (ip, any, length) in [(SERVICE, "0.0.0.0", 1472), (SERVICE6, "::", 1452)] {
@@ -330,15 +335,11 @@ fn a_path_that_becomes_narrower_is_learnt() {
     let (near, _far) = f.start("192.0.2.2");
     f.divert();
     block_on(near.lead()).unwrap();
-    let echo = echo_tcp(&f.new, address(SERVICE, 80));
-    transfer(&f.client, address(SERVICE, 80), MEBIBYTE);
-    echo.join().unwrap();
+    there_and_back(&f, SERVICE, MEBIBYTE);
     for side in [&f.source, &f.destination] {
         side.run("ip link set wan mtu 1300");
     }
-    let echo = echo_tcp(&f.new, address(SERVICE, 80));
-    transfer(&f.client, address(SERVICE, 80), MEBIBYTE);
-    echo.join().unwrap();
+    there_and_back(&f, SERVICE, MEBIBYTE);
 }
 
 #[test]
@@ -349,9 +350,7 @@ fn connections_pass_a_path_that_loses() {
     f.divert();
     block_on(near.lead()).unwrap();
     f.lose_every_hundredth();
-    let echo = echo_tcp(&f.new, address(SERVICE, 80));
-    transfer(&f.client, address(SERVICE, 80), MEBIBYTE);
-    echo.join().unwrap();
+    there_and_back(&f, SERVICE, MEBIBYTE);
     assert!(status(&near).connected);
 }
 

@@ -430,7 +430,7 @@ impl Attributes {
     /// A change of owner clears set-user-id and capabilities, so it comes first; the mode before
     /// the attributes, because an access list is one and has the last word.
     fn write(&self, fd: &impl AsFd, symlink: bool) -> Result<(), Errno> {
-        // To the kernel that is nobody, but "leave the owner" (`chown(2)`).
+        // To the kernel that is no owner: it means "leave it" (`chown(2)`).
         if self.uid == u32::MAX || self.gid == u32::MAX {
             return Err(Errno::INVAL);
         }

@@ -6,9 +6,9 @@
 
 pub(crate) mod proxy;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -16,11 +16,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use ums_core::report::{MigrationReport, Outcome};
+use ums_testbed::client::ledger::Recorded;
 use ums_testbed::hog::Request;
+use ums_testbed::ledger::Trail;
 use ums_testbed::system::System;
 use ums_testbed::testbed::{Plan, Testbed};
 use ums_testbed::tools::{Tools, skipped, text, wait_for};
-use ums_testbed::workload::{ask_hog, start_hog};
+use ums_testbed::workload::{ask_hog, ledger_file, start_hog};
 
 /// Longest wait for anything that a fault leads to: above all limits of the programs themselves.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,14 +74,9 @@ pub(crate) fn systems_with_hog(test: &str, rate_mbit: u32, mib: u64) -> Option<T
     Some(testbed)
 }
 
-/// A path of the system, as it is seen from outside.
-pub(crate) fn outside(system: &System, path: &Path) -> PathBuf {
-    system.outside(path)
-}
-
 /// What a program of the system answers to a GET at its socket; `None` when it does not.
 pub(crate) fn get(system: &System, socket: &str, path: &str) -> Option<Value> {
-    let socket = outside(system, &system.run_dir().join(socket));
+    let socket = system.outside(&system.run_dir().join(socket));
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: ums\r\nconnection: close\r\n\r\n");
@@ -343,7 +340,7 @@ pub(crate) fn remains(system: &System, service: &str) -> Vec<String> {
         .join(format!("{service}.sock"));
     for path in [
         system.state_dir().join("services").join(service),
-        outside(system, &keeper),
+        system.outside(&keeper),
     ] {
         if path.exists() {
             left.push(format!("file {}", path.display()));
@@ -422,4 +419,15 @@ pub(crate) fn hog_stayed(testbed: &Testbed) {
 /// Everything goes with the testbed.
 pub(crate) fn remove(testbed: Testbed) {
     assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
+
+/// Every record that the ledger acknowledged is in its file here, and none is there twice.
+pub(crate) fn nothing_acknowledged_is_lost(system: &System, recorded: &Recorded) {
+    let bytes = std::fs::read(ledger_file(system)).expect("the ledger's file");
+    let trail = Trail::read(&bytes).expect("a whole trail");
+    let distinct: BTreeSet<_> = trail.records.iter().collect();
+    assert_eq!(distinct.len(), trail.records.len(), "records twice");
+    let lost = (1..=recorded.acknowledged).filter(|id| !distinct.contains(id));
+    assert_eq!(lost.count(), 0, "acknowledged records lost");
+    eprintln!("{} records acknowledged, none lost", recorded.acknowledged);
 }

@@ -31,8 +31,9 @@ const PROGRAM: &str = "/bin/ums-ledger";
 /// Longest time until a migration is over once all is mended: leases and silences end in a minute.
 const END_PATIENCE: Duration = Duration::from_secs(100);
 
-/// Longest time until everything else has come to rest.
-const REST_PATIENCE: Duration = Duration::from_secs(40);
+/// Longest time until everything else has come to rest: a container that a late request has made goes
+/// with its lease, which ends in a minute.
+const REST_PATIENCE: Duration = Duration::from_secs(90);
 
 /// How often the systems are looked over: it takes a dozen programs.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -301,8 +302,7 @@ impl Arena {
             self.runs_only_at(side)?;
             cell.needs_a_person().then_some("after `ums resolve`")
         };
-        // A Frontman that has given the endpoint back stays, on purpose, as long as a connection that
-        // it leads.
+        // Before it is looked what is left: a connection has its share in that.
         let recorded = client.stop()?;
         if !cell.unwatched(side) {
             self.rests_after(cell, side)?;
@@ -460,7 +460,7 @@ impl Arena {
     fn frontman_is_listed(&self, owner: &str) -> Result<()> {
         let source = &self.testbed.a;
         let file = source.run_dir().join("tunnel/near/ledger.json");
-        let text = std::fs::read(common::outside(source, &file)).context("no Frontman's file")?;
+        let text = std::fs::read(source.outside(&file)).context("no Frontman's file")?;
         let status = &serde_json::from_slice::<Value>(&text)?["status"];
         ensure!(status["migration"] == owner, "it is another's: {status}");
         ensure!(

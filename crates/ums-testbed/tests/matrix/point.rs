@@ -8,7 +8,7 @@ use ums_testbed::system::System;
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::wait_for;
 
-use crate::common::{Moving, coordinator, outside, processes, stop};
+use crate::common::{Moving, coordinator, processes, stop};
 
 /// Longest way to a point.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -140,7 +140,7 @@ pub(crate) fn reach(testbed: &Testbed, point: Point) -> Result<Reached> {
     let gate = match point.how {
         How::Request(side, operation, number, moment) => {
             let system = side.of(testbed);
-            let socket = outside(system, &system.run_dir().join("agent.sock"));
+            let socket = system.outside(&system.run_dir().join("agent.sock"));
             let stop = Stop {
                 operation,
                 number,
