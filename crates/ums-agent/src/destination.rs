@@ -772,6 +772,7 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
         }
         return Ok(());
     };
+    let _made = made(&incoming).await?;
     let service = agent.service(&incoming.service).ok();
     if let Some(service) = service.filter(|service| is_arriving(service, id)) {
         let (this, of) = (Arc::clone(agent), service.clone());
@@ -796,6 +797,23 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
     }
     agent.forget_migration(id);
     Ok(())
+}
+
+/// Waits for a container that is still being made: what is half there can't be found, and would be
+/// left behind. Nobody makes it while the answer is kept.
+async fn made(incoming: &Incoming) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, Problem> {
+    if incoming.view().created.is_some() {
+        return Ok(None);
+    }
+    let made = tokio::time::timeout(RECEIVING_PATIENCE, incoming.operation.lock()).await;
+    made.map(Some).map_err(|_| Problem {
+        retry: true,
+        ..Problem::failed(
+            "creating",
+            "the container is still being made",
+            "it is discarded once it is there: try again",
+        )
+    })
 }
 
 /// Ends the data path and waits until it writes nothing more.
