@@ -228,6 +228,8 @@ impl ImageStore {
                 // Renamed first: what is found under an id is whole, also while it is removed.
                 let to = self.dir.join(format!("{RETIRED}{}", id.as_str()));
                 fs::rename(&from, &to).map_err(ImageError::io("rename", &from))?;
+                let stamps = self.dir.join(STAMPS);
+                stamp::forget(&stamps, &id).map_err(ImageError::io("tidy", &stamps))?;
                 retired.push(id);
             }
         }

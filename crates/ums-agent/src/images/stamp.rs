@@ -46,8 +46,9 @@ pub(super) fn of(top: &Path, bounds: Bounds) -> Result<Stamp, ImageError> {
 /// The id that a directory with this stamp was imported as.
 pub(super) fn recall(stamps: &Path, source: &Path, stamp: &Stamp) -> Option<ImageId> {
     let text = fs::read_to_string(file(stamps, source)).ok()?;
-    let (id, known) = text.trim_end().split_once(' ')?;
-    if known == stamp.0 {
+    let mut words = text.trim_end().splitn(3, ' ');
+    let (id, kept_at, known) = (words.next()?, words.next()?, words.next()?);
+    if known == stamp.0 && stamp.settled(kept_at.parse().ok()?) {
         ImageId::try_from(id.to_owned()).ok()
     } else {
         None
@@ -56,27 +57,35 @@ pub(super) fn recall(stamps: &Path, source: &Path, stamp: &Stamp) -> Option<Imag
 
 /// Keeps a stamp for the next import.
 pub(super) fn remember(stamps: &Path, source: &Path, stamp: &Stamp, id: &ImageId, now: SystemTime) {
-    // The clock of the filesystem is coarse: what changed in the same tick as the stamp was taken
-    // would look the same, so a tree that young isn't trusted.
-    let settled = now.duration_since(UNIX_EPOCH).is_ok_and(|now| {
-        stamp
-            .youngest()
-            .is_some_and(|youngest| youngest + 2 < now.as_secs())
-    });
     let path = file(stamps, source);
-    let kept = match settled {
-        true => fs::write(&path, format!("{} {}\n", id.as_str(), stamp.0)),
-        false => fs::remove_file(&path).or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        }),
-    };
-    if let Err(error) = kept {
+    let kept_at = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let text = format!("{} {kept_at} {}\n", id.as_str(), stamp.0);
+    if let Err(error) = fs::write(&path, text) {
         tracing::warn!(%error, path = %path.display(), "cannot keep the stamp of an import");
     }
 }
 
+/// Forgets the stamps that lead to an image: it is no longer there.
+pub(super) fn forget(stamps: &Path, id: &ImageId) -> std::io::Result<()> {
+    for entry in fs::read_dir(stamps)? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        if text.split(' ').next() == Some(id.as_str()) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 impl Stamp {
+    /// Whether a tree that looked like this at that second had settled: the clock of the
+    /// filesystem is coarse, and what changed in the tick in which the stamp was taken would look
+    /// the same.
+    fn settled(&self, kept_at: u64) -> bool {
+        let old_enough = |youngest: u64| youngest.saturating_add(2) < kept_at;
+        self.youngest().is_some_and(old_enough)
+    }
+
     pub(super) fn youngest(&self) -> Option<u64> {
         self.0.rsplit_once(' ')?.1.parse().ok()
     }

@@ -116,6 +116,7 @@ fn a_second_import_reads_nothing_and_a_changed_tree_is_read_again() {
     let store = store(dir.path());
     let id = store.import(&top).unwrap();
     let stamps = dir.path().join("images").join(STAMPS);
+    assert_eq!(fs::read_dir(&stamps).unwrap().count(), 1);
     let stamp = stamp::of(&top, Bounds::default()).unwrap();
     let seconds_later = |seconds| {
         let now = UNIX_EPOCH + Duration::from_secs(stamp.youngest().unwrap() + seconds);
