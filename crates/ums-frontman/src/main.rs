@@ -35,9 +35,16 @@ enum Role {
     /// Holds and leads connections
     Connections(Connections),
     /// Holds and leads packets at the source; its launch is one JSON object on standard input
-    Near,
+    Near(Place),
     /// Takes packets at the destination; its launch is one JSON object on standard input
-    Far,
+    Far(Place),
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Waits for the death of the end that standard input comes from, and then goes on in its place
+    #[arg(long)]
+    heir: bool,
 }
 
 #[derive(Debug, Args)]
@@ -133,6 +140,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let heir = matches!(&arguments.role, Role::Near(place) | Role::Far(place) if place.heir);
+    let inheritance = match heir.then(|| packet::heir::wait(std::io::stdin())) {
+        // What it was an heir of has retired.
+        Some(Ok(None)) => return Ok(()),
+        Some(inheritance) => inheritance?,
+        None => None,
+    };
     allow_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -140,14 +154,19 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime.block_on(async {
         // Handled before anybody knows of the process, so that no early signal ends it.
         let stop = stop_on_signal()?;
+        if let Some(inheritance) = inheritance {
+            tracing::warn!("the end has died: its heir goes on");
+            packet::live(inheritance, |_| {}, stop).await?;
+            return Ok(());
+        }
         match arguments.role {
             Role::Connections(arguments) => {
                 let frontman = Frontman::start(arguments.config()?)?;
                 say(&Response::Ok(Box::new(frontman.status())));
                 frontman.run(stop).await;
             }
-            Role::Near => packet::near(launch()?, say_ready, stop).await?,
-            Role::Far => packet::far(launch()?, say_ready, stop).await?,
+            Role::Near(_) => packet::near(launch()?, say_ready, stop).await?,
+            Role::Far(_) => packet::far(launch()?, say_ready, stop).await?,
         }
         Ok(())
     })

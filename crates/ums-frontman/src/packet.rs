@@ -41,11 +41,13 @@
 //!   [`permit`].
 //! - While the path between the ends is broken, both hold within their bounds; the near end
 //!   connects again until its end time.
+//! - An end that is killed costs the packets that it had in its hands, and a handshake: see [`heir`].
 
 pub mod client;
 pub mod control;
 pub mod end;
 pub mod fragment;
+pub mod heir;
 pub mod hold;
 pub mod launch;
 pub mod permit;
@@ -59,6 +61,7 @@ mod pump;
 mod quic;
 
 pub use control::{Counts, Limits, Phase, Request, Response, Role, Status};
+pub use end::live;
 pub use far::far;
 pub use launch::{End, FarLaunch, NearLaunch, Ports};
 pub use near::near;

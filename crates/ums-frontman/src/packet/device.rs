@@ -1,11 +1,13 @@
 //! TUN devices inside a service's network namespace.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
-use tun_rs::{AsyncDevice, DeviceBuilder, Layer, SyncDevice};
+use tokio::net::unix::pipe;
+use tun_rs::{DeviceBuilder, Layer};
 
 /// A device that can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -31,22 +33,57 @@ pub enum DeviceError {
 }
 
 /// A device that is up, and the namespace that it is in.
+#[derive(Debug)]
 pub(crate) struct Device {
-    pub(crate) io: AsyncDevice,
+    io: File,
+    /// Tells when a packet can be read: to wait, a TUN device is like a pipe.
+    arrivals: pipe::Receiver,
     /// Keeps the namespace, which the device alone doesn't.
-    _namespace: File,
+    _namespace: OwnedFd,
 }
 
-impl std::fmt::Debug for Device {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Device").finish_non_exhaustive()
+impl Device {
+    /// One that was [made](make). Called inside a runtime.
+    pub(crate) fn open(device: OwnedFd, namespace: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&device, true)?;
+        let io = File::from(device);
+        Ok(Self {
+            arrivals: pipe::Receiver::from_file_unchecked(io.try_clone()?)?,
+            io,
+            _namespace: namespace,
+        })
+    }
+
+    /// Reads a packet when there is one.
+    pub(crate) async fn receive(&self, packet: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.arrivals.readable().await?;
+            match self.arrivals.try_read(packet) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+    }
+
+    /// Reads a packet if there is one.
+    pub(crate) fn try_receive(&self, packet: &mut [u8]) -> io::Result<usize> {
+        (&self.io).read(packet)
+    }
+
+    /// Writes a packet, which the device takes at once or never.
+    pub(crate) fn send(&self, packet: &[u8]) -> io::Result<()> {
+        (&self.io).write(packet).map(drop)
     }
 }
 
-/// Makes a device without an address and brings it up. Called inside a runtime.
+/// Makes a device without an address and brings it up. Returns it, and its namespace.
 ///
-/// The device disappears with the process.
-pub(crate) fn make(namespace: &Path, name: &str, mtu: u16) -> Result<Device, DeviceError> {
+/// The device disappears with the last descriptor of it.
+pub(crate) fn make(
+    namespace: &Path,
+    name: &str,
+    mtu: u16,
+) -> Result<(OwnedFd, OwnedFd), DeviceError> {
     let enter = |source| DeviceError::Namespace {
         path: namespace.to_owned(),
         source,
@@ -65,13 +102,10 @@ pub(crate) fn make(namespace: &Path, name: &str, mtu: u16) -> Result<Device, Dev
         let ended = || make(io::Error::other("its thread ended"));
         inside.join().unwrap_or_else(|_| Err(ended()))
     })?;
-    Ok(Device {
-        io: AsyncDevice::new(made).map_err(make)?,
-        _namespace: file,
-    })
+    Ok((made, file.into()))
 }
 
-fn make_here(name: &str, mtu: u16) -> io::Result<SyncDevice> {
+fn make_here(name: &str, mtu: u16) -> io::Result<OwnedFd> {
     let builder = DeviceBuilder::new().name(name).layer(Layer::L3).mtu(mtu);
     let device = builder.enable(false).build_sync()?;
     // No packets of the kernel's own: they would be held and led among the service's.
@@ -80,7 +114,7 @@ fn make_here(name: &str, mtu: u16) -> io::Result<SyncDevice> {
     set(name, "ipv4", "accept_local", "1")?;
     set(name, "ipv4", "rp_filter", "0")?;
     device.enabled(true)?;
-    Ok(device)
+    device.as_fd().try_clone_to_owned()
 }
 
 /// Sets the device's kernel parameter; one that this kernel hasn't got needs no setting.

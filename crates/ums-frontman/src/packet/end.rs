@@ -1,5 +1,7 @@
 //! What both ends have in common: their state, and their life from the start to the end.
 
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,16 +9,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use quinn::Connection;
-use tokio::net::UnixListener;
+use tokio::process::Child;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::control::{Counts, Phase, Request, Response, Role, Status};
+use super::control::{Counts, Limits, Phase, Request, Response, Role, Status};
 use super::device::{self, Device, DeviceError};
+use super::heir::{self, Course, Deed, Estate, Inheritance, Launch, Permits};
 use super::hold::Hold;
 use super::launch::End;
-use super::{pump, quic};
+use super::{far, near, pump, quic};
 use crate::engine::StartError;
 use crate::record::{self, Record};
 use crate::server::{self, Answer, Server};
@@ -50,6 +53,9 @@ pub enum EndError {
     /// Its tunnel can't be had.
     #[error(transparent)]
     Quic(#[from] quic::QuicError),
+    /// What the kernel keeps for it can't be shared with its heir.
+    #[error("cannot use or share a descriptor")]
+    Descriptor(#[source] std::io::Error),
     /// The far end didn't let it in.
     #[error("the far end did not let this end in: {0}")]
     Connect(String),
@@ -61,6 +67,11 @@ pub(crate) struct Core {
     role: Role,
     pub(crate) end: End,
     address: std::net::SocketAddr,
+    permits: Mutex<Permits>,
+    takeovers: u64,
+    line: heir::Line,
+    /// The heir doesn't know of a change.
+    pub(crate) heir_is_behind: Notify,
     pub(crate) device: Device,
     hold: Mutex<Hold>,
     /// Something was put into the hold.
@@ -105,36 +116,66 @@ pub(crate) enum Refusal {
 }
 
 impl Core {
-    /// Makes the device; nothing is read from it yet.
+    /// The state of an end that goes on where this course is; nothing is read from the device yet.
     pub(crate) fn new(
         role: Role,
         end: End,
         address: std::net::SocketAddr,
+        course: Course,
+        estate: Estate,
     ) -> Result<Arc<Self>, EndError> {
-        let device = device::make(&end.namespace, &end.device, end.mtu)?;
-        let phase = match role {
-            Role::Near => Phase::Holding,
-            Role::Far => Phase::Leading,
-        };
-        let mut life = Life {
-            started_at: now(),
-            end: Instant::now(),
-            ends_at: 0,
-        };
-        life.restart(end.limits.retire_after_seconds);
+        let shared = estate.try_clone().map_err(EndError::Descriptor)?;
+        let device = Device::open(estate.device, estate.namespace);
+        let device = device.map_err(EndError::Descriptor)?;
         Ok(Arc::new(Self {
             role,
             address,
             device,
             hold: Mutex::new(Hold::new(end.limits.hold_packets, end.limits.hold_bytes)),
             end,
+            permits: Mutex::new(course.permits),
+            takeovers: course.takeovers,
+            line: heir::Line::new(role, shared),
+            heir_is_behind: Notify::new(),
             arrived: Notify::new(),
             room: Notify::new(),
-            phase: watch::Sender::new(phase),
+            phase: watch::Sender::new(course.phase),
             link: watch::Sender::new(None),
             totals: Totals::default(),
-            life: Mutex::new(life),
+            life: Mutex::new(Life::until(course.ends_at)),
         }))
+    }
+
+    /// Starts an heir.
+    pub(crate) fn raise_heir(&self) -> std::io::Result<Child> {
+        self.line.raise(self.course())
+    }
+
+    fn course(&self) -> Course {
+        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        Course {
+            phase: *self.phase.borrow(),
+            ends_at: self.life().ends_at,
+            permits: permits.clone(),
+            takeovers: self.takeovers,
+        }
+    }
+
+    /// What changes here the heir knows, too, when this returns.
+    fn tell_heir(&self) {
+        if let Err(error) = self.line.tell(self.course()) {
+            tracing::warn!(%error, "the heir can't be told: another one will be");
+            self.heir_is_behind.notify_one();
+        }
+    }
+
+    /// Looks at the permits, changes them, and lets the heir know.
+    pub(crate) fn with_permits<T>(&self, change: impl FnOnce(&mut Permits) -> T) -> T {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = change(&mut permits);
+        drop(permits);
+        self.tell_heir();
+        done
     }
 
     /// Keeps a packet until it can go on.
@@ -231,6 +272,7 @@ impl Core {
             .is_ok()
         {
             tracing::info!("retiring");
+            self.tell_heir();
             self.remove_files();
         }
     }
@@ -315,6 +357,7 @@ impl Core {
             incomplete: totals.incomplete.load(Relaxed),
             given_back: totals.given_back.load(Relaxed),
             reconnects: totals.reconnects.load(Relaxed),
+            takeovers: self.takeovers,
         }
     }
 
@@ -322,6 +365,7 @@ impl Core {
     fn note(&self) {
         let status = self.status();
         tracing::info!(phase = ?status.phase, ends_at = status.ends_at, "changed");
+        self.tell_heir();
         if let Err(error) = self.write_record() {
             tracing::error!(%error, "cannot write the state file");
         }
@@ -379,6 +423,16 @@ fn refusal(reason: String) -> Response {
 }
 
 impl Life {
+    fn until(ends_at: u64) -> Self {
+        let started_at = now();
+        let left = Duration::from_secs(ends_at.saturating_sub(started_at));
+        Self {
+            started_at,
+            end: Instant::now() + left,
+            ends_at,
+        }
+    }
+
     fn restart(&mut self, seconds: u64) {
         self.end = Instant::now() + Duration::from_secs(seconds);
         self.ends_at = now().saturating_add(seconds);
@@ -393,26 +447,25 @@ fn now() -> u64 {
 
 /// The control socket of an end that starts; its file goes away again if it doesn't.
 #[derive(Debug)]
-pub(crate) struct Claim {
-    listener: UnixListener,
-    file: Guard,
-}
-
-#[derive(Debug)]
-struct Guard(Option<PathBuf>);
+pub(crate) struct Claim(Option<PathBuf>);
 
 impl Claim {
     /// Takes the control socket: it tells first whether another one is there already.
-    pub(crate) fn take(end: &End) -> Result<Self, EndError> {
+    pub(crate) fn take(end: &End) -> Result<(Self, OwnedFd), EndError> {
         end.check().map_err(EndError::Launch)?;
-        Ok(Self {
-            listener: server::bind(&end.socket)?,
-            file: Guard(Some(end.socket.clone())),
-        })
+        let listener = server::bind(&end.socket)?;
+        let claim = Self(Some(end.socket.clone()));
+        let listener = listener.into_std().map_err(EndError::Descriptor)?;
+        Ok((claim, listener.into()))
+    }
+
+    /// From here on the socket's file goes with the state file: see [`Core::retire`].
+    fn keep(mut self) {
+        self.0 = None;
     }
 }
 
-impl Drop for Guard {
+impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(socket) = &self.0 {
             let _ = record::remove(socket);
@@ -420,28 +473,94 @@ impl Drop for Guard {
     }
 }
 
+impl Course {
+    /// Where an end begins.
+    fn begin(role: Role, permits: Permits, limits: Limits) -> Self {
+        Self {
+            phase: match role {
+                Role::Near => Phase::Holding,
+                Role::Far => Phase::Leading,
+            },
+            ends_at: now().saturating_add(limits.retire_after_seconds),
+            permits,
+            takeovers: 0,
+        }
+    }
+}
+
+/// Begins an end: what it goes on with is made here.
+pub(crate) async fn begin(
+    launch: Launch,
+    permits: Permits,
+    socket: UdpSocket,
+    ready: impl FnOnce(Status),
+    stop: mpsc::Receiver<()>,
+) -> Result<(), EndError> {
+    let (role, end) = match &launch {
+        Launch::Near(launch) => (Role::Near, &launch.end),
+        Launch::Far(launch) => (Role::Far, &launch.end),
+    };
+    let (claim, control) = Claim::take(end)?;
+    let (device, namespace) = device::make(&end.namespace, &end.device, end.mtu)?;
+    let course = Course::begin(role, permits, end.limits);
+    let deed = Deed::new(launch).map_err(EndError::Descriptor)?;
+    let estate = Estate {
+        deed: deed.keep().map_err(EndError::Descriptor)?,
+        namespace,
+        device,
+        socket: socket.into(),
+        control,
+    };
+    let inheritance = Inheritance {
+        deed,
+        course,
+        estate,
+    };
+    let ready = |status| {
+        claim.keep();
+        ready(status);
+    };
+    live(inheritance, ready, stop).await
+}
+
+/// Goes on as the end that left this, until it has retired; `ready` is called when it serves.
+pub async fn live(
+    inheritance: Inheritance,
+    ready: impl FnOnce(Status),
+    stop: mpsc::Receiver<()>,
+) -> Result<(), EndError> {
+    let Inheritance {
+        deed: Deed { launch, secret },
+        course,
+        estate,
+    } = inheritance;
+    match launch {
+        Launch::Near(launch) => near::live(launch, &secret, course, estate, ready, stop).await,
+        Launch::Far(launch) => far::live(launch, &secret, course, estate, ready, stop).await,
+    }
+}
+
 /// Says that the end is ready, and serves until it has retired. `tunnel` keeps its connection, and
 /// says farewell on it when the phase becomes *retiring*.
 pub(crate) async fn run(
     core: Arc<Core>,
-    claim: Claim,
     tunnel: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(Status),
     mut stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
+    let listener = core.line.control().map_err(EndError::Descriptor)?;
     core.write_record().map_err(|source| StartError::File {
         path: core.end.state.clone(),
         source,
     })?;
-    let Claim { listener, mut file } = claim;
-    // From here on its state goes with the state file: see `retire`.
-    file.0 = None;
     let server = Server::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.clone().serve(listener, core.clone()));
     tasks.spawn(pump::read(core.clone()));
     tasks.spawn(pump::send(core.clone()));
     let tunnel = tokio::spawn(tunnel);
+    // Its first heir is there before anybody relies on the end.
+    let heirs = tokio::spawn(heir::keep(core.clone(), core.raise_heir()));
     ready(core.status());
     loop {
         let end = core.life().end;
@@ -463,6 +582,7 @@ pub(crate) async fn run(
     }
     server.idle().await;
     tasks.shutdown().await;
+    let _ = heirs.await;
     tracing::info!(counts = ?core.counts(), "ended");
     Ok(())
 }

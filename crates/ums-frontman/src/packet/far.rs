@@ -1,7 +1,7 @@
 //! The far end: lets the near end in, and passes packets from the start.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream};
@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::control::{Role, Status};
-use super::end::{Claim, Core, EndError, run};
+use super::end::{Core, EndError, begin, run};
+use super::heir::{Course, Estate, Launch, Permits};
 use super::launch::FarLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};
 use super::narrow;
@@ -33,21 +34,30 @@ pub async fn far(
     ready: impl FnOnce(Status),
     stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
-    let claim = Claim::take(&launch.end)?;
-    let endpoint = quic::listen(&launch.end.identity, launch.listen, launch.ports)?;
+    let socket = quic::bind(launch.listen, launch.ports)?;
+    let permits = Permits::Far(Doorkeeper::new(launch.permit));
+    begin(Launch::Far(launch), permits, socket, ready, stop).await
+}
+
+pub(crate) async fn live(
+    launch: FarLaunch,
+    secret: &Permit,
+    course: Course,
+    estate: Estate,
+    ready: impl FnOnce(Status),
+    stop: mpsc::Receiver<()>,
+) -> Result<(), EndError> {
+    let socket = estate.socket.try_clone().map_err(EndError::Descriptor)?;
+    let endpoint = quic::listen(&launch.end.identity, socket.into(), secret)?;
     let address = endpoint.local_addr().map_err(quic::QuicError::Socket)?;
-    let core = Core::new(Role::Far, launch.end, address)?;
-    let door = Arc::new(Door {
-        core: core.clone(),
-        permits: Mutex::new(Doorkeeper::new(launch.permit)),
-    });
-    run(core, claim, serve(endpoint, door), ready, stop).await
+    let core = Core::new(Role::Far, launch.end, address, course, estate)?;
+    let door = Arc::new(Door { core: core.clone() });
+    run(core, serve(endpoint, door), ready, stop).await
 }
 
 /// Decides who is let in.
 struct Door {
     core: Arc<Core>,
-    permits: Mutex<Doorkeeper>,
 }
 
 /// A near end that was let in.
@@ -168,7 +178,7 @@ impl Door {
         if *migration != self.core.end.migration {
             return Err("it belongs to another migration".to_owned());
         }
-        if !self.permits().admit(permit, next) {
+        if !self.doorkeeper(|permits| permits.admit(permit, next)) {
             return Err(
                 "its permit is not valid: it was used before, or is another one's".to_owned(),
             );
@@ -176,8 +186,13 @@ impl Door {
         Ok(())
     }
 
-    fn permits(&self) -> std::sync::MutexGuard<'_, Doorkeeper> {
-        self.permits.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Looks at the permits that are good, and changes them: the heir knows, too, before the near
+    /// end does.
+    fn doorkeeper<T: Default>(&self, look: impl FnOnce(&mut Doorkeeper) -> T) -> T {
+        self.core.with_permits(|permits| match permits {
+            Permits::Far(doorkeeper) => look(doorkeeper),
+            Permits::Near(_) => T::default(),
+        })
     }
 }
 
@@ -201,7 +216,7 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                 break;
             }
             message = said.recv() => match message {
-                Some(FromNear::Confirm {}) => door.permits().confirm(next),
+                Some(FromNear::Confirm {}) => door.doorkeeper(|permits| permits.confirm(next)),
                 Some(FromNear::Lead {}) => core.live_on(),
                 Some(FromNear::Retire {}) => {
                     tracing::info!("the near end has retired");

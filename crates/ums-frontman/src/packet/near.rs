@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::control::{Phase, Role, Status};
-use super::end::{Claim, Core, EndError, run};
+use super::end::{Core, EndError, begin, run};
+use super::heir::{Course, Estate, Launch, Permits};
 use super::launch::NearLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};
 use super::narrow;
@@ -21,8 +22,8 @@ use super::quic::{self, CLOSE_RETIRED, CLOSE_UNUSABLE};
 /// A far end that is there answers in a round trip or three.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// The first rest between two attempts to connect: a far end that replaced its socket is back.
-const REST_MIN: Duration = Duration::from_millis(50);
+/// The first rest between two attempts to connect.
+const REST_MIN: Duration = Duration::from_millis(10);
 
 /// The longest: a path that comes back is used this soon, and 30 packets a minute harm nobody.
 const REST_MAX: Duration = Duration::from_secs(2);
@@ -34,23 +35,36 @@ pub async fn near(
     ready: impl FnOnce(Status),
     stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
-    let NearLaunch {
-        end,
-        address,
-        permit,
-    } = launch;
-    let claim = Claim::take(&end)?;
-    let (endpoint, config) = quic::dial(&end.identity, address)?;
-    let core = Core::new(Role::Near, end, address)?;
-    let mut dialler = Dialler {
+    let socket = quic::bind_towards(launch.address)?;
+    let permits = Permits::Near(launch.permit.clone());
+    begin(Launch::Near(launch), permits, socket, ready, stop).await
+}
+
+pub(crate) async fn live(
+    launch: NearLaunch,
+    secret: &Permit,
+    course: Course,
+    estate: Estate,
+    ready: impl FnOnce(Status),
+    stop: mpsc::Receiver<()>,
+) -> Result<(), EndError> {
+    let NearLaunch { end, address, .. } = launch;
+    let socket = estate.socket.try_clone().map_err(EndError::Descriptor)?;
+    let (endpoint, config) = quic::dial(&end.identity, socket.into(), secret)?;
+    let first = course.takeovers == 0;
+    let core = Core::new(Role::Near, end, address, course, estate)?;
+    let dialler = Dialler {
         endpoint,
         config,
         core: core.clone(),
         address,
-        permit,
     };
-    let first = dialler.connect().await.map_err(EndError::Connect)?;
-    run(core, claim, dialler.stay_connected(first), ready, stop).await
+    // Whoever starts an end wants to know whether there is a way; an heir looks for one.
+    let admitted = match first {
+        true => Some(dialler.connect().await.map_err(EndError::Connect)?),
+        false => None,
+    };
+    run(core, dialler.stay_connected(admitted), ready, stop).await
 }
 
 /// What is needed to connect.
@@ -59,8 +73,6 @@ struct Dialler {
     config: ClientConfig,
     core: Arc<Core>,
     address: std::net::SocketAddr,
-    /// To be shown the next time.
-    permit: Permit,
 }
 
 /// A connection on which the far end has let us in.
@@ -80,31 +92,36 @@ enum Ending {
 
 impl Dialler {
     /// Keeps the tunnel until one of the ends has retired.
-    async fn stay_connected(mut self, first: Admitted) {
+    async fn stay_connected(self, first: Option<Admitted>) {
         let core = self.core.clone();
         let mut admitted = first;
         loop {
-            core.connect(admitted.connection.clone());
-            let connection = admitted.connection.clone();
-            let ending = converse(&core, admitted).await;
+            let now = match admitted.take() {
+                Some(first) => first,
+                None => tokio::select! {
+                    again = self.connect_again() => {
+                        core.totals.reconnects.fetch_add(1, Relaxed);
+                        tracing::info!("the tunnel is there again");
+                        again
+                    }
+                    () = core.retiring() => break,
+                },
+            };
+            core.connect(now.connection.clone());
+            let connection = now.connection.clone();
+            let ending = converse(&core, now).await;
             core.disconnect(&connection);
             match ending {
                 Ending::Over => break,
                 Ending::Broken(error) if quic::has_retired(&error) => break,
                 Ending::Broken(error) => tracing::warn!(%error, "the tunnel broke"),
             }
-            admitted = tokio::select! {
-                again = self.connect_again() => again,
-                () = core.retiring() => break,
-            };
-            core.totals.reconnects.fetch_add(1, Relaxed);
-            tracing::info!("the tunnel is there again");
         }
         core.retire();
         self.endpoint.wait_idle().await;
     }
 
-    async fn connect_again(&mut self) -> Admitted {
+    async fn connect_again(&self) -> Admitted {
         let mut rest = REST_MIN;
         let mut told = String::new();
         loop {
@@ -121,7 +138,7 @@ impl Dialler {
         }
     }
 
-    async fn connect(&mut self) -> Result<Admitted, String> {
+    async fn connect(&self) -> Result<Admitted, String> {
         let late = |_| format!("{} did not answer within {CONNECT_WITHIN:?}", self.address);
         let peer = self.core.end.peer.to_string();
         let dialled = self
@@ -136,29 +153,34 @@ impl Dialler {
                 None => error.to_string(),
             })?
         };
-        let (admitted, next) = timeout(CONNECT_WITHIN, asked).await.map_err(late)??;
-        self.permit = next;
-        Ok(admitted)
+        timeout(CONNECT_WITHIN, asked).await.map_err(late)?
     }
 
     /// Asks to be let in; the inner result is the far end's verdict.
-    async fn ask(&self, connection: Connection) -> io::Result<Result<(Admitted, Permit), String>> {
+    async fn ask(&self, connection: Connection) -> io::Result<Result<Admitted, String>> {
         let (mut to, mut from) = connection.open_bi().await?;
+        let permit = self.core.with_permits(|permits| match permits {
+            Permits::Near(permit) => Some(permit.clone()),
+            Permits::Far(_) => None,
+        });
         let hello = FromNear::Hello {
             version: VERSION,
             migration: self.core.end.migration.clone(),
-            permit: self.permit.clone(),
+            permit: permit.ok_or(io::ErrorKind::InvalidInput)?,
         };
         message::write(&mut to, &hello).await?;
         match message::read(&mut from).await? {
             FromFar::Welcome { permit } => {
+                // The heir has it before the far end forgets the one before.
+                self.core
+                    .with_permits(|permits| *permits = Permits::Near(permit));
                 message::write(&mut to, &FromNear::Confirm {}).await?;
                 let admitted = Admitted {
                     connection,
                     to,
                     from,
                 };
-                Ok(Ok((admitted, permit)))
+                Ok(Ok(admitted))
             }
             FromFar::Refused { reason } => Ok(Err(reason)),
             FromFar::Gone {} => Ok(Err("it is ending".to_owned())),

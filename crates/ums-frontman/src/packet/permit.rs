@@ -36,6 +36,10 @@ impl Permit {
         Self(bytes)
     }
 
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// What the far end keeps of it.
     pub fn hash(&self) -> PermitHash {
         PermitHash(blake3::hash(&self.0))
@@ -83,7 +87,7 @@ impl TryFrom<String> for PermitHash {
 }
 
 /// The far end's memory of what is good.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Doorkeeper {
     current: PermitHash,
     next: Option<PermitHash>,

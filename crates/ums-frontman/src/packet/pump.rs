@@ -28,7 +28,7 @@ pub(crate) async fn read(core: Arc<Core>) {
             piece = BytesMut::with_capacity(PIECE_BYTES.max(longest));
         }
         piece.resize(longest, 0);
-        match core.device.io.recv(&mut piece).await {
+        match core.device.receive(&mut piece).await {
             Ok(length) => {
                 let packet = piece.split_to(length.min(longest)).freeze();
                 piece.clear();
@@ -122,7 +122,7 @@ fn give_back(core: &Core) {
             let given = deliver(core, &packet);
             add(&core.totals.given_back, given.into());
         }
-        match core.device.io.try_recv(&mut buffer) {
+        match core.device.try_receive(&mut buffer) {
             Ok(length) => core.keep(Bytes::copy_from_slice(&buffer[..length])),
             Err(_) => break,
         }
@@ -154,8 +154,8 @@ pub(crate) async fn receive(core: &Core, link: &Connection) -> quinn::Connection
 /// Writes one packet into the device, which takes it at once or never.
 fn deliver(core: &Core, packet: &[u8]) -> bool {
     loop {
-        match core.device.io.try_send(packet) {
-            Ok(_) => return true,
+        match core.device.send(packet) {
+            Ok(()) => return true,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::debug!(%error, "the device refused a packet");

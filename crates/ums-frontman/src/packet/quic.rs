@@ -7,12 +7,17 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::crypto::{CryptoError, HmacKey};
+use quinn::{
+    ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, ServerConfig,
+    TransportConfig, VarInt,
+};
 use rustls_pki_types::CertificateDer;
 use ums_core::id::SystemName;
 use ums_tls::{Identity, TlsError};
 
 use super::launch::Ports;
+use super::permit::Permit;
 
 /// Application protocol, as negotiated in the handshake.
 const ALPN: &[u8] = b"ums-tunnel/1";
@@ -40,6 +45,9 @@ const STREAM_WINDOW_BYTES: u32 = 16 * 1024;
 
 /// Handshakes that wait at one time: the far end has one peer.
 const INCOMING_MAX: usize = 16;
+
+/// As many as quinn's own have.
+const ID_BYTES: usize = 8;
 
 /// Why a connection is closed, for the other end's log.
 pub(crate) const CLOSE_RETIRED: VarInt = VarInt::from_u32(0);
@@ -77,31 +85,27 @@ pub enum QuicError {
 /// The far end's endpoint.
 pub(crate) fn listen(
     identity: &Identity,
-    address: IpAddr,
-    ports: Ports,
+    socket: UdpSocket,
+    secret: &Permit,
 ) -> Result<Endpoint, QuicError> {
     let tls = ums_tls::server_config(identity, &[ALPN])?;
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config
         .max_incoming(INCOMING_MAX)
         .transport_config(Arc::new(transport()));
-    let socket = bind(address, ports)?;
-    endpoint(Some(config), socket)
+    endpoint(Some(config), socket, secret)
 }
 
 /// The near end's endpoint, and how it connects.
 pub(crate) fn dial(
     identity: &Identity,
-    peer: SocketAddr,
+    socket: UdpSocket,
+    secret: &Permit,
 ) -> Result<(Endpoint, ClientConfig), QuicError> {
     let tls = ums_tls::client_config(identity, &[ALPN])?;
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(Arc::new(transport()));
-    let any = match peer {
-        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    Ok((endpoint(None, bind(any, Ports::ANY)?)?, config))
+    Ok((endpoint(None, socket, secret)?, config))
 }
 
 /// The system that a connection's certificate names.
@@ -140,7 +144,8 @@ fn transport() -> TransportConfig {
     transport
 }
 
-fn bind(address: IpAddr, ports: Ports) -> Result<UdpSocket, QuicError> {
+/// The far end's socket.
+pub(crate) fn bind(address: IpAddr, ports: Ports) -> Result<UdpSocket, QuicError> {
     let mut failed = io::Error::from(io::ErrorKind::InvalidInput);
     for port in ports.first..=ports.last {
         match UdpSocket::bind((address, port)) {
@@ -156,7 +161,20 @@ fn bind(address: IpAddr, ports: Ports) -> Result<UdpSocket, QuicError> {
     })
 }
 
-fn endpoint(server: Option<ServerConfig>, socket: UdpSocket) -> Result<Endpoint, QuicError> {
+/// The near end's socket.
+pub(crate) fn bind_towards(peer: SocketAddr) -> Result<UdpSocket, QuicError> {
+    let any = match peer {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    bind(any, Ports::ANY)
+}
+
+fn endpoint(
+    server: Option<ServerConfig>,
+    socket: UdpSocket,
+    secret: &Permit,
+) -> Result<Endpoint, QuicError> {
     // Larger than the usual limit needs CAP_NET_ADMIN; without it the limit itself will do.
     let size = SOCKET_BUFFER_BYTES;
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &size)
@@ -164,5 +182,69 @@ fn endpoint(server: Option<ServerConfig>, socket: UdpSocket) -> Result<Endpoint,
     let _ = setsockopt(&socket, sockopt::SndBufForce, &size)
         .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &size));
     let runtime = Arc::new(quinn::TokioRuntime);
-    Endpoint::new(EndpointConfig::default(), server, socket, runtime).map_err(QuicError::Socket)
+    let key = blake3::derive_key(RESETS, secret.bytes());
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(key)));
+    config.cid_generator(|| Box::new(ConnectionIds::default()));
+    Endpoint::new(config, server, socket, runtime).map_err(QuicError::Socket)
+}
+
+/// What the key of stateless resets (RFC 9000, section 10.3) is derived for.
+const RESETS: &str = "ums-tunnel 2026 stateless resets";
+
+/// The key of stateless resets: an end's heir has the same, so the other end believes it that a
+/// connection of the dead one is no more, at once.
+struct ResetKey([u8; blake3::KEY_LEN]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature: &mut [u8]) {
+        let hash = blake3::keyed_hash(&self.0, data);
+        signature.copy_from_slice(&hash.as_bytes()[..signature.len()]);
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let hash = blake3::keyed_hash(&self.0, data);
+        // In constant time: `Hash` compares so.
+        let signature = blake3::Hash::from_slice(signature).map_err(|_| CryptoError)?;
+        if hash == signature {
+            Ok(())
+        } else {
+            Err(CryptoError)
+        }
+    }
+}
+
+/// Connection ids without a mark of who gave them: quinn's own have one, and nobody would be told
+/// of the end of a connection whose id the heir can't tell from a stranger's.
+#[derive(Debug)]
+struct ConnectionIds(blake3::OutputReader);
+
+impl Default for ConnectionIds {
+    fn default() -> Self {
+        let mut seed = blake3::Hasher::new();
+        // The address of the endpoint's own state would do; what matters is that none comes twice.
+        if let Ok(random) = Permit::random() {
+            seed.update(random.bytes());
+        }
+        Self(seed.finalize_xof())
+    }
+}
+
+impl ConnectionIdGenerator for ConnectionIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; ID_BYTES];
+        self.0.fill(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }

@@ -13,10 +13,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use ums_frontman::client::ClientError;
 use ums_frontman::packet::client::{Client, spawn_far, spawn_near};
 use ums_frontman::packet::{End, FarLaunch, Limits, NearLaunch, Permit, Ports, Status};
+use ums_frontman::record;
 use ums_tls::Identity;
 use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
 
@@ -152,7 +154,6 @@ pub(crate) struct Fixture {
     /// Of the ends that are started.
     pub(crate) limits: Limits,
     authority: Authority,
-    started: Vec<u32>,
 }
 
 impl Fixture {
@@ -183,7 +184,6 @@ impl Fixture {
             directory: TempDir::new().unwrap(),
             limits: Limits::default(),
             authority: Authority::new("test").unwrap().0,
-            started: Vec::new(),
         }
     }
 
@@ -235,7 +235,6 @@ impl Fixture {
         let started = self
             .destination
             .within(move || block_on(async { spawn_far(&binary(), &launch, Some(&log)).await }))?;
-        self.started.push(started.1.pid);
         self.new.run("ip route add default dev ums-in");
         self.new.run("ip -6 route add default dev ums-in");
         Ok(started)
@@ -249,7 +248,6 @@ impl Fixture {
         let started = self
             .source
             .within(move || block_on(async { spawn_near(&binary(), &launch, Some(&log)).await }))?;
-        self.started.push(started.1.pid);
         Ok(started)
     }
 
@@ -300,11 +298,35 @@ impl Drop for Fixture {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
-        for pid in &self.started {
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(*pid).unwrap());
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let records = record::list::<Status>(self.directory.path()).unwrap_or_default();
+        for Status { pid, .. } in records.into_iter().map(|record| record.status) {
+            // Standing still, it raises no other heir.
+            send(pid, Signal::SIGSTOP);
+            for heir in children(pid) {
+                send(heir, Signal::SIGKILL);
+            }
+            send(pid, Signal::SIGKILL);
         }
     }
+}
+
+/// Sends a signal to a process if it is there.
+pub(crate) fn send(pid: u32, signal: Signal) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    let _ = nix::sys::signal::kill(pid, signal);
+}
+
+/// The children of a process that are not dead.
+pub(crate) fn children(of: u32) -> Vec<u32> {
+    let parent = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut words = stat.rsplit_once(") ")?.1.split(' ');
+        let alive = words.next()? != "Z";
+        words.next()?.parse().ok().filter(|_| alive)
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| parent(pid) == Some(of)).collect()
 }
 
 type Side<'a> = (&'a Namespace, &'a str, [&'a str; 2]);

@@ -7,8 +7,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::JoinHandle;
 
 use fixture::{
-    Fixture, Namespace, PATIENCE, SERVICE, SERVICE6, block_on, eventually, skip_unless_root, status,
+    Fixture, Namespace, PATIENCE, SERVICE, SERVICE6, block_on, children, eventually, send,
+    skip_unless_root, status,
 };
+use nix::sys::signal::Signal;
 use ums_frontman::client::ClientError;
 use ums_frontman::packet::client::Client;
 use ums_frontman::packet::{self, Permit, Phase};
@@ -301,11 +303,127 @@ fn an_end_that_is_told_by_a_signal_ends_and_the_other_with_it() {
     for which in [0, 1] {
         let mut f = Fixture::new(1500);
         let (near, far) = f.start("192.0.2.2");
-        let pid = status([&near, &far][which]).pid;
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let pids = [&near, &far].map(|end| status(end).pid);
+        let heirs = pids.map(|pid| children(pid)[0]);
+        send(pids[which], Signal::SIGTERM);
         both_are_gone(&f, &near, &far);
+        for heir in heirs {
+            eventually("the end of its heir", || !exists(heir));
+        }
     }
+}
+
+fn exists(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Kills an end, and waits until its heir goes on.
+fn kill_end(end: &Client) {
+    let before = status(end);
+    send(before.pid, Signal::SIGKILL);
+    eventually("the heir goes on", || {
+        let now = block_on(end.status());
+        now.is_ok_and(|now| now.pid != before.pid)
+    });
+    assert_eq!(status(end).counts.takeovers, before.counts.takeovers + 1);
+}
+
+#[test]
+fn an_end_that_is_killed_has_an_heir() {
+    skip_unless_root!("an_end_that_is_killed_has_an_heir");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    block_on(near.lead()).unwrap();
+    let connected = || status(&near).connected && status(&far).connected;
+    // One connection lives through all of this.
+    let echo = echo_tcp(&f.new, address(SERVICE, 80));
+    let to = address(SERVICE, 80);
+    let mut stream = f
+        .client
+        .within(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut passes = |what: &str| {
+        stream.write_all(what.as_bytes()).unwrap();
+        let mut answer = vec![0; what.len()];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, what.as_bytes());
+    };
+    passes("before");
+    for end in [&near, &far, &near, &far] {
+        let heir = children(status(end).pid)[0];
+        kill_end(end);
+        assert_eq!(status(end).pid, heir);
+        passes("after a death");
+        eventually("both know it", connected);
+    }
+    // An heir that dies is replaced.
+    let end = status(&near).pid;
+    let heir = children(end)[0];
+    send(heir, Signal::SIGKILL);
+    eventually("another heir", || {
+        children(end).first().is_some_and(|other| *other != heir)
+    });
+    kill_end(&near);
+    passes("after the death of an heir");
+    // Both at once, while the connection is silent: whoever is there first waits for the other.
+    send(status(&far).pid, Signal::SIGKILL);
+    kill_end(&near);
+    passes("after the death of both ends");
+    drop(stream);
+    echo.join().unwrap();
+    there_and_back(&f, SERVICE6, MEBIBYTE);
+    block_on(near.retire()).unwrap();
+    both_are_gone(&f, &near, &far);
+}
+
+#[test]
+fn an_end_that_is_killed_while_much_passes_costs_time_only() {
+    skip_unless_root!("an_end_that_is_killed_while_much_passes_costs_time_only");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    block_on(near.lead()).unwrap();
+    f.source
+        .run("tc qdisc add dev wan root tbf rate 100mbit burst 20kb latency 50ms");
+    let echo = echo_tcp(&f.new, address(SERVICE, 80));
+    let client = f.client.clone();
+    let passing =
+        std::thread::spawn(move || transfer(&client, address(SERVICE, 80), 16 * MEBIBYTE));
+    for end in [&near, &far] {
+        let before = status(end).counts;
+        eventually("some passes", || {
+            let now = status(end).counts;
+            now.sent_packets + now.received_packets
+                > before.sent_packets + before.received_packets + 500
+        });
+        kill_end(end);
+    }
+    passing.join().unwrap();
+    echo.join().unwrap();
+}
+
+#[test]
+fn an_end_that_is_killed_while_it_holds_goes_on_holding() {
+    skip_unless_root!("an_end_that_is_killed_while_it_holds_goes_on_holding");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    kill_end(&near);
+    kill_end(&far);
+    let service = bind_udp(&f.new, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    send_numbered(&client, 100, 4);
+    eventually("100 held", || status(&near).counts.held_packets >= 100);
+    assert_eq!(status(&near).phase, Phase::Holding);
+    block_on(near.lead()).unwrap();
+    receive_numbered(&service, 100);
+    // What it was told before its death its heir knows.
+    kill_end(&near);
+    assert_eq!(status(&near).phase, Phase::Leading);
+    send_numbered(&client, 10, 4);
+    receive_numbered(&service, 10);
 }
 
 #[test]
