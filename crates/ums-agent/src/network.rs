@@ -518,6 +518,15 @@ impl Driver {
         })
     }
 
+    /// Whether a connection that was carried here still lives.
+    pub async fn has_carried(&self, netns: &Path) -> Result<bool, NetworkError> {
+        let (remembered, connections) =
+            tokio::join!(self.remembered(netns), self.connections(netns));
+        let (carried, alive) = (remembered?.carried, connections?);
+        let mut alive = alive.open.iter().chain(&alive.unaccepted);
+        Ok(alive.any(|flow| carried.contains(flow)))
+    }
+
     /// Has the answers of these connections go back through [`IN_DEVICE`]; those of `home` never do.
     pub async fn carry(
         &self,

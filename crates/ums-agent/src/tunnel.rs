@@ -16,7 +16,7 @@ use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_frontman::client::ClientError;
 use ums_frontman::packet::client::{self, Client};
 use ums_frontman::packet::{End, FarLaunch, Limits, NearLaunch, Permit, Ports, Status};
-use ums_frontman::record;
+use ums_frontman::record::{self, Record};
 
 use crate::agent::{Agent, Service};
 use crate::network::{IN_DEVICE, MTU, OUT_DEVICE};
@@ -197,6 +197,61 @@ pub async fn give_back(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Pro
     given
         .map(drop)
         .map_err(|error| problem::failed("tunnel", "packets can't be given back")(&error))
+}
+
+/// Begins the time of the far ends anew whose connections from before a move still live, and with
+/// it that of their near ends.
+pub async fn renew(agent: &Arc<Agent>) {
+    let near = record::list::<Status>(&directory(agent, NEAR)).unwrap_or_default();
+    for far in record::list::<Status>(&directory(agent, FAR)).unwrap_or_default() {
+        if let Err(error) = renew_one(agent, &far, &near).await {
+            tracing::warn!(service = far.status.service, %error, "whether a Frontman is still needed is not to be seen");
+        }
+    }
+}
+
+async fn renew_one(
+    agent: &Arc<Agent>,
+    far: &Record<Status>,
+    near: &[Record<Status>],
+) -> Result<(), Problem> {
+    if !is_needed(agent, &far.status, near).await? {
+        return Ok(());
+    }
+    let Some(client) = at(far.socket.clone()).await? else {
+        return Ok(());
+    };
+    let renewed = client.renew().await;
+    renewed
+        .map(drop)
+        .map_err(|error| problem::failed("tunnel", "the tunnel can't live on")(&error))
+}
+
+async fn is_needed(
+    agent: &Arc<Agent>,
+    far: &Status,
+    near: &[Record<Status>],
+) -> Result<bool, Problem> {
+    let service = far.service.parse().ok();
+    let service = service.and_then(|name| agent.service(&name).ok());
+    let comes_here = |service: &Service| {
+        let inbound = service.record.inbound.as_ref();
+        inbound.is_some_and(|inbound| inbound.migration.to_string() == far.migration)
+    };
+    match service.filter(comes_here) {
+        Some(service) => {
+            let netns = services::netns(agent, &service).await?;
+            let carried = agent.network.has_carried(&netns).await;
+            carried.map_err(|error| {
+                problem::failed("tunnel", "the service's connections are not to be seen")(&error)
+            })
+        }
+        // The service has gone on from here. What comes from the place before leaves by the near end,
+        // which is told by the next place how long it is needed.
+        None => Ok(near
+            .iter()
+            .any(|near| near.status.service == far.service && near.status.ends_at > far.ends_at)),
+    }
 }
 
 /// Ends the near end of a service that is elsewhere, and with it the namespace that it kept and the

@@ -121,8 +121,19 @@ impl FrontmanClient {
     }
 }
 
-/// Holds one conversation with the process on a control socket, of whichever mode.
+/// Asks the process on a control socket, of whichever mode. Every request is idempotent: it is
+/// asked again, once, when the process dies over it, for then its heir answers.
 pub(crate) async fn ask<S: DeserializeOwned>(
+    path: &Path,
+    request: &impl Serialize,
+) -> Result<S, ClientError> {
+    match ask_once(path, request).await {
+        Err(ClientError::Talk { source, .. }) if is_death(&source) => ask_once(path, request).await,
+        answer => answer,
+    }
+}
+
+async fn ask_once<S: DeserializeOwned>(
     path: &Path,
     request: &impl Serialize,
 ) -> Result<S, ClientError> {
@@ -141,6 +152,13 @@ pub(crate) async fn ask<S: DeserializeOwned>(
         Response::Ok(status) => Ok(*status),
         Response::Error(reason) => Err(ClientError::Refused(reason)),
     }
+}
+
+fn is_death(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 fn is_absence(error: &io::Error) -> bool {

@@ -12,6 +12,7 @@ use common::{
     systems_set,
 };
 use ums_core::report::{MigrationReport, Outcome};
+use ums_testbed::client::echo::Echo;
 use ums_testbed::client::{self, Loads, Summary, account, echo, pipeline, subscriber};
 use ums_testbed::rootfs;
 use ums_testbed::streams::Account;
@@ -29,6 +30,9 @@ const PERIOD: Duration = Duration::from_millis(20);
 /// CRIU carries no queue of a UDP socket, and those on their way when a place on a bridge or a tunnel
 /// changes hands. A move that did not hold them would lose several times as many.
 const LOST_MAX: u64 = 2;
+
+/// A short life for a Frontman.
+const RETIRE_SECONDS: u64 = 4;
 
 /// Bytes that an upload sends in some 16 ms: fewer unacknowledged at once would not show that it
 /// went on sending while the service was frozen.
@@ -127,6 +131,40 @@ fn connections_go_on_when_a_migration_is_abandoned() {
     at(&testbed, &testbed.a, streams::PORT, echo::once);
     stop_streams(&testbed, clients, LOST_MAX);
     is_only_at(&testbed, &testbed.a, "streams", "/bin/ums-streams");
+    remove(testbed);
+}
+
+/// A Frontman stays as long as a connection from before the move lives, however silent, and then for
+/// its time.
+#[test]
+fn a_silent_connection_keeps_its_frontman() {
+    let test = "a_silent_connection_keeps_its_frontman";
+    let settings = format!("[limits]\nretire_seconds = {RETIRE_SECONDS}\n");
+    let Some(testbed) = systems_set(test, 1000, &settings) else {
+        return;
+    };
+    streams::start(&testbed, &testbed.a, None, 0).expect("the service runs");
+    let address = SocketAddr::from((testbed.a.ip(), streams::PORT));
+    let open = || Echo::open(address, 1);
+    let mut echo = testbed.world.in_network(open).expect("a connection");
+    echo.exchange().expect("an answer");
+    moved(&testbed, &testbed.a, &testbed.b, "streams");
+    let ends_at = || {
+        let file = testbed.a.run_dir().join("tunnel/near/streams.json");
+        let text = std::fs::read(testbed.a.outside(&file)).ok()?;
+        let record: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        record["status"]["ends_at"].as_u64()
+    };
+    let first = ends_at().expect("a Frontman");
+    wait_for("a longer life", PATIENCE, || {
+        let ends_at = ends_at().expect("a Frontman still");
+        (ends_at > first + 2 * RETIRE_SECONDS).then_some(())
+    })
+    .expect("it is renewed");
+    echo.exchange().expect("an answer from the new place");
+    drop(echo);
+    wait_for("its end", PATIENCE, || ends_at().is_none().then_some(())).expect("it ends");
+    is_only_at(&testbed, &testbed.b, "streams", "/bin/ums-streams");
     remove(testbed);
 }
 

@@ -42,7 +42,7 @@ const IN_ROUTES: u32 = 7402;
 
 /// Connections in one set: more than a service's namespace can have with the usual limit of files.
 const SET_SIZE: u32 = 65536;
-/// How long a carried connection of which nothing is heard is remembered: the life of a Frontman.
+/// How long a connection that was begun through `ums-in` is remembered after its last packet.
 const CARRIED_FOR: &str = "1d";
 /// The same for datagrams, which have no connection. Longer than `nf_conntrack_udp_timeout_stream`.
 const SEEN_FOR: &str = "5m";
@@ -130,6 +130,8 @@ flush table inet {TABLE}
         let learn = format!("update @carried{family} {{ {flow} timeout {CARRIED_FOR} }}");
         let new = format!("@learned{family} {{ {flow} timeout {CARRIED_FOR} }}");
         rule("arrive", &format!("{from_in} {NEW} update {new}"));
+        let again = format!("{from_in} {flow} @learned{family} update {new}");
+        rule("arrive", &again);
         // It was held on its way while its client's own way changed: that counts from now on.
         let forget = format!("delete @learned{family} {{ {flow} }}");
         rule("arrive", &format!("iifname \"eth0\" {NEW} {forget}"));

@@ -71,6 +71,11 @@ impl Client {
         present(ask(&self.path, &Request::GiveBack {}).await)
     }
 
+    /// Far end: both ends' time begins anew.
+    pub async fn renew(&self) -> Result<Status, ClientError> {
+        ask(&self.path, &Request::Renew {}).await
+    }
+
     /// End, and have the other end end too.
     ///
     /// *Idempotence*: from the first call on its socket's name is free for the next end, so a

@@ -18,6 +18,9 @@ pub enum Request {
     /// Near end only, and only before `lead`: write what is held into the device, then end. It is
     /// answered when that is done.
     GiveBack {},
+    /// Both ends' time begins anew: connections from before the move still live. Far end only,
+    /// since only its system knows.
+    Renew {},
     /// End, and have the other end end too.
     Retire {},
 }
@@ -92,8 +95,8 @@ pub struct Limits {
     pub hold_packets: usize,
     /// Bytes of packets held at one time.
     pub hold_bytes: usize,
-    /// How long the end lives after the last change: its start, `lead`, and for the far end also
-    /// each time that a near end is let in; seconds.
+    /// How long the end lives after the last sign that it is needed: its start, `lead`, `renew`,
+    /// a packet that passed, and for the far end also each time that a near end is let in; seconds.
     pub retire_after_seconds: u64,
 }
 
@@ -193,6 +196,7 @@ mod test {
             (r#"{"status":{}}"#, Request::Status {}),
             (r#"{"lead":{}}"#, Request::Lead {}),
             (r#"{"give-back":{}}"#, Request::GiveBack {}),
+            (r#"{"renew":{}}"#, Request::Renew {}),
             (r#"{"retire":{}}"#, Request::Retire {}),
         ] {
             assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);

@@ -12,7 +12,7 @@ use quinn::Connection;
 use tokio::process::Child;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::control::{Counts, Limits, Phase, Request, Response, Role, Status};
 use super::device::{self, Device, DeviceError};
@@ -28,6 +28,12 @@ use crate::server::{self, Answer, Server};
 /// queue fills, and the kernel drops there as on any link that is slower than its sender: a
 /// longer queue would only be delay.
 const PASSING_PACKETS_MAX: usize = 256;
+
+/// An end looks this often in its life whether packets pass.
+const LOOKS: u32 = 8;
+
+/// And at least this often.
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(60);
 
 /// The other end is told of the end within this long, or finds out by itself.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -74,6 +80,8 @@ pub(crate) struct Core {
     pub(crate) heir_is_behind: Notify,
     pub(crate) device: Device,
     hold: Mutex<Hold>,
+    /// The far end was told that it is still needed.
+    pub(crate) renewed: Notify,
     /// Something was put into the hold.
     pub(crate) arrived: Notify,
     /// Something was taken out of it, or needn't wait any more.
@@ -113,6 +121,8 @@ pub(crate) enum Refusal {
     Led,
     #[error("a far end passes packets from its start: ask the near end")]
     Far,
+    #[error("only the far end's system knows which connections live: ask the far end")]
+    Near,
 }
 
 impl Core {
@@ -137,6 +147,7 @@ impl Core {
             takeovers: course.takeovers,
             line: heir::Line::new(role, shared),
             heir_is_behind: Notify::new(),
+            renewed: Notify::new(),
             arrived: Notify::new(),
             room: Notify::new(),
             phase: watch::Sender::new(course.phase),
@@ -251,6 +262,15 @@ impl Core {
         }
     }
 
+    fn renew(&self) -> Result<(), Refusal> {
+        if self.role == Role::Near {
+            return Err(Refusal::Near);
+        }
+        self.live_on();
+        self.renewed.notify_one();
+        Ok(())
+    }
+
     async fn give_back(&self) -> Result<(), Refusal> {
         if self.role == Role::Far {
             return Err(Refusal::Far);
@@ -361,10 +381,15 @@ impl Core {
         }
     }
 
+    /// Packets that have passed, either way.
+    fn passed(&self) -> u64 {
+        self.totals.sent_packets.load(Relaxed) + self.totals.received_packets.load(Relaxed)
+    }
+
     /// Logs the change and writes it down. Packets pass even when that fails.
     fn note(&self) {
         let status = self.status();
-        tracing::info!(phase = ?status.phase, ends_at = status.ends_at, "changed");
+        tracing::debug!(phase = ?status.phase, ends_at = status.ends_at, "changed");
         self.tell_heir();
         if let Err(error) = self.write_record() {
             tracing::error!(%error, "cannot write the state file");
@@ -400,6 +425,7 @@ impl Answer for Core {
             Ok(Request::Status {}) => Ok(()),
             Ok(Request::Lead {}) => self.lead(),
             Ok(Request::GiveBack {}) => self.give_back().await,
+            Ok(Request::Renew {}) => self.renew(),
             Ok(Request::Retire {}) => {
                 self.drain().await;
                 self.retire();
@@ -471,6 +497,11 @@ impl Drop for Claim {
             let _ = record::remove(socket);
         }
     }
+}
+
+/// How often to look whether packets pass.
+fn look_every(limits: Limits) -> Duration {
+    (Duration::from_secs(limits.retire_after_seconds) / LOOKS).min(LOOK_EVERY_MAX)
 }
 
 impl Course {
@@ -562,10 +593,18 @@ pub(crate) async fn run(
     // Its first heir is there before anybody relies on the end.
     let heirs = tokio::spawn(heir::keep(core.clone(), core.raise_heir()));
     ready(core.status());
+    let mut passed = core.passed();
+    let mut looks = interval(look_every(core.end.limits));
     loop {
         let end = core.life().end;
         tokio::select! {
             () = core.retiring() => break,
+            _ = looks.tick() => {
+                let before = std::mem::replace(&mut passed, core.passed());
+                if passed != before {
+                    core.live_on();
+                }
+            }
             () = sleep_until(end) => {
                 // It may have been moved meanwhile.
                 if core.life().end <= Instant::now() {

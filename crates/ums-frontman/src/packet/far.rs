@@ -237,6 +237,11 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                 connection.close(CLOSE_UNUSABLE, b"narrower");
                 break;
             }
+            () = core.renewed.notified() => {
+                // If it doesn't arrive the connection has broken; it is said again before the time
+                // is over.
+                let _ = message::write(&mut to, &FromFar::Renew {}).await;
+            }
             () = core.retiring() => {
                 message::farewell(&connection, &mut to, &FromFar::Gone {}).await;
                 break;

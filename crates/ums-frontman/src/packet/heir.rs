@@ -178,6 +178,7 @@ impl Line {
         };
         // A process group of its own: what is meant for the end's spares it.
         let heir = Command::new("/proc/self/exe")
+            .arg0(std::env::args_os().next().unwrap_or_default())
             .args([role, "--heir"])
             .current_dir("/")
             .stdin(Stdio::from(theirs))

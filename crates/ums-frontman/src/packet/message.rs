@@ -51,6 +51,8 @@ pub(crate) enum FromFar {
     Welcome { permit: Permit },
     /// Not admitted, and why.
     Refused { reason: String },
+    /// Connections from before the move still live: the near end's time begins anew.
+    Renew {},
     /// The service is gone: the near end has nothing to stand for.
     Gone {},
 }

@@ -184,6 +184,7 @@ impl Dialler {
             }
             FromFar::Refused { reason } => Ok(Err(reason)),
             FromFar::Gone {} => Ok(Err("it is ending".to_owned())),
+            FromFar::Renew {} => Ok(Err("it says what it shouldn't yet".to_owned())),
         }
     }
 }
@@ -220,6 +221,7 @@ async fn converse(core: &Core, admitted: Admitted) -> Ending {
                     connection.close(CLOSE_RETIRED, b"gone");
                     return Ending::Over;
                 }
+                Some(FromFar::Renew {}) => core.live_on(),
                 Some(_) => tracing::warn!("the far end says what it shouldn't now"),
                 None => return Ending::Broken(connection.closed().await),
             },

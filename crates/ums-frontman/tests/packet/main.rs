@@ -298,6 +298,36 @@ fn an_end_whose_time_is_over_ends_and_the_other_with_it() {
 }
 
 #[test]
+fn ends_live_while_they_are_needed() {
+    skip_unless_root!("ends_live_while_they_are_needed");
+    let mut f = Fixture::new(1500);
+    f.limits.retire_after_seconds = 2;
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    block_on(near.lead()).unwrap();
+    let service = bind_udp(&f.new, address(SERVICE, 53));
+    let client = bind_udp(&f.client, address("0.0.0.0", 0));
+    let ends_at = [&near, &far].map(|end| status(end).ends_at);
+    let outlived = || [&near, &far].map(|end| status(end).ends_at) > ends_at.map(|at| at + 2);
+    eventually("packets prolong both lives", || {
+        send_numbered(&client, 1, 4);
+        receive_numbered(&service, 1);
+        outlived()
+    });
+    let ends_at = [&near, &far].map(|end| status(end).ends_at);
+    let outlived = || [&near, &far].map(|end| status(end).ends_at) > ends_at.map(|at| at + 2);
+    eventually("so does who knows that connections live", || {
+        block_on(far.renew()).unwrap();
+        outlived()
+    });
+    assert!(matches!(
+        block_on(near.renew()),
+        Err(ClientError::Refused(_))
+    ));
+    both_are_gone(&f, &near, &far);
+}
+
+#[test]
 fn an_end_that_is_told_by_a_signal_ends_and_the_other_with_it() {
     skip_unless_root!("an_end_that_is_told_by_a_signal_ends_and_the_other_with_it");
     for which in [0, 1] {

@@ -66,7 +66,8 @@ pub fn once(address: SocketAddr) -> Result<()> {
     Echo::open(address, 0)?.exchange()
 }
 
-struct Echo {
+/// A connection to a service that sends back what it gets.
+pub struct Echo {
     id: u64,
     stream: TcpStream,
     content: Content,
@@ -75,7 +76,8 @@ struct Echo {
 }
 
 impl Echo {
-    fn open(address: SocketAddr, id: u64) -> Result<Self> {
+    /// Connects; `id` makes what is sent different from what others send.
+    pub fn open(address: SocketAddr, id: u64) -> Result<Self> {
         Ok(Self::on(open(address, Request::Echo)?, id))
     }
 
@@ -99,7 +101,7 @@ impl Echo {
     }
 
     /// Sends a message unlike any before, and reads it back.
-    fn exchange(&mut self) -> Result<()> {
+    pub fn exchange(&mut self) -> Result<()> {
         let (mut message, mut answer) = ([0; MESSAGE], [0; MESSAGE]);
         self.content.fill(&mut message);
         self.stream.write_all(&message).context("cannot send")?;

@@ -77,7 +77,7 @@ impl Cell {
     /// anybody could mend it.
     fn keeps_connections(self) -> bool {
         match self.fault {
-            Fault::LongCut(_) | Fault::Frontman(_) => false,
+            Fault::LongCut(_) => false,
             Fault::Criu => self.point.step > 9,
             _ => true,
         }
@@ -204,14 +204,6 @@ impl Arena {
         match (cell.fault, side) {
             (Fault::Disk, _) => self.rests(&self.at_source, &[&small_disk]),
             (_, Side::Source) => self.rests(&self.at_source, &[]),
-            (Fault::Frontman(Side::Source), _) => {
-                let wanted = [self.bare[0].clone(), self.moved[1].clone()];
-                self.rests(&wanted, &[])
-            }
-            (Fault::Frontman(Side::Destination), _) => {
-                let far = ["b: - process ums-frontman", "run/tunnel/far", "ums-in"];
-                self.rests(&self.moved, &far)
-            }
             (_, Side::Destination) => self.rests(&self.moved, &[]),
         }
     }
@@ -308,7 +300,7 @@ impl Arena {
             self.rests_after(cell, side)?;
             self.destination_agrees(&id, report.outcome)?;
         }
-        if report.outcome == Outcome::Completed && cell.fault != Fault::Frontman(Side::Source) {
+        if report.outcome == Outcome::Completed {
             self.frontman_is_listed(&id)?;
         }
         if !cell.unwatched(side) && cell.keeps_connections() {

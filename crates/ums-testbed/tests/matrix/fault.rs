@@ -193,7 +193,7 @@ pub(crate) fn strike_at(testbed: &mut Testbed, reached: &Reached, fault: Fault) 
                 Side::Source => "near",
                 Side::Destination => "far",
             };
-            strike(process(side.of(testbed), &["ums-frontman", end]));
+            strike(end_of_tunnel(side.of(testbed), end)?);
             go_on(reached, Passage::On);
             Ok(())
         }
@@ -225,6 +225,15 @@ pub(crate) fn strike_at(testbed: &mut Testbed, reached: &Reached, fault: Fault) 
         Fault::Disk => full_disk(testbed, reached),
         Fault::Memory => full_memory(testbed, reached),
     }
+}
+
+/// The end itself, not its heir.
+fn end_of_tunnel(system: &System, end: &str) -> Result<i32> {
+    wait_for("an end of the tunnel", SHORT, || {
+        let heirs = processes(system, &["ums-frontman", end, "--heir"]);
+        let mut all = processes(system, &["ums-frontman", end]).into_iter();
+        all.find(|pid| !heirs.contains(pid))
+    })
 }
 
 /// What stands still goes on.
