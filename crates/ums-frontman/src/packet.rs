@@ -52,6 +52,7 @@ pub mod hold;
 pub mod launch;
 pub mod permit;
 
+mod core;
 mod device;
 mod far;
 mod message;

@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::control::{Role, Status};
-use super::end::{Core, EndError, begin, run};
+use super::core::Core;
+use super::end::{EndError, begin, run};
 use super::heir::{Course, Estate, Launch, Permits};
 use super::launch::FarLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};

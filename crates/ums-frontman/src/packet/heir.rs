@@ -37,7 +37,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::control::{Phase, Role};
-use super::end::Core;
+use super::core::Core;
 use super::launch::{FarLaunch, LAUNCH_BYTES_MAX, NearLaunch};
 use super::permit::{Doorkeeper, Permit};
 

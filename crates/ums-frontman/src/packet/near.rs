@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::control::{Phase, Role, Status};
-use super::end::{Core, EndError, begin, run};
+use super::core::Core;
+use super::end::{EndError, begin, run};
 use super::heir::{Course, Estate, Launch, Permits};
 use super::launch::NearLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};

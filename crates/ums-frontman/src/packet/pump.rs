@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use quinn::{Connection, SendDatagramError};
 
 use super::control::Phase;
-use super::end::Core;
+use super::core::Core;
 use super::fragment::{DATAGRAM_BYTES_MIN, Packer, Unpacker};
 use super::quic::CLOSE_UNUSABLE;
 

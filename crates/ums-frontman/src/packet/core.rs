@@ -1,0 +1,457 @@
+//! The state of an end, and what can be asked of it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::process::Child;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::control::{Counts, Limits, Phase, Request, Response, Role, Status};
+use super::device::Device;
+use super::end::EndError;
+use super::heir::{self, Course, Estate, Permits};
+use super::hold::Hold;
+use super::launch::End;
+use super::quic;
+use crate::record::{self, Record};
+use crate::server::{self, Answer};
+
+/// Packets that wait between the device and the tunnel while they pass. Beyond it the device's own
+/// queue fills, and the kernel drops there as on any link that is slower than its sender: a
+/// longer queue would only be delay.
+const PASSING_PACKETS_MAX: usize = 256;
+
+/// Longest time in which a near end that is told to end sends what it has.
+const DRAIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// It has sent all when nothing came for so long.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// The state of an end.
+#[derive(Debug)]
+pub(crate) struct Core {
+    role: Role,
+    pub(crate) end: End,
+    address: SocketAddr,
+    permits: Mutex<Permits>,
+    takeovers: u64,
+    pub(super) line: heir::Line,
+    /// The heir doesn't know of a change.
+    pub(crate) heir_is_behind: Notify,
+    pub(crate) device: Device,
+    hold: Mutex<Hold>,
+    /// The far end was told that it is still needed.
+    pub(crate) renewed: Notify,
+    /// Something was put into the hold.
+    pub(crate) arrived: Notify,
+    /// Something was taken out of it, or needn't wait any more.
+    room: Notify,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) link: watch::Sender<Option<Connection>>,
+    pub(crate) totals: Totals,
+    life: Mutex<Life>,
+}
+
+#[derive(Debug)]
+struct Life {
+    started_at: u64,
+    end: Instant,
+    ends_at: u64,
+}
+
+/// Counts that only grow.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) sent_packets: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) received_packets: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) refused_by_device: AtomicU64,
+    pub(crate) incomplete: AtomicU64,
+    pub(crate) given_back: AtomicU64,
+    pub(crate) reconnects: AtomicU64,
+}
+
+/// A request that doesn't fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("this end is ending: start another one")]
+    Ending,
+    #[error("packets are led already: nothing can be given back")]
+    Led,
+    #[error("a far end passes packets from its start: ask the near end")]
+    Far,
+    #[error("only the far end's system knows which connections live: ask the far end")]
+    Near,
+}
+
+impl Core {
+    /// The state of an end that goes on where this course is; nothing is read from the device yet.
+    pub(crate) fn new(
+        role: Role,
+        end: End,
+        address: SocketAddr,
+        course: Course,
+        estate: Estate,
+    ) -> Result<Arc<Self>, EndError> {
+        let shared = estate.try_clone().map_err(EndError::Descriptor)?;
+        let device = Device::open(estate.device, estate.namespace);
+        let device = device.map_err(EndError::Descriptor)?;
+        Ok(Arc::new(Self {
+            role,
+            address,
+            device,
+            hold: Mutex::new(Hold::new(end.limits.hold_packets, end.limits.hold_bytes)),
+            end,
+            permits: Mutex::new(course.permits),
+            takeovers: course.takeovers,
+            line: heir::Line::new(role, shared),
+            heir_is_behind: Notify::new(),
+            renewed: Notify::new(),
+            arrived: Notify::new(),
+            room: Notify::new(),
+            phase: watch::Sender::new(course.phase),
+            link: watch::Sender::new(None),
+            totals: Totals::default(),
+            life: Mutex::new(Life::until(course.ends_at)),
+        }))
+    }
+
+    /// Starts an heir.
+    pub(crate) fn raise_heir(&self) -> std::io::Result<Child> {
+        self.line.raise(self.course())
+    }
+
+    fn course(&self) -> Course {
+        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        Course {
+            phase: *self.phase.borrow(),
+            ends_at: self.life().ends_at,
+            permits: permits.clone(),
+            takeovers: self.takeovers,
+        }
+    }
+
+    /// What changes here the heir knows, too, when this returns.
+    fn tell_heir(&self) {
+        if let Err(error) = self.line.tell(self.course()) {
+            tracing::warn!(%error, "the heir can't be told: another one will be");
+            self.heir_is_behind.notify_one();
+        }
+    }
+
+    /// Looks at the permits, changes them, and lets the heir know.
+    pub(crate) fn with_permits<T>(&self, change: impl FnOnce(&mut Permits) -> T) -> T {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = change(&mut permits);
+        drop(permits);
+        self.tell_heir();
+        done
+    }
+
+    /// Keeps a packet until it can go on.
+    pub(crate) fn keep(&self, packet: Bytes) {
+        self.hold().push(packet);
+        self.arrived.notify_one();
+    }
+
+    /// Takes the oldest packets out.
+    pub(crate) fn take(&self, most: usize) -> Vec<Bytes> {
+        let taken = self.hold().take(most);
+        self.room.notify_one();
+        taken
+    }
+
+    /// Puts packets back that could not go on.
+    pub(crate) fn put_back(&self, packets: impl DoubleEndedIterator<Item = Bytes>) {
+        self.hold().put_back(packets);
+    }
+
+    /// Returns when another packet may be read from the device: at once while packets are held,
+    /// and while they pass, when not too many wait.
+    pub(crate) async fn room(&self) {
+        loop {
+            let freed = self.room.notified();
+            let passing = *self.phase.borrow() == Phase::Leading && self.link.borrow().is_some();
+            if !passing || self.hold().len() < PASSING_PACKETS_MAX {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Uses this connection from now on.
+    pub(crate) fn connect(&self, connection: Connection) {
+        self.link.send_replace(Some(connection));
+    }
+
+    /// Stops using this connection, if it is in use.
+    pub(crate) fn disconnect(&self, connection: &Connection) {
+        self.link.send_if_modified(|link| {
+            let same = link
+                .as_ref()
+                .is_some_and(|link| link.stable_id() == connection.stable_id());
+            if same {
+                *link = None;
+            }
+            same
+        });
+        self.room.notify_one();
+    }
+
+    /// Returns when this end is retiring.
+    pub(crate) async fn retiring(&self) {
+        let mut phases = self.phase.subscribe();
+        let _ = phases.wait_for(|phase| *phase == Phase::Retiring).await;
+    }
+
+    /// Begins the end's time anew.
+    pub(crate) fn live_on(&self) {
+        self.life().restart(self.end.limits.retire_after_seconds);
+        self.note();
+    }
+
+    fn lead(&self) -> Result<(), Refusal> {
+        match self.change(Phase::Leading, |phase| phase == Phase::Holding) {
+            Ok(()) => {
+                self.live_on();
+                Ok(())
+            }
+            Err(Phase::Leading) => Ok(()),
+            Err(_) => Err(Refusal::Ending),
+        }
+    }
+
+    fn renew(&self) -> Result<(), Refusal> {
+        if self.role == Role::Near {
+            return Err(Refusal::Near);
+        }
+        self.live_on();
+        self.renewed.notify_one();
+        Ok(())
+    }
+
+    async fn give_back(&self) -> Result<(), Refusal> {
+        if self.role == Role::Far {
+            return Err(Refusal::Far);
+        }
+        match self.change(Phase::GivingBack, |phase| phase == Phase::Holding) {
+            Ok(()) | Err(Phase::GivingBack) => {}
+            Err(Phase::Leading) => return Err(Refusal::Led),
+            Err(_) => return Err(Refusal::Ending),
+        }
+        self.note();
+        self.retiring().await;
+        Ok(())
+    }
+
+    /// Ends it; what is held is dropped.
+    pub(crate) fn retire(&self) {
+        if self
+            .change(Phase::Retiring, |phase| phase != Phase::Retiring)
+            .is_ok()
+        {
+            tracing::info!("retiring");
+            self.tell_heir();
+            self.remove_files();
+        }
+    }
+
+    /// Returns when what a near end has is on its way, and nothing comes after it: for who sends
+    /// datagrams nobody would send them again. Content when that does not come about in time.
+    async fn drain(&self) {
+        let link = self.link.borrow().clone();
+        let (Some(link), Role::Near) = (link, self.role) else {
+            return;
+        };
+        let mut before = None;
+        let drained = async {
+            loop {
+                let sent = self.totals.sent_packets.load(Relaxed);
+                let leading = *self.phase.borrow() == Phase::Leading;
+                let empty = self.hold().is_empty() && quic::has_sent_all(&link);
+                if !leading || (empty && before == Some(sent)) {
+                    return;
+                }
+                before = empty.then_some(sent);
+                sleep(DRAIN_LOOK).await;
+            }
+        };
+        let _ = timeout(DRAIN_WITHIN, drained).await;
+    }
+
+    fn change(&self, to: Phase, from: impl Fn(Phase) -> bool) -> Result<(), Phase> {
+        let mut was = to;
+        let changed = self.phase.send_if_modified(|phase| {
+            was = *phase;
+            let fits = from(was);
+            if fits {
+                *phase = to;
+            }
+            fits
+        });
+        self.room.notify_one();
+        if changed { Ok(()) } else { Err(was) }
+    }
+
+    /// How it stands.
+    pub(crate) fn status(&self) -> Status {
+        let link = self.link.borrow().clone();
+        let link = link.filter(|link| link.close_reason().is_none());
+        let life = self.life();
+        Status {
+            role: self.role,
+            service: self.end.service.clone(),
+            migration: self.end.migration.clone(),
+            peer: self.end.peer.to_string(),
+            address: self.address,
+            pid: std::process::id(),
+            device: self.end.device.clone(),
+            mtu: self.end.mtu,
+            phase: *self.phase.borrow(),
+            connected: link.is_some(),
+            round_trip_micros: link
+                .map(|link| link.rtt().as_micros().try_into().unwrap_or(u64::MAX)),
+            limits: self.end.limits,
+            counts: self.counts(),
+            started_at: life.started_at,
+            ends_at: life.ends_at,
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let hold = self.hold();
+        let totals = &self.totals;
+        let (packets, bytes) = hold.peak();
+        Counts {
+            held_packets: hold.len() as u64,
+            held_bytes: hold.bytes() as u64,
+            held_packets_peak: packets as u64,
+            held_bytes_peak: bytes as u64,
+            dropped_over_bound: hold.dropped(),
+            sent_packets: totals.sent_packets.load(Relaxed),
+            sent_bytes: totals.sent_bytes.load(Relaxed),
+            received_packets: totals.received_packets.load(Relaxed),
+            received_bytes: totals.received_bytes.load(Relaxed),
+            refused_by_device: totals.refused_by_device.load(Relaxed),
+            incomplete: totals.incomplete.load(Relaxed),
+            given_back: totals.given_back.load(Relaxed),
+            reconnects: totals.reconnects.load(Relaxed),
+            takeovers: self.takeovers,
+        }
+    }
+
+    /// Packets that have passed, either way.
+    pub(super) fn passed(&self) -> u64 {
+        self.totals.sent_packets.load(Relaxed) + self.totals.received_packets.load(Relaxed)
+    }
+
+    /// Logs the change and writes it down. Packets pass even when that fails.
+    fn note(&self) {
+        let status = self.status();
+        tracing::debug!(phase = ?status.phase, ends_at = status.ends_at, "changed");
+        self.tell_heir();
+        if let Err(error) = self.write_record() {
+            tracing::error!(%error, "cannot write the state file");
+        }
+    }
+
+    pub(super) fn write_record(&self) -> std::io::Result<()> {
+        let (socket, status) = (self.end.socket.clone(), self.status());
+        record::write(&self.end.state, &Record { socket, status })
+    }
+
+    fn remove_files(&self) {
+        for path in [&self.end.state, &self.end.socket] {
+            if let Err(error) = record::remove(path) {
+                tracing::warn!(%error, path = %path.display(), "cannot remove");
+            }
+        }
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        // Nothing panics while it holds the lock.
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When its time is over, unless it begins anew.
+    pub(super) fn end_time(&self) -> Instant {
+        self.life().end
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answer for Core {
+    async fn answer(&self, line: &[u8]) -> Vec<u8> {
+        let done = match serde_json::from_slice(line) {
+            Ok(Request::Status {}) => Ok(()),
+            Ok(Request::Lead {}) => self.lead(),
+            Ok(Request::GiveBack {}) => self.give_back().await,
+            Ok(Request::Renew {}) => self.renew(),
+            Ok(Request::Retire {}) => {
+                self.drain().await;
+                self.retire();
+                Ok(())
+            }
+            Err(error) => return server::line(&refusal(format!("not a request: {error}"))),
+        };
+        server::line(&match done {
+            Ok(()) => Response::Ok(Box::new(self.status())),
+            Err(refused) => refusal(refused.to_string()),
+        })
+    }
+
+    fn refuse(reason: String) -> Vec<u8> {
+        server::line(&refusal(reason))
+    }
+}
+
+fn refusal(reason: String) -> Response {
+    Response::Error(reason)
+}
+
+impl Life {
+    fn until(ends_at: u64) -> Self {
+        let started_at = now();
+        let left = Duration::from_secs(ends_at.saturating_sub(started_at));
+        Self {
+            started_at,
+            end: Instant::now() + left,
+            ends_at,
+        }
+    }
+
+    fn restart(&mut self, seconds: u64) {
+        self.end = Instant::now() + Duration::from_secs(seconds);
+        self.ends_at = now().saturating_add(seconds);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+impl Course {
+    /// Where an end begins.
+    pub(super) fn begin(role: Role, permits: Permits, limits: Limits) -> Self {
+        Self {
+            phase: match role {
+                Role::Near => Phase::Holding,
+                Role::Far => Phase::Leading,
+            },
+            ends_at: now().saturating_add(limits.retire_after_seconds),
+            permits,
+            takeovers: 0,
+        }
+    }
+}
