@@ -701,6 +701,10 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     let incoming = incoming(agent, id)?;
     let _operation = incoming.operation.lock().await;
     let service = agent.service(&incoming.service)?;
+    if !is_arriving(&service, id) {
+        // It has run, whatever became of it since: the answer to that was lost.
+        return Ok(Running { resume_us: 0 });
+    }
     let (this, of) = (Arc::clone(agent), service.clone());
     let resuming = blocking(move || {
         this.ask_keeper(&of, &Request::Resume)

@@ -450,10 +450,10 @@ impl Agent {
             if service.gate.is_some_and(|gate| gate != id) {
                 return Ok(json!({}));
             }
-            let Some(keeper) = &mut service.keeper else {
-                return Err(keeper_lost());
-            };
-            if keeper.phase == Life::Frozen {
+            // Without its keeper the container is dead, and nothing is left to thaw.
+            if let Some(keeper) = &mut service.keeper
+                && keeper.phase == Life::Frozen
+            {
                 keeper.phase = Life::Executing;
             }
             service.packets_held = false;
@@ -611,6 +611,13 @@ impl Agent {
     async fn run(&self, id: MigrationId) -> Reply<Running> {
         let migration = self.known(id, Role::Destination)?;
         let _operation = migration.operation.lock().await;
+        let has_arrived = self.change(|node| {
+            let service = node.service.as_ref();
+            service.is_some_and(|service| service.arriving.is_none())
+        });
+        if has_arrived {
+            return Ok(Running { resume_us: 0 });
+        }
         self.change(|node| {
             let keeper = node.service.as_mut().and_then(|it| it.keeper.as_mut());
             let keeper = keeper.ok_or_else(keeper_lost)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Method;
-use ums_api::client::{MigrateRequest, MigrationView, paths};
+use ums_api::client::{MigrateRequest, MigrationView, Resolution, ResolveRequest, paths};
 use ums_core::id::MigrationId;
 use ums_core::report::Outcome;
 
@@ -34,8 +34,9 @@ pub(super) enum End {
     CompletedThenLost,
     /// It was ended at the source by a fault; the migration was given up.
     AbandonedAndLost,
-    /// An instance was lost, nothing executes, and the report says that a person is needed.
-    NeedsAPerson,
+    /// An instance was lost when it was let run, so that nobody knows whether it has executed; the
+    /// report said that a person is needed, who took the service back to the source.
+    Resolved,
 }
 
 /// What a run was.
@@ -97,7 +98,9 @@ async fn go(world: &Arc<World>) -> Option<End> {
         world.truth().violation("it does not end");
         return None;
     };
-    let id = id?;
+    let Some(id) = id else {
+        return Some(end);
+    };
     let before = told(world, id).await;
     world.restart_coordinators().await;
     let after = told(world, id).await;
@@ -150,8 +153,11 @@ async fn admitted(world: &Arc<World>) -> Option<MigrationId> {
 }
 
 /// Waits until nothing is left to do, judging meanwhile; how it ended, or `None` if it does not.
+///
+/// A person who is needed comes late, and once.
 async fn settled(world: &Arc<World>, id: Option<MigrationId>) -> Option<End> {
-    let began = tokio::time::Instant::now();
+    let mut began = tokio::time::Instant::now();
+    let mut resolved = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if began.elapsed() > CHANCE_LASTS {
@@ -175,10 +181,15 @@ async fn settled(world: &Arc<World>, id: Option<MigrationId>) -> Option<End> {
                     .truth()
                     .violation("an agent still holds something of it");
             }
-            return Some(judge(world, &b, view, id).await);
+            let end = judge(world, &b, view, id).await;
+            return Some(if resolved { End::Resolved } else { end });
         }
         if began.elapsed() > PATIENCE {
-            return excused(world, view);
+            if resolved || !needs_a_person(world, &view?) {
+                return None;
+            }
+            resolve(world, id?).await;
+            (resolved, began) = (true, tokio::time::Instant::now());
         }
     }
 }
@@ -198,13 +209,40 @@ fn truthful(world: &World, view: &MigrationView) {
     }
 }
 
-/// It does not end. That is so for good reason only where an instance is lost, and then it says so.
-fn excused(world: &World, view: Option<MigrationView>) -> Option<End> {
-    let view = view?;
-    let truth = world.truth();
-    let says_so = view.report.outcome == Outcome::Stuck
-        || view.progress.phase.starts_with("waiting to try again");
-    (truth.lost.contains(&true) && says_so).then_some(End::NeedsAPerson)
+/// It does not end. That is so for good reason only where an instance is lost at the destination,
+/// and then it says so.
+fn needs_a_person(world: &World, view: &MigrationView) -> bool {
+    let lost = world.truth().lost[Side::B.index()];
+    lost && view.report.outcome == Outcome::Stuck && view.resolvable
+}
+
+/// A person does what `docs/runbook.md` says: has what is left at the destination discarded, then
+/// the source's copy taken back.
+async fn resolve(world: &Arc<World>, id: MigrationId) {
+    world.truth().risk_taken = true;
+    for (side, choice) in [
+        (Side::B, Resolution::Discard),
+        (Side::A, Resolution::TakeBack),
+    ] {
+        let request = ResolveRequest {
+            choice,
+            confirm: id.to_string(),
+        };
+        let body = serde_json::to_string(&request).expect("a request");
+        let path = paths::resolve(id);
+        let answer = match world.coordinator(side) {
+            Some(coordinator) => {
+                coordinator
+                    .ask::<MigrationView>(Method::POST, &path, body)
+                    .await
+            }
+            None => None,
+        };
+        let answer = answer.map(|answer| answer.map(|_| ()));
+        world
+            .truth()
+            .note(format!("{choice:?} at {}: {answer:?}", side.name()));
+    }
 }
 
 /// All is over: judges what is left.

@@ -72,8 +72,8 @@ const COLUMNS: [(End, &str); 6] = [
     ),
     (End::AbandonedAndLost, "ended by the fault at the source"),
     (
-        End::NeedsAPerson,
-        "lost before it ran; waits for a person and says so",
+        End::Resolved,
+        "lost when it was let run, said so, and taken back by a person",
     ),
     (End::NotAdmitted, "not begun"),
 ];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::fault::{Chance, Fault, Moment, Strike, Which, Will};
+use super::fault::{Chance, Fault, Moment, Side, Strike, Which, Will};
 use super::run::{End, Played, play};
 use super::table;
 use super::world::Mutant;
@@ -185,6 +185,45 @@ fn every_moment_times_every_fault() {
 /// One in how many cells a default test plays.
 const CELLS_SAMPLED: usize = 7;
 
+/// How many pairs of faults a default test plays, and a long one.
+const PAIRS: usize = 600;
+const PAIRS_LONG: usize = 40_000;
+
+/// Two faults in one migration, drawn evenly from all pairs of them. The first can change what
+/// happens so that the moment of the second never comes.
+#[test]
+fn pairs_of_faults() {
+    let began = std::time::Instant::now();
+    let strikes: Vec<Strike> = cells("", None)
+        .into_iter()
+        .flat_map(|cell| cell.strikes)
+        .collect();
+    let all = strikes.len() * strikes.len();
+    let count = if is_long() { PAIRS_LONG } else { PAIRS };
+    let played = play_all(count, |index| {
+        // Steps near the golden section of all: evenly spread, whatever the count.
+        let drawn = index.wrapping_mul(all / 1000 * 618 + 1) % all;
+        let pair = [drawn / strikes.len(), drawn % strikes.len()].map(|at| strikes[at].clone());
+        let [one, other] = &pair;
+        let title = format!("{one:?}, {other:?}");
+        let played = play(Will::Script(pair.to_vec()), None);
+        let both = played.struck.len() == 2;
+        let wrong = (!played.wrong.is_empty() || played.end.is_none()).then(|| {
+            (
+                format!("{title} {:?}", played.wrong),
+                account(&title, &played),
+            )
+        });
+        (both, wrong)
+    });
+    let both = played.iter().filter(|(both, _)| *both).count();
+    println!(
+        "{count} of {all} pairs, both struck in {both}, {:?}",
+        began.elapsed()
+    );
+    assert_none(played.into_iter().filter_map(|(_, wrong)| wrong).collect());
+}
+
 fn seeds() -> std::ops::Range<u64> {
     let number = |name: &str| {
         std::env::var(name)
@@ -276,6 +315,21 @@ fn a_service_that_runs_is_found_running_after_its_agent_was_restarted() {
     holds(&[
         strike("b journal", 5, Fault::Refused),
         strike("a commit answered", 1, agents),
+    ]);
+}
+
+/// Found by pairs of faults: a service that ran, was lost before anybody had heard that it ran, and
+/// whose record said that it had arrived, was neither taken for one that ran nor could be discarded.
+#[test]
+fn a_service_that_is_lost_before_its_run_is_answered_has_run() {
+    let lost = Fault::Keeper(Side::B);
+    holds(&[
+        strike("b agent run after", 1, Fault::Fail(3)),
+        strike("b agent migration after", 2, lost),
+    ]);
+    holds(&[
+        strike("b agent run after", 1, Fault::Coordinator(Which::B)),
+        strike("b agent publish before", 1, lost),
     ]);
 }
 

@@ -22,6 +22,9 @@ pub(super) struct Truth {
     pub(super) trace: Vec<String>,
     /// Instances that were lost or ended by themselves, by a fault.
     pub(super) lost: [bool; 2],
+    /// A person has decided, and taken the risk that the instance which was lost had acknowledged
+    /// something.
+    pub(super) risk_taken: bool,
 }
 
 /// What outlives an agent on a node.
@@ -120,7 +123,7 @@ impl Truth {
                 }
                 _ => continue,
             };
-            if ledger != acknowledged {
+            if ledger != acknowledged && !self.risk_taken {
                 self.violation(format!(
                     "{} executes with {ledger} of {acknowledged} acknowledged entries",
                     side.name()

@@ -33,8 +33,10 @@ struct Graph {
 
 /// Walks everything that can be reached. The invariants are looked at in every state, the progress
 /// at the end: from each state, once faults stop, there must be a way to one in which all has
-/// settled. (A network that delivers in the end, and systems that go on, take some way; none of
-/// their steps leads where there is no way on, or that state would be named here.)
+/// settled. As that holds in every state that such a way can pass, it means that every run without
+/// end settles in which whatever is possible again and again is done at some time: a message that is
+/// sent again and again arrives, a program that is ready goes on (strong fairness). Less is not
+/// enough: a message that is sent again and again and never delivered is a circle without an end.
 pub(crate) fn explore(first: World, breakage: Option<Break>) -> Explored {
     let begun = Instant::now();
     let mut sagas = Sagas::new();
