@@ -1,9 +1,10 @@
 //! The freeze that outlives CRIU, the agent and the Coordinator: the kernel's own.
 //!
 //! CRIU holds the tasks of a dump by ptrace and thaws the freezer cgroup meanwhile, so that a
-//! killed CRIU lets them run on. That is harmless before the images are complete. At the end of
-//! the dump, while CRIU still holds every task and waits for our answer to `post-dump`, the
-//! cgroup is frozen by us; from then on nothing but [`Freezer::thaw`] lets the service run.
+//! killed CRIU would let them run on: it is [watched](crate::criu::watch), and they are frozen before
+//! it is gone. At the end of the dump, while CRIU still holds every task and waits for our answer to
+//! `post-dump`, the cgroup is frozen by us; from then on nothing but [`Freezer::thaw`] lets the
+//! service run.
 
 use std::fs;
 use std::io;
@@ -67,6 +68,11 @@ impl Freezer {
         Ok(())
     }
 
+    /// Freezes every task before it executes another instruction of its program; does not wait for it.
+    pub fn begin(&self) -> io::Result<()> {
+        self.write(true)
+    }
+
     /// Whether every task is frozen.
     pub fn is_frozen(&self) -> io::Result<bool> {
         if self.unified {
@@ -84,7 +90,7 @@ impl Freezer {
     /// Lets every task run on after a dump that may have been cut off: what CRIU had taken over of
     /// their connections is theirs again before the first of them runs.
     pub fn release(&self) -> io::Result<()> {
-        // A killed CRIU lets them run; one that is stuck in the kernel does not run either.
+        // One that is stuck in the kernel does not run either.
         let _ = self.freeze();
         match repair::end(&self.cgroup.processes()) {
             Ok(0) => {}

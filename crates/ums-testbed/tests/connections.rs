@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::{
-    Moving, PATIENCE, SLOW_MBIT, is_only_at, nothing_acknowledged_is_lost, remove, systems,
-    systems_set,
+    Moving, PATIENCE, SLOW_MBIT, is_only_at, nothing_acknowledged_is_lost, process, remove, strike,
+    systems, systems_set,
 };
 use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::client::echo::Echo;
@@ -116,6 +116,23 @@ fn a_transaction_in_postgresql_lives_there_and_back_again() {
 #[test]
 fn connections_go_on_when_a_migration_is_abandoned() {
     let test = "connections_go_on_when_a_migration_is_abandoned";
+    go_on_after(test, "no more of it", |testbed| {
+        let abort = ["abort", "streams", "--reason", "no more of it"];
+        testbed.a.ums_ok(&abort).expect("the abort is accepted");
+    });
+}
+
+/// A killed CRIU has the sockets in repair mode, and lets go of every thread at once.
+#[test]
+fn connections_go_on_when_criu_is_killed_in_the_dump() {
+    let test = "connections_go_on_when_criu_is_killed_in_the_dump";
+    go_on_after(test, "CRIU ended", |testbed| {
+        strike(process(&testbed.a, &["criu", "swrk"]));
+    });
+}
+
+/// Strikes while memory streams: the migration is abandoned for this reason, and no client notices.
+fn go_on_after(test: &str, reason: &str, strike: impl FnOnce(&Testbed)) {
     let Some(testbed) = systems(test, SLOW_MBIT) else {
         return;
     };
@@ -123,9 +140,8 @@ fn connections_go_on_when_a_migration_is_abandoned() {
     let before = acknowledged(&clients);
     let moving = Moving::start(&testbed.a, &testbed.b, "streams");
     moving.wait_for_memory(&testbed.a, 8 << 20);
-    let abort = ["abort", "streams", "--reason", "no more of it"];
-    testbed.a.ums_ok(&abort).expect("the abort is accepted");
-    moving.end().must_be_abandoned(&["no more of it"]);
+    strike(&testbed);
+    moving.end().must_be_abandoned(&[reason]);
     every_acknowledged_byte_was_read(&testbed, &testbed.a, &clients);
     uploads_go_on(&mut clients, &before);
     at(&testbed, &testbed.a, streams::PORT, echo::once);

@@ -4,3 +4,4 @@ pub mod image;
 pub mod page_server;
 pub mod rpc;
 pub mod swrk;
+pub mod watch;

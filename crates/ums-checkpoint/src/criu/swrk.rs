@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::sys::time::TimeVal;
 use prost::Message;
 
 use super::rpc::{Notify, Opts, Request, RequestType, Response, Version};
+use super::watch::{LastMoment, Watched};
 use crate::message::own;
 
 /// The largest RPC message that we take from CRIU, bytes. Its answers are a few hundred.
@@ -74,7 +75,7 @@ pub struct Criu {
 /// A running `criu swrk`.
 #[derive(Debug)]
 pub struct Swrk {
-    child: Child,
+    process: Watched,
     socket: OwnedFd,
     inherited: Vec<i32>,
 }
@@ -85,10 +86,13 @@ impl Criu {
     ///
     /// Some descriptors of a request CRIU finds in our process (the directories), others have to
     /// be its own (the page socket, what stands for resources of the image).
+    ///
+    /// `last_moment` is called when CRIU is about to end, of whatever cause: see [`watch`](super::watch).
     pub fn spawn(
         &self,
         place: impl FnOnce(u32) -> io::Result<()>,
         inherit: &[BorrowedFd<'_>],
+        last_moment: Option<LastMoment>,
     ) -> Result<Swrk, Error> {
         // Copies without close-on-exec, which no other thread of a keeper can leak: it starts its
         // few programs one after the other. They are closed here once CRIU has them.
@@ -127,8 +131,12 @@ impl Criu {
                 source,
             });
         }
+        let process = Watched::new(child, last_moment).map_err(|source| Error::Spawn {
+            program: "criu under the keeper's eyes".to_owned(),
+            source,
+        })?;
         Ok(Swrk {
-            child,
+            process,
             socket: ours,
             inherited,
         })
@@ -137,7 +145,7 @@ impl Criu {
     /// The version of the CRIU that would be run.
     pub fn version(&self) -> Result<Version, Error> {
         let (during, log) = ("tell its version", || "(no log)".to_owned());
-        let mut swrk = self.spawn(|_| Ok(()), &[])?;
+        let mut swrk = self.spawn(|_| Ok(()), &[], None)?;
         let request = Request {
             kind: RequestType::Version as i32,
             opts: Some(Opts {
@@ -161,12 +169,12 @@ impl Swrk {
 
     /// CRIU's process id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Whether CRIU is still there: not exited, not killed.
-    pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    pub fn is_alive(&self) -> bool {
+        self.process.is_alive()
     }
 
     fn send(
@@ -240,10 +248,9 @@ impl Swrk {
     }
 
     /// Ends CRIU if it still runs, and collects it.
-    pub fn end(mut self) {
+    pub fn end(self) {
         drop(self.socket);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        drop(self.process);
     }
 }
 

@@ -89,8 +89,16 @@ fn freeze_and_dump(
         bin: shared.config.bundle_bin.clone(),
         patience: SILENCE_MAX,
     };
+    // A CRIU that is killed lets go of the tasks that it holds: they stay where they are until what
+    // it had taken over is theirs again.
+    let last = freezer.clone();
+    let last_moment = move || {
+        if let Err(error) = last.begin() {
+            tracing::warn!(%error, "the tasks of a CRIU that ends run on");
+        }
+    };
     let mut swrk = criu
-        .spawn(|_| Ok(()), &[pages.as_fd()])
+        .spawn(|_| Ok(()), &[pages.as_fd()], Some(Box::new(last_moment)))
         .map_err(|error| error.to_string())?;
     let opts = Opts {
         tcp_established: Some(connections == Connections::Carry),

@@ -140,7 +140,11 @@ impl Restore {
         };
         // CRIU's children are born in CRIU's control groups, so CRIU goes into the container's.
         let mut swrk = criu
-            .spawn(|pid| shared.container.cgroup.enter(pid), &self.inherit())
+            .spawn(
+                |pid| shared.container.cgroup.enter(pid),
+                &self.inherit(),
+                None,
+            )
             .map_err(|error| error.to_string())?;
         let opts = self.options(swrk.inherited());
         let log = || log_tail(&self.images.path(), LOG_NAME, LOG_LINES);

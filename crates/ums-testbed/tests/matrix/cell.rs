@@ -72,15 +72,9 @@ impl Cell {
     }
 
     /// Whether the client's connection must outlive it. Where nothing comes for very long the client
-    /// itself gives it up. A CRIU that is killed during the dump lets every thread run at once, with
-    /// sockets that refuse to be read (`TCP_REPAIR`): one that waits for data sees an error before
-    /// anybody could mend it.
+    /// itself gives it up.
     fn keeps_connections(self) -> bool {
-        match self.fault {
-            Fault::LongCut(_) => false,
-            Fault::Criu => self.point.step > 9,
-            _ => true,
-        }
+        !matches!(self.fault, Fault::LongCut(_))
     }
 
     /// The side whose keeper is killed while it holds the only instance: the container is then on

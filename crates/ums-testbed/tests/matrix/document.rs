@@ -32,8 +32,7 @@ migration goes on, what a person or a supervisor would start again is started ag
    end one process executes, on the side that the outcome names.
 2. **Nothing acknowledged is lost or there twice.** Every record that the client had an answer for is in the surviving
    file once, and the service's memory agrees with its file. The client's connection is the same all along; but where the
-   link is cut for so long that the client itself gives up, or what was killed is the keeper of the surviving instance, or
-   CRIU in the dump (a thread that reads sees an error then).
+   link is cut for so long that the client itself gives up, or what was killed is the keeper of the surviving instance.
 3. **Nothing is left behind.** Processes, namespaces, mounts, control groups, links, routes, firewall rules, files and
    the open descriptors of Coordinator and agent are those of a system where nothing ever broke; after `ums rm`, those
    of a bare one. The Frontman, which stays on purpose, is listed with its owner and its end.

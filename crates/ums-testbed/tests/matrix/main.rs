@@ -30,7 +30,7 @@ const WORKERS: usize = 2;
 const LOG_LINES: usize = 12;
 
 /// Cells that exercise each kind of fault once, in different steps.
-const SAMPLE: [(&str, Fault); 15] = [
+const SAMPLE: [(&str, Fault); 16] = [
     ("facts asked for", Fault::Twice),
     ("container asked for", Fault::Late),
     ("container created", Fault::Coordinator(Side::Destination)),
@@ -44,6 +44,7 @@ const SAMPLE: [(&str, Fault); 15] = [
     ("CRIU restores", Fault::Keeper(Side::Destination)),
     ("held", Fault::Cut(Way::ToDestination)),
     ("held", Fault::Abort),
+    ("held", Fault::Frontman(Side::Source)),
     ("committed, not run", Fault::Agent(Side::Destination)),
     ("Frontman not told", Fault::Coordinators),
 ];
