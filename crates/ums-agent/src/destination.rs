@@ -76,6 +76,8 @@ struct View {
     restored: Option<Restored>,
     /// Whether the service has its place on the bridge already.
     has_place: bool,
+    /// Whether it has been run, and found by its clients.
+    has_run: bool,
 }
 
 /// Everything of a checkpoint, whole and verified.
@@ -700,11 +702,13 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     let asked_at = monotonic_ns();
     let incoming = incoming(agent, id)?;
     let _operation = incoming.operation.lock().await;
-    let service = agent.service(&incoming.service)?;
-    if !is_arriving(&service, id) {
-        // It has run, whatever became of it since: the answer to that was lost.
+    let service = agent.service(&incoming.service);
+    let arrived_before = |service: &Service| !is_arriving(service, id);
+    if incoming.view().has_run || service.as_ref().is_ok_and(arrived_before) {
+        // Whatever became of it since: the answer to that was lost.
         return Ok(Running { resume_us: 0 });
     }
+    let service = service?;
     let (this, of) = (Arc::clone(agent), service.clone());
     let resuming = blocking(move || {
         this.ask_keeper(&of, &Request::Resume)
@@ -727,6 +731,7 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
         .resumed_at_ns
         .unwrap_or(asked_at)
         .saturating_sub(asked_at);
+    incoming.view().has_run = true;
     if let Err(problem) = arrived(agent, &incoming.service).await {
         // It runs, and clients wait for that to be told. It is written before the migration is settled.
         tracing::warn!(migration = %id, ?problem, "that the service has arrived can't be written yet");

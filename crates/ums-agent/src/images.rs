@@ -157,6 +157,7 @@ impl ImageStore {
         let source = source
             .canonicalize()
             .map_err(ImageError::io("find", source))?;
+        let began = SystemTime::now();
         let stamp = stamp::of(&source, self.bounds)?;
         let stamps = self.dir.join(STAMPS);
         if let Some(id) = stamp::recall(&stamps, &source, &stamp).filter(|id| self.present(id)) {
@@ -175,7 +176,7 @@ impl ImageStore {
         }
         self.used(&id)?;
         // Stamped with what was seen before reading: a change since then makes it useless.
-        stamp::remember(&stamps, &source, &stamp, &id, SystemTime::now());
+        stamp::remember(&stamps, &source, &stamp, &id, began);
         Ok(id)
     }
 

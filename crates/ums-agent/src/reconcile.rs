@@ -12,26 +12,19 @@ use crate::agent::Agent;
 use crate::tunnel;
 
 /// How often to look. What is looked for is in nobody's way, and Frontmen live for minutes.
-const PERIOD: Duration = Duration::from_secs(2);
+pub(crate) const PERIOD: Duration = Duration::from_secs(2);
 
 /// How often to look for images, in such periods: they are kept for a minute at the least.
 const IMAGES_EVERY: u64 = 15;
 
-/// How often to look whether Frontmen are still needed, in such periods.
-const NEEDED_EVERY: u64 = 15;
-
 /// Looks for ever.
 pub async fn run(agent: Arc<Agent>) {
-    // Often enough in the life of a Frontman.
-    let needed_every = (agent.config.retire_seconds / 8).clamp(1, NEEDED_EVERY);
     for round in 0_u64.. {
         tokio::time::sleep(PERIOD).await;
         if let Err(error) = once(&agent).await {
             tracing::debug!(%error, "reconciling");
         }
-        if round.is_multiple_of(needed_every) {
-            tunnel::renew(&agent).await;
-        }
+        tunnel::renew(&agent, round).await;
         if round.is_multiple_of(IMAGES_EVERY) {
             images(&agent).await;
         }

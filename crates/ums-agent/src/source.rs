@@ -361,7 +361,7 @@ fn not_connected(error: &ums_tls::TlsError) -> Problem {
     let problem = at_peer(error);
     let detail = format!(
         "{}; see whether its agent runs there (`ums doctor`), and whether a firewall lets its data \
-         port through",
+         port through; then migrate again",
         problem.detail
     );
     Problem { detail, ..problem }

@@ -20,7 +20,13 @@ use ums_frontman::record::{self, Record};
 
 use crate::agent::{Agent, Service};
 use crate::network::{IN_DEVICE, MTU, OUT_DEVICE};
-use crate::{frontman, problem, services};
+use crate::{frontman, problem, reconcile, services};
+
+/// How often to look in the life of a Frontman whether it is still needed.
+const LOOKS: u64 = 4;
+
+/// But at least once in so many rounds.
+const LOOK_EVERY_MAX: u64 = 15;
 
 /// Where the two kinds have their sockets and state files.
 const NEAR: &str = "near";
@@ -200,14 +206,25 @@ pub async fn give_back(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Pro
 }
 
 /// Begins the time of the far ends anew whose connections from before a move still live, and with
-/// it that of their near ends.
-pub async fn renew(agent: &Arc<Agent>) {
+/// it that of their near ends. To be called for each round of [`reconcile`](crate::reconcile): most
+/// are passed over.
+pub async fn renew(agent: &Arc<Agent>, round: u64) {
     let near = record::list::<Status>(&directory(agent, NEAR)).unwrap_or_default();
     for far in record::list::<Status>(&directory(agent, FAR)).unwrap_or_default() {
+        if !round.is_multiple_of(looks_every(&far.status)) {
+            continue;
+        }
         if let Err(error) = renew_one(agent, &far, &near).await {
             tracing::warn!(service = far.status.service, %error, "whether a Frontman is still needed is not to be seen");
         }
     }
+}
+
+/// In how many rounds to look once: often enough in the shorter one of two lives.
+fn looks_every(far: &Status) -> u64 {
+    let own = far.limits.retire_after_seconds;
+    let life = own.min(far.peer_retires_after_seconds.unwrap_or(own));
+    (life / (LOOKS * reconcile::PERIOD.as_secs())).clamp(1, LOOK_EVERY_MAX)
 }
 
 async fn renew_one(
@@ -240,7 +257,9 @@ async fn is_needed(
     };
     match service.filter(comes_here) {
         Some(service) => {
-            let netns = services::netns(agent, &service).await?;
+            let Some(netns) = services::remaining_netns(agent, &service).await else {
+                return Ok(false);
+            };
             let carried = agent.network.has_carried(&netns).await;
             carried.map_err(|error| {
                 problem::failed("tunnel", "the service's connections are not to be seen")(&error)

@@ -6,7 +6,8 @@
 //! - [`keeper`] is the small process that owns one container and everything above.
 //!
 //! Architecture invariants: knows no orchestrator, no network protocol of ours and no saga; it is
-//! the only crate with unsafe code, and that is confined to [`uffd`] and [`store`].
+//! the only crate with unsafe code, and that is confined to [`uffd`], [`store`], [`criu::watch`] and
+//! the passing of descriptors.
 
 pub mod cgroup;
 pub mod criu;

@@ -32,7 +32,7 @@ const PERIOD: Duration = Duration::from_millis(20);
 const LOST_MAX: u64 = 2;
 
 /// A short life for a Frontman.
-const RETIRE_SECONDS: u64 = 4;
+const RETIRE_SECONDS: u64 = 5;
 
 /// Bytes that an upload sends in some 16 ms: fewer unacknowledged at once would not show that it
 /// went on sending while the service was frozen.

@@ -12,14 +12,13 @@ use std::process::Child;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
 
 /// What is done when CRIU is about to end.
 pub type LastMoment = Box<dyn Fn() + Send>;
@@ -39,7 +38,7 @@ impl Watched {
     /// The child can't be traced: it is killed and collected then.
     pub fn new(mut child: Child, last_moment: Option<LastMoment>) -> io::Result<Self> {
         let id = child.id();
-        let pid = rustix::process::Pid::from_child(&child);
+        let pid = Pid::from_child(&child);
         let process = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(process) => process,
             Err(error) => return Err(give_up(child, error.into())),
@@ -56,11 +55,13 @@ impl Watched {
         // All of ptrace is asked by the thread that began it.
         let (tell, told) = mpsc::sync_channel(1);
         let watcher = std::thread::spawn(move || {
-            let pid = Pid::from_raw(id.cast_signed());
-            match ptrace::seize(pid, Options::PTRACE_O_TRACEEXIT) {
+            let named = nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get());
+            match ptrace::seize(named, Options::PTRACE_O_TRACEEXIT) {
                 Ok(()) => {
                     let _ = tell.send(Ok(()));
                     trace(pid, &last_moment);
+                    // Collected already, unless the trace was lost.
+                    let _ = child.wait();
                 }
                 Err(error) => drop(tell.send(Err(give_up(child, error.into())))),
             }
@@ -94,7 +95,7 @@ impl Watched {
 impl Drop for Watched {
     /// Ends it if it still runs, and collects it.
     fn drop(&mut self) {
-        let _ = pidfd_send_signal(&self.process, rustix::process::Signal::KILL);
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
         }
@@ -110,20 +111,22 @@ fn give_up(mut child: Child, error: io::Error) -> io::Error {
 /// Lets the tracee go on from every stop, until it has ended.
 fn trace(pid: Pid, last_moment: &LastMoment) {
     loop {
-        let gone_on = match waitpid(pid, Some(WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT)) => {
-                last_moment();
-                ptrace::cont(pid, None)
-            }
-            // Stopped by a signal that stops: it stays so until SIGCONT.
-            Ok(WaitStatus::PtraceEvent(_, signal, libc::PTRACE_EVENT_STOP)) if stops(signal) => {
-                listen(pid)
-            }
-            Ok(WaitStatus::PtraceEvent(..)) => ptrace::cont(pid, None),
-            Ok(WaitStatus::Stopped(_, signal)) => ptrace::cont(pid, signal),
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return,
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+        let status = match waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => status.as_raw(),
+            Ok(None) | Err(Errno::INTR) => continue,
             Err(_) => return,
+        };
+        let Some(stop) = Stop::of(status) else {
+            return;
+        };
+        let gone_on = match stop {
+            Stop::Exiting => {
+                last_moment();
+                go_on(libc::PTRACE_CONT, pid, 0)
+            }
+            Stop::Stopped => go_on(libc::PTRACE_LISTEN, pid, 0),
+            Stop::Other => go_on(libc::PTRACE_CONT, pid, 0),
+            Stop::Signal(signal) => go_on(libc::PTRACE_CONT, pid, signal),
         };
         if let Err(error) = gone_on {
             // It was killed in this stop; the next wait tells.
@@ -132,18 +135,137 @@ fn trace(pid: Pid, last_moment: &LastMoment) {
     }
 }
 
-/// `PTRACE_LISTEN`: the tracee stays stopped, and tells when it goes on.
-#[expect(unsafe_code, reason = "nix has no wrapper for this request")]
-fn listen(pid: Pid) -> nix::Result<()> {
-    let nothing = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: this request takes neither an address nor data, and touches no memory of ours.
-    let done = unsafe { libc::ptrace(libc::PTRACE_LISTEN, pid.as_raw(), nothing, nothing) };
-    Errno::result(done).map(drop)
+/// Why a tracee stands still (ptrace(2)).
+#[derive(Debug, PartialEq, Eq)]
+enum Stop {
+    /// It is about to end.
+    Exiting,
+    /// By a signal that stops: it stays so until SIGCONT.
+    Stopped,
+    /// To be given this signal.
+    Signal(i32),
+    /// For its tracer to know.
+    Other,
 }
 
-fn stops(signal: Signal) -> bool {
-    matches!(
-        signal,
-        Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU
-    )
+impl Stop {
+    /// From what wait(2) tells; `None` when the tracee has ended.
+    fn of(status: i32) -> Option<Self> {
+        if !libc::WIFSTOPPED(status) {
+            return None;
+        }
+        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        Some(match (status >> 16, libc::WSTOPSIG(status)) {
+            (libc::PTRACE_EVENT_EXIT, _) => Self::Exiting,
+            (libc::PTRACE_EVENT_STOP, signal) if stops.contains(&signal) => Self::Stopped,
+            (0, signal) => Self::Signal(signal),
+            _ => Self::Other,
+        })
+    }
+}
+
+/// `PTRACE_CONT` with a signal, or `PTRACE_LISTEN`: the tracee stays stopped, and tells when it goes
+/// on. Signals are numbers here: nix has no name for realtime ones.
+#[expect(
+    unsafe_code,
+    reason = "nix has no wrapper for one of them, and none for realtime signals"
+)]
+fn go_on(request: libc::c_uint, pid: Pid, signal: i32) -> io::Result<()> {
+    let pid = pid.as_raw_nonzero().get();
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: these requests take no address, and as data a number; they touch no memory of ours.
+    match unsafe { libc::ptrace(request, pid, nothing, libc::c_long::from(signal)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn sleeper() -> Child {
+        Command::new("sleep")
+            .arg("100")
+            .process_group(0)
+            .spawn()
+            .unwrap()
+    }
+
+    fn eventually(what: &str, condition: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn state(pid: u32) -> Option<String> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(stat.rsplit_once(") ")?.1.chars().take(1).collect())
+    }
+
+    #[test]
+    fn the_last_moment_comes_before_the_end_of_a_killed_process() {
+        for signal in ["-KILL", "-TERM", "-RTMIN"] {
+            let child = sleeper();
+            let pid = child.id();
+            let was_there = Arc::new(AtomicBool::new(false));
+            let seen = was_there.clone();
+            let last_moment = move || {
+                // Not yet a zombie, and its descriptors are still its own.
+                let has_files = std::fs::read_dir(format!("/proc/{pid}/fd"));
+                seen.store(has_files.is_ok_and(|files| files.count() > 0), SeqCst);
+            };
+            let watched = Watched::new(child, Some(Box::new(last_moment))).unwrap();
+            assert!(watched.is_alive());
+            let killed = Command::new("kill")
+                .args([signal, &pid.to_string()])
+                .status();
+            assert_eq!(killed.unwrap().into_raw(), 0);
+            eventually("its end", || !watched.is_alive());
+            drop(watched);
+            assert!(was_there.load(SeqCst), "{signal}");
+            assert_eq!(state(pid), None, "it is collected");
+        }
+    }
+
+    #[test]
+    fn a_traced_process_takes_signals_as_any_other() {
+        let child = sleeper();
+        let pid = child.id();
+        let watched = Watched::new(child, Some(Box::new(|| ()))).unwrap();
+        let send = |signal: &str| {
+            let sent = Command::new("kill")
+                .args([signal, &pid.to_string()])
+                .status();
+            assert!(sent.unwrap().success());
+        };
+        send("-CHLD");
+        send("-STOP");
+        eventually("it is stopped", || {
+            state(pid).is_some_and(|state| "Tt".contains(&state))
+        });
+        send("-CONT");
+        eventually("it goes on", || {
+            state(pid).is_some_and(|state| state == "S")
+        });
+        assert!(watched.is_alive());
+        drop(watched);
+        assert_eq!(state(pid), None);
+    }
+
+    #[test]
+    fn an_untraced_one_is_ended_and_collected() {
+        let watched = Watched::new(sleeper(), None).unwrap();
+        let pid = watched.id();
+        drop(watched);
+        assert_eq!(state(pid), None);
+    }
 }

@@ -123,7 +123,7 @@ impl Truth {
                 }
                 _ => continue,
             };
-            if ledger != acknowledged && !self.risk_taken {
+            if ledger != acknowledged && !std::mem::take(&mut self.risk_taken) {
                 self.violation(format!(
                     "{} executes with {ledger} of {acknowledged} acknowledged entries",
                     side.name()

@@ -79,9 +79,13 @@ pub struct Status {
     pub round_trip_micros: Option<u64>,
     /// Its bounds.
     pub limits: Limits,
+    /// Far end: how long the near end lives after the last sign that it is needed, seconds; `None`
+    /// until it has said so.
+    #[serde(default)]
+    pub peer_retires_after_seconds: Option<u64>,
     /// What it has done so far.
     pub counts: Counts,
-    /// When it started, seconds since the Unix epoch.
+    /// When its process became the end, seconds since the Unix epoch.
     pub started_at: u64,
     /// When it will retire by itself, seconds since the Unix epoch.
     pub ends_at: u64,

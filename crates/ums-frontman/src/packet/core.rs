@@ -40,9 +40,10 @@ pub(crate) struct Core {
     address: SocketAddr,
     permits: Mutex<Permits>,
     takeovers: u64,
+    young_deaths: u32,
+    /// How long the other end lives unneeded, seconds; 0 while it hasn't said.
+    peer_retires_after: AtomicU64,
     pub(super) line: heir::Line,
-    /// The heir doesn't know of a change.
-    pub(crate) heir_is_behind: Notify,
     pub(crate) device: Device,
     hold: Mutex<Hold>,
     /// The far end was told that it is still needed.
@@ -61,6 +62,9 @@ pub(crate) struct Core {
 struct Life {
     started_at: u64,
     end: Instant,
+    /// The same, by the monotonic clock.
+    ends_at_ms: u64,
+    /// The same, by the wall clock, for people.
     ends_at: u64,
 }
 
@@ -110,16 +114,28 @@ impl Core {
             end,
             permits: Mutex::new(course.permits),
             takeovers: course.takeovers,
+            young_deaths: course.young_deaths,
+            peer_retires_after: AtomicU64::new(0),
             line: heir::Line::new(role, shared),
-            heir_is_behind: Notify::new(),
             renewed: Notify::new(),
             arrived: Notify::new(),
             room: Notify::new(),
             phase: watch::Sender::new(course.phase),
             link: watch::Sender::new(None),
             totals: Totals::default(),
-            life: Mutex::new(Life::until(course.ends_at)),
+            life: Mutex::new(Life::until(course.ends_at_ms)),
         }))
+    }
+
+    /// Whether no end has died before this one.
+    pub(super) fn is_first(&self) -> bool {
+        self.takeovers == 0
+    }
+
+    /// The other end has said how long it lives unneeded.
+    pub(crate) fn know_peer(&self, retires_after_seconds: u64) {
+        self.peer_retires_after
+            .store(retires_after_seconds, Relaxed);
     }
 
     /// Starts an heir.
@@ -131,18 +147,16 @@ impl Core {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         Course {
             phase: *self.phase.borrow(),
-            ends_at: self.life().ends_at,
+            ends_at_ms: self.life().ends_at_ms,
             permits: permits.clone(),
             takeovers: self.takeovers,
+            young_deaths: self.young_deaths,
         }
     }
 
-    /// What changes here the heir knows, too, when this returns.
+    /// What has changed the heir knows, too, when this returns.
     fn tell_heir(&self) {
-        if let Err(error) = self.line.tell(self.course()) {
-            tracing::warn!(%error, "the heir can't be told: another one will be");
-            self.heir_is_behind.notify_one();
-        }
+        self.line.tell(&self.course());
     }
 
     /// Looks at the permits, changes them, and lets the heir know.
@@ -318,6 +332,10 @@ impl Core {
             round_trip_micros: link
                 .map(|link| link.rtt().as_micros().try_into().unwrap_or(u64::MAX)),
             limits: self.end.limits,
+            peer_retires_after_seconds: match self.peer_retires_after.load(Relaxed) {
+                0 => None,
+                seconds => Some(seconds),
+            },
             counts: self.counts(),
             started_at: life.started_at,
             ends_at: life.ends_at,
@@ -419,20 +437,34 @@ fn refusal(reason: String) -> Response {
 }
 
 impl Life {
-    fn until(ends_at: u64) -> Self {
-        let started_at = now();
-        let left = Duration::from_secs(ends_at.saturating_sub(started_at));
-        Self {
-            started_at,
-            end: Instant::now() + left,
-            ends_at,
-        }
+    fn until(ends_at_ms: u64) -> Self {
+        let mut life = Self {
+            started_at: now(),
+            end: Instant::now(),
+            ends_at_ms: 0,
+            ends_at: 0,
+        };
+        life.set(Duration::from_millis(
+            ends_at_ms.saturating_sub(monotonic_ms()),
+        ));
+        life
     }
 
     fn restart(&mut self, seconds: u64) {
-        self.end = Instant::now() + Duration::from_secs(seconds);
-        self.ends_at = now().saturating_add(seconds);
+        self.set(Duration::from_secs(seconds));
     }
+
+    fn set(&mut self, left: Duration) {
+        self.end = Instant::now() + left;
+        self.ends_at_ms = monotonic_ms().saturating_add(left.as_millis() as u64);
+        self.ends_at = now().saturating_add(left.as_secs());
+    }
+}
+
+/// The clock that an end and its heir have in common; a wall clock may be set meanwhile.
+fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 fn now() -> u64 {
@@ -449,9 +481,10 @@ impl Course {
                 Role::Near => Phase::Holding,
                 Role::Far => Phase::Leading,
             },
-            ends_at: now().saturating_add(limits.retire_after_seconds),
+            ends_at_ms: monotonic_ms().saturating_add(limits.retire_after_seconds * 1000),
             permits,
             takeovers: 0,
+            young_deaths: 0,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use tokio::io::Interest;
 use tokio::net::unix::pipe;
 use tun_rs::{DeviceBuilder, Layer};
 
@@ -32,6 +33,9 @@ pub enum DeviceError {
     },
 }
 
+/// A device that is removed is not readable: it has an error.
+const READABLE_OR_REMOVED: Interest = Interest::READABLE.add(Interest::ERROR);
+
 /// A device that is up, and the namespace that it is in.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -54,10 +58,13 @@ impl Device {
         })
     }
 
-    /// Reads a packet when there is one.
+    /// Reads a packet when there is one. A device that is removed is an error.
     pub(crate) async fn receive(&self, packet: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.arrivals.readable().await?;
+            let ready = self.arrivals.ready(READABLE_OR_REMOVED).await?;
+            if ready.is_error() {
+                return Err(self.try_receive(packet).err().unwrap_or_else(gone));
+            }
             match self.arrivals.try_read(packet) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return read,
@@ -74,6 +81,10 @@ impl Device {
     pub(crate) fn send(&self, packet: &[u8]) -> io::Result<()> {
         (&self.io).write(packet).map(drop)
     }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the device is gone")
 }
 
 /// Makes a device without an address and brings it up. Returns it, and its namespace.

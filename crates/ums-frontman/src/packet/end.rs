@@ -146,18 +146,23 @@ pub(crate) async fn run(
     mut stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
     let listener = core.line.control().map_err(EndError::Descriptor)?;
-    core.write_record().map_err(|source| StartError::File {
-        path: core.end.state.clone(),
-        source,
-    })?;
+    // Its first heir is there before anybody relies on the end.
+    let heir = core.raise_heir();
+    if let Err(source) = core.write_record() {
+        if core.is_first() {
+            core.retire();
+            let path = core.end.state.clone();
+            return Err(StartError::File { path, source }.into());
+        }
+        tracing::error!(%source, "cannot write the state file");
+    }
     let server = Server::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.clone().serve(listener, core.clone()));
     tasks.spawn(pump::read(core.clone()));
     tasks.spawn(pump::send(core.clone()));
     let tunnel = tokio::spawn(tunnel);
-    // Its first heir is there before anybody relies on the end.
-    let heirs = tokio::spawn(heir::keep(core.clone(), core.raise_heir()));
+    let heirs = tokio::spawn(heir::keep(core.clone(), heir));
     ready(core.status());
     let mut passed = core.passed();
     let mut looks = interval(look_every(core.end.limits));

@@ -169,6 +169,7 @@ impl Door {
             version,
             migration,
             permit,
+            retire_after_seconds,
         } = hello
         else {
             return Err("it did not say hello".to_owned());
@@ -184,6 +185,7 @@ impl Door {
                 "its permit is not valid: it was used before, or is another one's".to_owned(),
             );
         }
+        self.core.know_peer(*retire_after_seconds);
         Ok(())
     }
 

@@ -14,7 +14,8 @@
 //! and the namespace go with them.
 //!
 //! There are never two ends: an heir takes over when the kernel says that the end's process is
-//! dead, not when it is silent.
+//! dead, however long that takes, and not when it is silent. An heir that can't be told of a change
+//! is killed before anybody acts on the change, and replaced.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -24,13 +25,13 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
@@ -41,17 +42,11 @@ use super::core::Core;
 use super::launch::{FarLaunch, LAUNCH_BYTES_MAX, NearLaunch};
 use super::permit::{Doorkeeper, Permit};
 
-/// An end's descriptors, in the order in which they are handed over.
-const DESCRIPTORS: usize = 5;
+/// How many descriptors are handed over: the estate, and the end's own process.
+const DESCRIPTORS: usize = 6;
 
 /// Longest message about the course: a phase, three permits, numbers.
 const MESSAGE_BYTES_MAX: usize = 4096;
-
-/// The end of a process follows the end of its descriptors within this long.
-const DEATH_WITHIN: Timespec = Timespec {
-    tv_sec: 10,
-    tv_nsec: 0,
-};
 
 /// An end that dies again and again, each time younger than this, rests before it goes on.
 const YOUNG: Duration = Duration::from_secs(10);
@@ -86,10 +81,13 @@ pub(crate) struct Deed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Course {
     pub(crate) phase: Phase,
-    pub(crate) ends_at: u64,
+    /// By the system's monotonic clock, milliseconds.
+    pub(crate) ends_at_ms: u64,
     pub(crate) permits: Permits,
     /// How many ends have died before this one.
     pub(crate) takeovers: u64,
+    /// How many of them, the last ones in a row, died young.
+    pub(crate) young_deaths: u32,
 }
 
 /// What lets the near end in, as each end knows it.
@@ -125,13 +123,14 @@ pub struct Inheritance {
 pub(crate) struct Line {
     estate: Estate,
     role: Role,
-    to: Mutex<Option<OwnedFd>>,
+    heir: Mutex<Option<Heir>>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Message {
-    pid: i32,
-    course: Course,
+/// An heir, as its end knows it.
+#[derive(Debug)]
+struct Heir {
+    line: OwnedFd,
+    process: OwnedFd,
 }
 
 impl Deed {
@@ -160,7 +159,7 @@ impl Line {
         Self {
             estate,
             role,
-            to: Mutex::default(),
+            heir: Mutex::default(),
         }
     }
 
@@ -176,15 +175,16 @@ impl Line {
             Role::Near => "near",
             Role::Far => "far",
         };
-        // A process group of its own: what is meant for the end's spares it.
         let heir = Command::new("/proc/self/exe")
             .arg0(std::env::args_os().next().unwrap_or_default())
             .args([role, "--heir"])
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
-            .process_group(0)
             .spawn()?;
+        let pid = heir.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+        let own = pidfd_open(getpid(), PidfdFlags::empty())?;
         let estate = &self.estate;
         let descriptors: [_; DESCRIPTORS] = [
             estate.deed.as_fd(),
@@ -192,27 +192,37 @@ impl Line {
             estate.device.as_fd(),
             estate.socket.as_fd(),
             estate.control.as_fd(),
+            own.as_fd(),
         ];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let text = message(course)?;
+        let text = serde_json::to_vec(&course)?;
         let text = [IoSlice::new(&text)];
         rustix::net::sendmsg(&ours, &text, &mut ancillary, SendFlags::NOSIGNAL)?;
-        *self.to() = Some(ours);
+        *self.heir() = Some(Heir {
+            line: ours,
+            process,
+        });
         Ok(heir)
     }
 
-    /// Tells the heir of a change. An error means that it doesn't know.
-    pub(crate) fn tell(&self, course: Course) -> io::Result<()> {
-        match &*self.to() {
-            Some(heir) => {
-                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                rustix::net::send(heir, &message(course)?, flags)?;
-                Ok(())
-            }
+    /// Tells the heir of a change: from then on no heir is alive that does not know.
+    pub(crate) fn tell(&self, course: &Course) {
+        let mut heir = self.heir();
+        let Some(known) = &*heir else {
             // It is being raised, and will be told then.
-            None => Ok(()),
+            return;
+        };
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let told = serde_json::to_vec(course)
+            .map_err(io::Error::from)
+            .and_then(|text| Ok(rustix::net::send(&known.line, &text, flags)?));
+        if let Err(error) = told {
+            tracing::warn!(%error, "the heir can't be told of a change: another one will be");
+            // Killed before its line is closed: it would take that for the death of this end.
+            let _ = pidfd_send_signal(&known.process, Signal::KILL);
+            *heir = None;
         }
     }
 
@@ -223,14 +233,9 @@ impl Line {
         UnixListener::from_std(listener)
     }
 
-    fn to(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
-        self.to.lock().unwrap_or_else(PoisonError::into_inner)
+    fn heir(&self) -> std::sync::MutexGuard<'_, Option<Heir>> {
+        self.heir.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn message(course: Course) -> io::Result<Vec<u8>> {
-    let pid = getpid().as_raw_nonzero().get();
-    Ok(serde_json::to_vec(&Message { pid, course })?)
 }
 
 /// Sees to it that the end has an heir, until it is retiring.
@@ -265,10 +270,6 @@ async fn stand_by(core: &Core, mut heir: Child) -> bool {
             tracing::warn!("the heir died");
             return false;
         }
-        () = core.heir_is_behind.notified() => {
-            let _ = heir.kill().await;
-            return false;
-        }
         () = core.retiring() => {}
     }
     if timeout(FAREWELL, heir.wait()).await.is_err() {
@@ -280,52 +281,33 @@ async fn stand_by(core: &Core, mut heir: Child) -> bool {
 /// Waits as the heir of the end at the other side of `line`. `None` when that has retired: there is
 /// nothing to go on with. Blocks.
 pub fn wait(line: impl AsFd) -> io::Result<Option<Inheritance>> {
+    // What is meant for the end's process group spares it, and if it happens to be stopped when the
+    // end dies, the kernel has no reason to hang it up.
+    let _ = rustix::process::setsid();
     let raised = Instant::now();
-    let mut estate = None;
-    let mut known: Option<(Message, OwnedFd)> = None;
+    let mut handed_over = None;
+    let mut last: Option<Course> = None;
     while let Some((text, descriptors)) = receive(line.as_fd())? {
-        let message: Message = serde_json::from_slice(&text)?;
-        if message.course.phase == Phase::Retiring {
+        let course: Course = serde_json::from_slice(&text)?;
+        if course.phase == Phase::Retiring {
             return Ok(None);
         }
-        if estate.is_none() {
-            estate = Some(Estate::from(descriptors)?);
+        if handed_over.is_none() {
+            handed_over = Some(Estate::from(descriptors)?);
         }
-        let process = match known {
-            Some((_, process)) => process,
-            None => match watch(message.pid) {
-                Ok(process) => process,
-                // It has died already.
-                Err(rustix::io::Errno::SRCH) => return inherit(estate, message.course, raised),
-                Err(error) => return Err(error.into()),
-            },
-        };
-        known = Some((message, process));
+        last = Some(course);
     }
-    let Some((message, process)) = known else {
+    let (Some((estate, end)), Some(mut course)) = (handed_over, last) else {
         return Ok(None);
     };
-    let mut death = [PollFd::new(&process, PollFlags::IN)];
-    if rustix::io::retry_on_intr(|| poll(&mut death, Some(&DEATH_WITHIN)))? == 0 {
-        return Err(io::Error::other("the end lives, and has left its heir"));
-    }
-    inherit(estate, message.course, raised)
-}
-
-fn inherit(
-    estate: Option<Estate>,
-    mut course: Course,
-    raised: Instant,
-) -> io::Result<Option<Inheritance>> {
-    let Some(estate) = estate else {
-        return Ok(None);
-    };
-    if course.takeovers > 0 && raised.elapsed() < YOUNG {
-        let doublings = u32::try_from(course.takeovers - 1).unwrap_or(u32::MAX);
-        let rest = REST_MIN.saturating_mul(2_u32.saturating_pow(doublings));
-        std::thread::sleep(rest.min(REST_MAX));
-    }
+    let mut death = [PollFd::new(&end, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut death, None))?;
     course.takeovers += 1;
+    course.young_deaths = match raised.elapsed() < YOUNG {
+        true => course.young_deaths.saturating_add(1),
+        false => 0,
+    };
+    std::thread::sleep(rest_after(course.young_deaths));
     let deed = Deed::read(&estate.deed)?;
     Ok(Some(Inheritance {
         deed,
@@ -334,9 +316,14 @@ fn inherit(
     }))
 }
 
-fn watch(pid: i32) -> Result<OwnedFd, rustix::io::Errno> {
-    let pid = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH)?;
-    pidfd_open(pid, PidfdFlags::empty())
+/// How long to rest after so many young deaths in a row: one may be chance.
+fn rest_after(young_deaths: u32) -> Duration {
+    match young_deaths.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(doublings) => REST_MIN
+            .saturating_mul(2_u32.saturating_pow(doublings))
+            .min(REST_MAX),
+    }
 }
 
 /// The next message and its descriptors; `None` at the end.
@@ -366,17 +353,19 @@ fn receive(line: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
 }
 
 impl Estate {
-    fn from(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
-        let [deed, namespace, device, socket, control] =
+    /// From what an end hands over; and the end's own process.
+    fn from(descriptors: Vec<OwnedFd>) -> io::Result<(Self, OwnedFd)> {
+        let [deed, namespace, device, socket, control, end] =
             <[OwnedFd; DESCRIPTORS]>::try_from(descriptors)
                 .map_err(|_| io::Error::other("an heir was not given what it needs"))?;
-        Ok(Self {
+        let estate = Self {
             deed: deed.into(),
             namespace,
             device,
             socket,
             control,
-        })
+        };
+        Ok((estate, end))
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
@@ -387,5 +376,19 @@ impl Estate {
             socket: self.socket.try_clone()?,
             control: self.control.try_clone()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn one_young_death_costs_no_rest_and_many_a_bounded_one() {
+        assert_eq!(rest_after(0), Duration::ZERO);
+        assert_eq!(rest_after(1), Duration::ZERO);
+        assert_eq!(rest_after(2), REST_MIN);
+        assert_eq!(rest_after(4), 4 * REST_MIN);
+        assert_eq!(rest_after(u32::MAX), REST_MAX);
     }
 }

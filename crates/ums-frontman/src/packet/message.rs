@@ -34,6 +34,8 @@ pub(crate) enum FromNear {
         version: u32,
         migration: String,
         permit: Permit,
+        /// [`Limits::retire_after_seconds`](super::control::Limits::retire_after_seconds) of the near end.
+        retire_after_seconds: u64,
     },
     /// The next permit has arrived.
     Confirm {},

@@ -52,7 +52,6 @@ pub(crate) async fn live(
     let NearLaunch { end, address, .. } = launch;
     let socket = estate.socket.try_clone().map_err(EndError::Descriptor)?;
     let (endpoint, config) = quic::dial(&end.identity, socket.into(), secret)?;
-    let first = course.takeovers == 0;
     let core = Core::new(Role::Near, end, address, course, estate)?;
     let dialler = Dialler {
         endpoint,
@@ -61,7 +60,7 @@ pub(crate) async fn live(
         address,
     };
     // Whoever starts an end wants to know whether there is a way; an heir looks for one.
-    let admitted = match first {
+    let admitted = match core.is_first() {
         true => Some(dialler.connect().await.map_err(EndError::Connect)?),
         false => None,
     };
@@ -168,6 +167,7 @@ impl Dialler {
             version: VERSION,
             migration: self.core.end.migration.clone(),
             permit: permit.ok_or(io::ErrorKind::InvalidInput)?,
+            retire_after_seconds: self.core.end.limits.retire_after_seconds,
         };
         message::write(&mut to, &hello).await?;
         match message::read(&mut from).await? {

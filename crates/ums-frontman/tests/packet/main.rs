@@ -457,6 +457,47 @@ fn an_end_that_is_killed_while_it_holds_goes_on_holding() {
 }
 
 #[test]
+fn an_heir_knows_all_that_was_told_however_slow_it_is() {
+    skip_unless_root!("an_heir_knows_all_that_was_told_however_slow_it_is");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.divert();
+    let end = status(&near).pid;
+    let heir = children(end)[0];
+    send(heir, Signal::SIGSTOP);
+    block_on(near.lead()).unwrap();
+    send(end, Signal::SIGKILL);
+    eventually("the end is dead", || !exists(end));
+    send(heir, Signal::SIGCONT);
+    eventually("the heir goes on", || {
+        block_on(near.status()).is_ok_and(|now| now.pid == heir)
+    });
+    assert_eq!(status(&near).phase, Phase::Leading);
+    there_and_back(&f, SERVICE, MEBIBYTE);
+    // One that takes nothing more is replaced.
+    let end = status(&far).pid;
+    let heir = children(end)[0];
+    send(heir, Signal::SIGSTOP);
+    eventually("another heir", || {
+        block_on(far.renew()).unwrap();
+        children(end).first().is_some_and(|other| *other != heir)
+    });
+    kill_end(&far);
+    there_and_back(&f, SERVICE, MEBIBYTE);
+    block_on(near.retire()).unwrap();
+    both_are_gone(&f, &near, &far);
+}
+
+#[test]
+fn an_end_whose_device_is_removed_ends() {
+    skip_unless_root!("an_end_whose_device_is_removed_ends");
+    let mut f = Fixture::new(1500);
+    let (near, far) = f.start("192.0.2.2");
+    f.old.run("ip link del ums-out");
+    both_are_gone(&f, &near, &far);
+}
+
+#[test]
 fn what_an_end_has_is_sent_before_it_retires() {
     skip_unless_root!("what_an_end_has_is_sent_before_it_retires");
     let mut f = Fixture::new(1500);

@@ -165,7 +165,7 @@ pub(crate) struct LimitsLayer {
     /// Seconds that it holds a connection.
     pub(crate) hold_seconds: Option<Bounded<1, 3600>>,
     /// Seconds after which one that leads clients elsewhere retires.
-    pub(crate) retire_seconds: Option<Bounded<1, 31_536_000>>,
+    pub(crate) retire_seconds: Option<Bounded<5, 31_536_000>>,
     /// Seconds for which an image that no service uses is kept; a minute at the least, for it is
     /// taken into the store before its service is there.
     pub(crate) keep_images_seconds: Option<Bounded<60, 31_536_000>>,
