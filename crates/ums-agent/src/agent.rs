@@ -347,6 +347,11 @@ impl Agent {
         self.node.memory_available()
     }
 
+    /// Has CRIU look at this kernel, so that no service waits for that. Blocks.
+    pub fn acquaint_criu(&self) {
+        self.node.acquaint_criu();
+    }
+
     /// Removes the images that no service has used for as long as they are kept. Blocks.
     pub fn remove_old_images(&self) -> Result<(), crate::images::ImageError> {
         // Held until it is done: a service that is added meanwhile would find its image gone.

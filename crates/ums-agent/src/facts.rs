@@ -18,7 +18,7 @@ use ums_core::specification::ImageId;
 mod memory;
 mod parse;
 
-/// Longest wait for `criu --version`, which takes milliseconds.
+/// Longest wait for an answer of CRIU's, which takes milliseconds.
 pub const CRIU_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Version as major, minor, sublevel.
@@ -123,13 +123,25 @@ impl Node {
         if let Some(version) = self.version.get() {
             return Some(*version);
         }
-        match ask_version(&self.criu, CRIU_PATIENCE) {
-            Ok(Some(version)) => Some(*self.version.get_or_init(|| version)),
-            Ok(None) => None,
+        match ask(&self.criu, &["--version"], CRIU_PATIENCE) {
+            Ok(said) => {
+                let version = parse::criu_version(&said)?;
+                Some(*self.version.get_or_init(|| version))
+            }
             Err(error) => {
                 tracing::warn!(%error, criu = %self.criu.display(), "CRIU does not start");
                 None
             }
+        }
+    }
+
+    /// Has CRIU look at this kernel, which takes it some 30 ms the first time after a boot. It keeps
+    /// what it has seen (`criu.kdat`, where `/run` is a tmpfs), so that no service waits for that while
+    /// it is frozen. Blocks.
+    pub fn acquaint_criu(&self) {
+        // Whether it has the feature is not the question.
+        if let Err(error) = ask(&self.criu, &["check", "--feature", "uffd"], CRIU_PATIENCE) {
+            tracing::debug!(%error, "CRIU can't look at this kernel yet");
         }
     }
 
@@ -193,10 +205,10 @@ fn listening() -> Result<BTreeSet<u16>, FactsError> {
     Ok(ports)
 }
 
-/// Runs `criu --version`; `None` if what it says isn't understood.
-fn ask_version(criu: &Path, patience: Duration) -> io::Result<Option<Version>> {
+/// Runs CRIU for an answer, and returns what it says.
+fn ask(criu: &Path, question: &[&str], patience: Duration) -> io::Result<String> {
     let mut child = Command::new(criu)
-        .arg("--version")
+        .args(question)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -215,7 +227,7 @@ fn ask_version(criu: &Path, patience: Duration) -> io::Result<Option<Version>> {
     if let Some(mut out) = child.stdout.take() {
         out.read_to_string(&mut said)?;
     }
-    Ok(parse::criu_version(&said))
+    Ok(said)
 }
 
 #[cfg(test)]
@@ -268,7 +280,7 @@ mod test {
         let criu = dir.path().join("criu");
         fs::write(&criu, "#!/bin/sh\nexec sleep 60\n").unwrap();
         fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
-        let error = ask_version(&criu, Duration::from_millis(50)).unwrap_err();
+        let error = ask(&criu, &["--version"], Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -73,6 +73,8 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     let socket = config.socket();
     let agent = Arc::new(Agent::load(config, data_port)?);
     let listener = listen(&socket)?;
+    let this = Arc::clone(&agent);
+    tokio::task::spawn_blocking(move || this.acquaint_criu());
     tracing::info!(system = %agent.config.system, data_port, "agent serves");
     let mut end = signal(SignalKind::terminate())?;
     let api = axum::serve(listener, server::router(Arc::clone(&agent)));

@@ -12,6 +12,7 @@ use ums_tls::ca::{Authority, SYSTEM_VALIDITY};
 use ums_tls::{ALPN_DATA, Connection, Identity, TlsError};
 
 use super::*;
+use crate::agent::Migration;
 use crate::config::AgentConfig;
 use crate::source::Outgoing;
 
@@ -108,7 +109,7 @@ fn configuration(directory: &Path) -> AgentConfig {
 }
 
 fn random_id() -> uuid::Uuid {
-    let random = random_permit().expect("random numbers");
+    let random = super::super::create::random_permit().expect("random numbers");
     uuid::Uuid::from_slice(&random[..16]).expect("16 bytes")
 }
 
