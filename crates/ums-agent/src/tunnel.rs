@@ -206,8 +206,7 @@ pub async fn give_back(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Pro
 }
 
 /// Begins the time of the far ends anew whose connections from before a move still live, and with
-/// it that of their near ends. To be called for each round of [`reconcile`]: most
-/// are passed over.
+/// it that of their near ends. To be called in each round of [`reconcile`]: most are passed over.
 pub async fn renew(agent: &Arc<Agent>, round: u64) {
     let near = record::list::<Status>(&directory(agent, NEAR)).unwrap_or_default();
     for far in record::list::<Status>(&directory(agent, FAR)).unwrap_or_default() {

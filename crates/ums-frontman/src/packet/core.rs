@@ -62,8 +62,6 @@ pub(crate) struct Core {
 struct Life {
     started_at: u64,
     end: Instant,
-    /// The same, by the monotonic clock.
-    ends_at_ms: u64,
     /// The same, by the wall clock, for people.
     ends_at: u64,
 }
@@ -147,7 +145,7 @@ impl Core {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         Course {
             phase: *self.phase.borrow(),
-            ends_at_ms: self.life().ends_at_ms,
+            ends_at_ms: self.life().ends_at_ms(),
             permits: permits.clone(),
             takeovers: self.takeovers,
             young_deaths: self.young_deaths,
@@ -441,7 +439,6 @@ impl Life {
         let mut life = Self {
             started_at: now(),
             end: Instant::now(),
-            ends_at_ms: 0,
             ends_at: 0,
         };
         life.set(Duration::from_millis(
@@ -456,8 +453,13 @@ impl Life {
 
     fn set(&mut self, left: Duration) {
         self.end = Instant::now() + left;
-        self.ends_at_ms = monotonic_ms().saturating_add(left.as_millis() as u64);
         self.ends_at = now().saturating_add(left.as_secs());
+    }
+
+    /// When it ends by the clock that an heir can read.
+    fn ends_at_ms(&self) -> u64 {
+        let left = self.end.saturating_duration_since(Instant::now());
+        monotonic_ms().saturating_add(left.as_millis() as u64)
     }
 }
 

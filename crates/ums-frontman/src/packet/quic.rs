@@ -77,6 +77,9 @@ pub enum QuicError {
         #[source]
         source: io::Error,
     },
+    /// The kernel gives no random numbers.
+    #[error("cannot read random numbers: is /dev/urandom there?")]
+    Random(#[source] io::Error),
     /// The runtime refused the socket.
     #[error("cannot use the UDP socket")]
     Socket(#[source] io::Error),
@@ -184,7 +187,8 @@ fn endpoint(
     let runtime = Arc::new(quinn::TokioRuntime);
     let key = blake3::derive_key(RESETS, secret.bytes());
     let mut config = EndpointConfig::new(Arc::new(ResetKey(key)));
-    config.cid_generator(|| Box::new(ConnectionIds::default()));
+    let seed = Permit::random().map_err(QuicError::Random)?;
+    config.cid_generator(move || Box::new(ConnectionIds::new(seed.bytes())));
     Endpoint::new(config, server, socket, runtime).map_err(QuicError::Socket)
 }
 
@@ -222,14 +226,10 @@ impl HmacKey for ResetKey {
 #[derive(Debug)]
 struct ConnectionIds(blake3::OutputReader);
 
-impl Default for ConnectionIds {
-    fn default() -> Self {
-        let mut seed = blake3::Hasher::new();
-        // The address of the endpoint's own state would do; what matters is that none comes twice.
-        if let Ok(random) = Permit::random() {
-            seed.update(random.bytes());
-        }
-        Self(seed.finalize_xof())
+impl ConnectionIds {
+    /// Each seed gives ids of its own.
+    fn new(seed: &[u8]) -> Self {
+        Self(blake3::Hasher::new().update(seed).finalize_xof())
     }
 }
 
