@@ -36,6 +36,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// It can't be watched.
+    #[error(
+        "the keeper can't trace CRIU: does it have CAP_SYS_PTRACE, and is no other tracer on its \
+         programs?"
+    )]
+    Watch(#[source] io::Error),
     /// CRIU went away, or was silent for too long.
     #[error("CRIU ended or fell silent when it should {during}; its log ends:\n{log}")]
     Lost {
@@ -131,10 +137,7 @@ impl Criu {
                 source,
             });
         }
-        let process = Watched::new(child, last_moment).map_err(|source| Error::Spawn {
-            program: "criu under the keeper's eyes".to_owned(),
-            source,
-        })?;
+        let process = Watched::new(child, last_moment).map_err(Error::Watch)?;
         Ok(Swrk {
             process,
             socket: ours,
