@@ -122,7 +122,8 @@ fn connections_go_on_when_a_migration_is_abandoned() {
     });
 }
 
-/// A killed CRIU has the sockets in repair mode, and lets go of every thread at once.
+/// A killed CRIU leaves the sockets in repair mode. What a thread sees that waits for data at that
+/// moment is the matrix's question, whose ledger has such a thread.
 #[test]
 fn connections_go_on_when_criu_is_killed_in_the_dump() {
     let test = "connections_go_on_when_criu_is_killed_in_the_dump";
