@@ -356,6 +356,7 @@ fn keeper(corpora: &Corpora) -> Done {
         dumped_at_ns: Some(2),
         resumed_at_ns: None,
         restore_us: Some(9),
+        lost: vec![],
     };
     corpora.put_json(&["keeper"], "done", &Reply::Done(status.clone()))?;
     let reason = "CRIU could not dump".to_owned();

@@ -9,6 +9,7 @@ use super::container::raw;
 use super::gate::Gate;
 use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
 use super::server::{Shared, monotonic_ns};
+use crate::carry;
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
 use crate::memory_dir::MemoryDir;
@@ -115,7 +116,12 @@ fn freeze_and_dump(
                 gate.before_freeze()?;
                 shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
                 freezer.freeze().map_err(|error| error.to_string())?;
-                return gate.frozen();
+                gate.frozen()?;
+                let carry = carry::capture(&carry::processes(&shared.container.cgroup));
+                let written = carry.and_then(|carry| carry.write(images));
+                return written.map_err(|error| {
+                    format!("what CRIU does not carry of the service can't be read: {error}")
+                });
             }
             Some("post-dump") => {}
             _ => return Ok(()),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::carry::Lost;
 use crate::criu::page_server::PageOwner;
 
 /// What a keeper is started with; it does not change while it lives.
@@ -161,6 +162,9 @@ pub struct Status {
     pub resumed_at_ns: Option<u64>,
     /// How long the last restore took until the container was held, microseconds.
     pub restore_us: Option<u64>,
+    /// What the last restore could not set again.
+    #[serde(default)]
+    pub lost: Vec<Lost>,
 }
 
 /// What a container is doing.

@@ -14,6 +14,7 @@ use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY};
 use super::guard::Guard;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::server::{Shared, monotonic_ns};
+use crate::carry::{self, Carry, Lost};
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
 use crate::memory_dir::MemoryDir;
@@ -41,6 +42,7 @@ pub(super) fn restore(
     let begin = shared.update(|state| match state.phase {
         Phase::Created => {
             state.phase = Phase::Restoring;
+            state.lost.clear();
             state.restore_error = None;
             state.decision = None;
             Ok(true)
@@ -94,6 +96,7 @@ struct Restore {
     shared: Arc<Shared>,
     images: MemoryDir,
     info: CheckpointInfo,
+    carry: Carry,
     lazy: bool,
     connections: Connections,
     begun_ns: u64,
@@ -113,6 +116,8 @@ impl Restore {
         };
         let info = serde_json::from_slice(&read(INFO_NAME)?)
             .map_err(|error| format!("`{INFO_NAME}` of the checkpoint is malformed: {error}"))?;
+        let carry = Carry::read(&images)
+            .map_err(|error| format!("`{}` of the checkpoint: {error}", carry::NAME))?;
         if request.lazy {
             let index = serde_json::from_slice(&read(INDEX_NAME)?)
                 .map_err(|error| format!("the index of pages is malformed: {error}"))?;
@@ -125,6 +130,7 @@ impl Restore {
             shared,
             images,
             info,
+            carry,
             lazy: request.lazy,
             connections: request.connections,
             begun_ns: monotonic_ns(),
@@ -155,7 +161,15 @@ impl Restore {
                     init = notify.pid.or(init);
                     Ok(())
                 }
-                Some("post-restore") => self.hold(),
+                Some("post-restore") => {
+                    self.tell(self.carry.hold(&self.processes()));
+                    self.hold()
+                }
+                // Every task is stopped at the end of CRIU's own code in it.
+                Some("pre-resume") => {
+                    self.tell(self.carry.resume(&self.processes()));
+                    Ok(())
+                }
                 Some("post-resume") => {
                     self.shared
                         .update(|state| state.resumed_at_ns = Some(monotonic_ns()));
@@ -180,6 +194,24 @@ impl Restore {
                 Err(error.to_string())
             }
         }
+    }
+
+    fn processes(&self) -> Vec<carry::Process> {
+        carry::processes(&self.shared.container.cgroup)
+    }
+
+    /// Keeps what could not be set again for whoever asks for the status.
+    fn tell(&self, lost: Vec<Lost>) {
+        for Lost { pid, detail } in &lost {
+            let service = &self.shared.config.service;
+            tracing::warn!(
+                service,
+                pid,
+                detail,
+                "could not be set again after the move"
+            );
+        }
+        self.shared.update(|state| state.lost.extend(lost));
     }
 
     /// Waits at `post-restore`, the one notification that can veto, until the decision is known.

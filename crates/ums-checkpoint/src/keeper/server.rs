@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use super::container::{self, Container};
 use super::protocol::{KeeperConfig, Phase, Reply, Request, Status};
 use super::{dump, restore};
+use crate::carry::Lost;
 use crate::message;
 
 /// Connections served at once: the agent's, one of a restarted agent, and a look by hand.
@@ -36,6 +37,8 @@ pub(super) struct State {
     pub(super) dumped_at_ns: Option<u64>,
     pub(super) resumed_at_ns: Option<u64>,
     pub(super) restore_us: Option<u64>,
+    /// What the last restore could not set again.
+    pub(super) lost: Vec<Lost>,
     /// Why the restore failed, for whoever waits for it.
     pub(super) restore_error: Option<String>,
     /// What was decided for a held container: run (true) or die (false).
@@ -85,6 +88,7 @@ impl Shared {
             dumped_at_ns: state.dumped_at_ns,
             resumed_at_ns: state.resumed_at_ns,
             restore_us: state.restore_us,
+            lost: state.lost.clone(),
         }
     }
 }
@@ -114,6 +118,7 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             dumped_at_ns: None,
             resumed_at_ns: None,
             restore_us: None,
+            lost: Vec::new(),
             restore_error: None,
             decision: None,
             quitting: false,

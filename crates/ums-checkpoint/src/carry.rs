@@ -1,0 +1,117 @@
+//! What CRIU does not carry, and we do: looked at while the service is frozen before the dump, set
+//! again after the restore, before the service's first instruction.
+//!
+//! All of it is done from outside, on copies of the service's descriptors (`pidfd_getfd(2)`), so that
+//! nothing is injected into a process. What was seen goes into one image file beside CRIU's. The
+//! restore has two moments, both after CRIU has made every descriptor:
+//!
+//! - [`Carry::hold`] at `post-restore`, before the migration is committed: everything that stays as it
+//!   is set however long the service is held;
+//! - [`Carry::resume`] at `pre-resume`, when nothing but the first instruction follows: what depends on
+//!   the time, and what the other end of a connection notices.
+//!
+//! What can't be set is returned as [`Lost`], which the report tells.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory_dir::MemoryDir;
+
+mod clock;
+mod descriptor;
+mod process;
+mod timer;
+
+pub use process::{Process, processes};
+
+use clock::Offsets;
+use descriptor::{Kind, Reach};
+
+/// Name of the image file.
+pub const NAME: &str = "ums-carry.json";
+
+/// State of a service that CRIU does not carry. What a later version adds is empty when read from an
+/// earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Carry {
+    timers: Vec<timer::Timer>,
+}
+
+/// Something of a service that could not be set again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// Process id inside the service's PID namespace; 0 when it is nobody's in particular.
+    pub pid: i32,
+    /// What it is, and why it could not be set.
+    pub detail: String,
+}
+
+impl Lost {
+    fn new(place: descriptor::Place, detail: String) -> Self {
+        let pid = place.pid;
+        Self { pid, detail }
+    }
+}
+
+/// Looks at the processes of a frozen service.
+///
+/// # Errors
+/// When the state of a process can't be read at all, which then must not be dumped.
+pub fn capture(processes: &[Process]) -> io::Result<Carry> {
+    let (reach, offsets) = (Reach::new(processes), offsets(processes)?);
+    let mut carry = Carry::default();
+    for (place, kind) in descriptor::all(processes)? {
+        let copy = reach.get(place)?;
+        match kind {
+            Kind::Timer => carry.timers.push(timer::capture(&copy, place, offsets)?),
+        }
+    }
+    Ok(carry)
+}
+
+/// All processes of a service are in one time namespace.
+fn offsets(processes: &[Process]) -> io::Result<Offsets> {
+    processes
+        .first()
+        .map_or_else(|| Ok(Offsets::default()), |first| Offsets::of(first.pid))
+}
+
+impl Carry {
+    /// Writes it beside the images of a checkpoint.
+    pub fn write(&self, images: &MemoryDir) -> io::Result<()> {
+        images.write(NAME, &serde_json::to_vec(self)?)
+    }
+
+    /// Reads what [`Carry::write`] wrote; a checkpoint of an earlier version has none.
+    ///
+    /// # Errors
+    /// `InvalidData` when it is malformed.
+    pub fn read(images: &MemoryDir) -> io::Result<Self> {
+        match std::fs::read(images.path().join(NAME)) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets what stays as it is set, in restored processes that have not run yet. May be followed by
+    /// any wait.
+    pub fn hold(&self, processes: &[Process]) -> Vec<Lost> {
+        let _ = processes;
+        Vec::new()
+    }
+
+    /// Sets the rest, right before the first instruction.
+    pub fn resume(&self, processes: &[Process]) -> Vec<Lost> {
+        let reach = Reach::new(processes);
+        match offsets(processes) {
+            Ok(offsets) => timer::apply(&self.timers, &reach, offsets),
+            Err(error) => vec![Lost {
+                pid: 0,
+                detail: format!("timers: the service's clocks can't be read: {error}"),
+            }],
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Open file descriptions of a service: each once, however many descriptors lead to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use super::process::Process;
+
+/// Most descriptors of one service that are looked at: the kernel's bound for all of a system is of
+/// this order.
+const DESCRIPTORS_MAX: usize = 4 << 20;
+
+/// Where an open file description is found: one of the descriptors that lead to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// Process id inside the service's PID namespace.
+    pub pid: i32,
+    /// Number of the descriptor.
+    pub fd: i32,
+}
+
+/// Kinds of descriptors that have something that CRIU does not carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// timerfd_create(2).
+    Timer,
+}
+
+/// What the link of a descriptor below `/proc/PID/fd` tells of its kind.
+fn kind(link: &str) -> Option<Kind> {
+    match link {
+        "anon_inode:[timerfd]" => Some(Kind::Timer),
+        _ => None,
+    }
+}
+
+/// Every description of a known kind. Sockets are named once; of other kinds, which have no number of
+/// their own, each descriptor is named.
+pub(super) fn all(processes: &[Process]) -> io::Result<Vec<(Place, Kind)>> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for process in processes {
+        for entry in fs::read_dir(format!("/proc/{}/fd", process.pid))? {
+            let entry = entry?;
+            let (Ok(link), Some(fd)) = (fs::read_link(entry.path()), number(&entry.file_name()))
+            else {
+                continue;
+            };
+            let link = link.to_string_lossy();
+            let Some(kind) = kind(&link) else { continue };
+            if link.starts_with("socket:") && !seen.insert(link.into_owned()) {
+                continue;
+            }
+            let pid = process.inner;
+            found.push((Place { pid, fd }, kind));
+            if found.len() > DESCRIPTORS_MAX {
+                return Err(io::Error::other("the service has too many descriptors"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn number(name: &OsStr) -> Option<i32> {
+    name.to_str()?.parse().ok()
+}
+
+/// The way to the descriptors of a service's processes.
+#[derive(Debug)]
+pub(super) struct Reach {
+    pidfds: BTreeMap<i32, OwnedFd>,
+}
+
+impl Reach {
+    /// Holds on to the processes. One that has gone is missed when it is asked.
+    pub(super) fn new(processes: &[Process]) -> Self {
+        let open = |process: &Process| {
+            let pid = Pid::from_raw(process.pid)?;
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            Some((process.inner, pidfd))
+        };
+        Self {
+            pidfds: processes.iter().filter_map(open).collect(),
+        }
+    }
+
+    /// A copy of a descriptor.
+    ///
+    /// # Errors
+    /// `NotFound` when the process or the descriptor isn't there.
+    pub(super) fn get(&self, place: Place) -> io::Result<OwnedFd> {
+        let pidfd = self.pidfds.get(&place.pid).ok_or(io::ErrorKind::NotFound)?;
+        pidfd_getfd(pidfd, place.fd, PidfdGetfdFlags::empty()).map_err(|error| match error {
+            Errno::BADF | Errno::SRCH => io::ErrorKind::NotFound.into(),
+            error => error.into(),
+        })
+    }
+}
