@@ -301,7 +301,11 @@ pub async fn publish(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
 }
 
 async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    // All of its network first: what its first instruction sends must find its way, and who is told
+    // of it must find the service.
     connect(agent, service).await?;
+    join(agent, service).await?;
+    publish(agent, service).await?;
     let (this, of) = (Arc::clone(agent), service.clone());
     blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
@@ -310,9 +314,7 @@ async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
             .map_err(|error| problem::failed("start", "the container can't be started")(&error))?;
         Ok(())
     })
-    .await?;
-    join(agent, service).await?;
-    publish(agent, service).await
+    .await
 }
 
 /// Removes a service that is not migrating, or the Frontman of one that has moved away.

@@ -18,6 +18,9 @@ pub const LINE_LEN_MAX: u64 = 128;
 /// Bytes at a stream's end: its count and its hash.
 pub const TRAILER_LEN: usize = 8 + blake3::OUT_LEN;
 
+/// The datagram that the service sends before anything else to the server that it calls.
+pub const GREETING: &[u8] = b"started";
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {

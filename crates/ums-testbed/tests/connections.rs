@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +16,7 @@ use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::client::echo::Echo;
 use ums_testbed::client::{self, Loads, Summary, account, echo, pipeline, subscriber};
 use ums_testbed::rootfs;
-use ums_testbed::streams::Account;
+use ums_testbed::streams::{Account, GREETING};
 use ums_testbed::system::System;
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::{Tools, skipped, wait_for};
@@ -58,6 +59,26 @@ fn connections_to_streams_live_there_and_back_again() {
     uploads_were_held(&clients);
     stop_streams(&testbed, clients, 2 * LOST_MAX);
     is_only_at(&testbed, &testbed.a, "streams", "/bin/ums-streams");
+    remove(testbed);
+}
+
+/// A service finds its network whole when it executes its first instruction: what it sends then is
+/// not lost, and a connection that it opens at once has not to wait for a second attempt.
+#[test]
+fn the_first_packet_that_a_service_sends_arrives() {
+    let test = "the_first_packet_that_a_service_sends_arrives";
+    let Some(testbed) = systems(test, 1000) else {
+        return;
+    };
+    let ip = testbed.world_ip(&testbed.a);
+    let bind = || Ok(UdpSocket::bind((ip, 0))?);
+    let server = testbed.world.in_network(bind).expect("a server");
+    server.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    let address = server.local_addr().expect("it has an address");
+    streams::start(&testbed, &testbed.a, Some(address), 0).expect("the service runs");
+    let mut greeting = [0; 16];
+    let (count, _) = server.recv_from(&mut greeting).expect("a greeting");
+    assert_eq!(&greeting[..count], GREETING);
     remove(testbed);
 }
 
@@ -214,12 +235,11 @@ fn start_streams(testbed: &Testbed, mib: u64) -> Clients {
     streams::start(testbed, &testbed.a, Some(dial), mib).expect("the service runs");
     let clients = Clients::start(testbed, &testbed.a, server).expect("clients");
     let at_work = || {
-        acknowledged(&clients)
-            .iter()
-            .all(|bytes| *bytes > 0)
-            .then_some(())
+        let sent = acknowledged(&clients).iter().all(|bytes| *bytes > 0);
+        (sent && clients.called.load(Ordering::Relaxed)).then_some(())
     };
-    wait_for("every upload's first bytes", PATIENCE, at_work).expect("they begin");
+    let what = "every upload's first bytes, and the service's own call";
+    wait_for(what, PATIENCE, at_work).expect("they begin");
     clients
 }
 

@@ -13,7 +13,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, sleep_until};
 use ums_testbed::hog::Words;
-use ums_testbed::streams::{Account, Content, LINE_LEN_MAX, Ledger, Request};
+use ums_testbed::streams::{Account, Content, GREETING, LINE_LEN_MAX, Ledger, Request};
 
 /// Connections served at once; one more is closed at once.
 const CONNECTIONS_MAX: usize = 1024;
@@ -42,7 +42,7 @@ struct Cli {
     /// Where to answer WebSocket clients
     #[arg(long, default_value = "0.0.0.0:7101")]
     websocket: SocketAddr,
-    /// A server to connect to, whose bytes are sent back
+    /// A server to greet with a datagram and to connect to, whose bytes are sent back
     #[arg(long)]
     dial: Option<SocketAddr>,
     /// Random data to hold besides, MiB
@@ -53,6 +53,9 @@ struct Cli {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     ensure!(cli.mib <= MIB_MAX, "--mib is at most {MIB_MAX}");
+    if let Some(server) = cli.dial {
+        greet(server)?;
+    }
     let mut words = Words::new(1);
     let ballast: Vec<u64> = (0..(cli.mib << 20) / 8).map(|_| words.word()).collect();
     let websocket = std::net::TcpListener::bind(cli.websocket)
@@ -210,6 +213,14 @@ async fn echo_datagrams(socket: UdpSocket) -> Result<()> {
             let _ = socket.send_to(&datagram[..count], from).await;
         }
     }
+}
+
+/// The first thing that it does: one datagram, sent once, so that a network that is not there yet
+/// when a service begins loses it for good.
+fn greet(server: SocketAddr) -> Result<()> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.send_to(GREETING, server).context("cannot greet")?;
+    Ok(())
 }
 
 async fn dial(server: SocketAddr) {

@@ -45,9 +45,14 @@ pub fn crowd(address: SocketAddr, count: u64, stop: &AtomicBool) -> Result<Summa
     ))
 }
 
-/// Waits for the service's call at `listener`, and exchanges messages until `stop` is set. A second
-/// call would mean that the first one was lost.
-pub fn called(listener: &TcpListener, period: Duration, stop: &AtomicBool) -> Result<Summary> {
+/// Waits for the service's call at `listener`, and exchanges messages until `stop` is set; `answered`
+/// is set after the first. A second call would mean that the first one was lost.
+pub fn called(
+    listener: &TcpListener,
+    period: Duration,
+    answered: &AtomicBool,
+    stop: &AtomicBool,
+) -> Result<Summary> {
     listener.set_nonblocking(true)?;
     let call = || listener.accept().ok();
     let (stream, _) = wait_for("the service's call", REQUEST_PATIENCE, call)?;
@@ -55,6 +60,9 @@ pub fn called(listener: &TcpListener, period: Duration, stop: &AtomicBool) -> Re
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(REQUEST_PATIENCE))?;
     let mut echo = Echo::on(stream, 0);
+    echo.exchange()
+        .context("the first message on the service's call")?;
+    answered.store(true, Ordering::Relaxed);
     echo.exchange_until(stop, period)
         .with_context(|| format!("after {} messages", echo.messages))?;
     ensure!(listener.accept().is_err(), "the service has called again");

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -117,6 +118,8 @@ pub struct Clients {
     pub loads: Loads,
     /// Stream and progress of each upload.
     pub uploads: Vec<(u64, Arc<Progress>)>,
+    /// Whether a message on the service's own call was answered.
+    pub called: Arc<AtomicBool>,
 }
 
 impl Clients {
@@ -141,8 +144,10 @@ impl Clients {
         loads.start(world, "idle connections", move |stop| {
             echo::crowd(address, CROWD, stop)
         })?;
+        let called = Arc::new(AtomicBool::new(false));
+        let answered = Arc::clone(&called);
         loads.start(world, "outgoing", move |stop| {
-            echo::called(&server, PERIOD, stop)
+            echo::called(&server, PERIOD, &answered, stop)
         })?;
         loads.start(world, "udp", move |stop| {
             datagrams::run(address, PERIOD, stop)
@@ -150,7 +155,11 @@ impl Clients {
         loads.start(world, "websocket", move |stop| {
             websocket::run(websocket, PERIOD, stop)
         })?;
-        Ok(Self { loads, uploads })
+        Ok(Self {
+            loads,
+            uploads,
+            called,
+        })
     }
 
     /// Lets all streams end; the service is asked at `address`.
