@@ -95,7 +95,7 @@ pub(crate) async fn reserve(
     id: MigrationId,
     request: ReserveRequest,
 ) -> Reply<ReserveAnswer> {
-    policy::allowed(&shared.config, &source, Permission::Send)?;
+    policy::allowed(shared, &source, Permission::Send)?;
     let slot = shared.arrivals.slot(id);
     let _turn = slot.lock.lock().await;
     slot.renew();
@@ -117,7 +117,7 @@ pub(crate) async fn reserve(
     let mut others = arriving
         .iter()
         .filter(|(_, incoming)| incoming.state.is_arriving());
-    let max = shared.config.limits.incoming_max;
+    let max = shared.settings.now().incoming_max;
     if others.clone().count() >= max {
         let detail = format!("{max} services are arriving, the most allowed; try again later");
         let title = "too many migrations at once";
@@ -477,7 +477,7 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
     let known = shared.journal(move |journal| journal.incoming(id)).await?;
     let Some(mut incoming) = known else {
         // Who may not send can't have reserved: nothing of it is here, or will be.
-        if policy::allowed(&shared.config, &source, Permission::Send).is_err() {
+        if policy::allowed(shared, &source, Permission::Send).is_err() {
             return Ok(());
         }
         // Remembered, so that a request that this one has overtaken finds it aborted.

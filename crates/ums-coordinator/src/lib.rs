@@ -19,6 +19,7 @@ mod peer_server;
 mod policy;
 mod problem;
 mod reconciler;
+mod settings;
 mod shared;
 #[cfg(test)]
 mod simulation;
@@ -39,8 +40,10 @@ use ums_tls::TlsError;
 
 pub use config::{AgentCommand, Config, Limits, PeerConfig};
 pub use journal::{FILE_NAME as JOURNAL_FILE_NAME, JournalError, OpenStore};
+pub use settings::Settings;
 
 use journal::Journal;
+use settings::InForce;
 use shared::Shared;
 use tasks::Tasks;
 
@@ -88,17 +91,6 @@ pub struct Coordinator {
     shared: Arc<Shared>,
     address: SocketAddr,
     socket: PathBuf,
-}
-
-/// Runs a Coordinator until `shutdown`.
-///
-/// Ending is the same as a crash, and as harmless: what is under way goes on, or is undone, when it
-/// is started again; services are not touched.
-pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let coordinator = Coordinator::start(config).await?;
-    shutdown.await;
-    coordinator.stop().await;
-    Ok(())
 }
 
 impl Coordinator {
@@ -149,6 +141,7 @@ impl Coordinator {
         let tasks = Arc::new(Tasks::new());
         let agent_command = config.agent_command.clone();
         let shared = Arc::new(Shared {
+            settings: InForce::new(&config),
             config,
             journal,
             desk: shared::Desk::Blocking,
@@ -192,7 +185,17 @@ impl Coordinator {
         &self.socket
     }
 
+    /// Takes up changed settings, for what begins from now on. Nothing that is under way is cut off:
+    /// see [`Settings`].
+    pub fn take_up(&self, settings: Settings) {
+        self.shared.peers.keep(&settings.peers);
+        self.shared.settings.replace(settings);
+    }
+
     /// Ends it where it stands: nothing is said to anybody, and the journal is as it is.
+    ///
+    /// That is the same as a crash, and as harmless: what is under way goes on, or is undone, when it
+    /// is started again; services are not touched.
     pub async fn stop(self) {
         self.shared.tasks.end().await;
     }

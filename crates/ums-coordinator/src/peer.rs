@@ -17,6 +17,8 @@ use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::Refusal;
 use ums_tls::TlsError;
 
+use crate::config::PeerConfig;
+
 /// How long TCP and TLS may take each.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,6 +51,17 @@ impl Peers {
             timeout,
             clients: Mutex::default(),
         }
+    }
+
+    /// Closes the idle connections to whoever is not at one of these places any more. Requests that
+    /// are under way end as they would.
+    pub(crate) fn keep(&self, peers: &BTreeMap<SystemName, PeerConfig>) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|(system, address), _| {
+            peers
+                .get(system)
+                .is_some_and(|peer| peer.address == *address)
+        });
     }
 
     /// The client of a peer at an address.

@@ -16,6 +16,7 @@ use ums_core::report::Outcome;
 use ums_core::saga::Phase;
 
 use crate::destination;
+use crate::journal::Journal;
 use crate::listen::PeerIdentity;
 use crate::policy;
 use crate::problem::{Refused, Reply, body, ending, ok, parse, unknown};
@@ -47,8 +48,8 @@ async fn hello(
     State(shared): State<Arc<Shared>>,
     Extension(PeerIdentity(peer)): Caller,
 ) -> Reply<Response> {
-    policy::peer(&shared.config, &peer)?;
-    let you_may_send = policy::allowed(&shared.config, &peer, Permission::Send).is_ok();
+    policy::peer(&shared, &peer)?;
+    let you_may_send = policy::allowed(&shared, &peer, Permission::Send).is_ok();
     // Facts are for those who may use them.
     let facts = if you_may_send {
         shared.agent.facts().await.ok()
@@ -64,6 +65,25 @@ async fn hello(
     }))
 }
 
+/// Lets in peers, and whoever has a part in this migration already: one that was forgotten while it is
+/// under way is heard until that is over, and about nothing else. The migration's id.
+async fn concerned(shared: &Shared, system: &SystemName, id: &str) -> Reply<MigrationId> {
+    let Err(denied) = policy::peer(shared, system) else {
+        return parse_id(id);
+    };
+    let Ok(id) = parse_id(id) else {
+        return Err(denied.into());
+    };
+    let known = move |journal: &Journal| Ok((journal.incoming(id)?, journal.saga(id)?));
+    let (incoming, saga) = shared.journal(known).await?;
+    let comes = incoming.is_some_and(|incoming| incoming.source == *system);
+    let goes = saga.is_some_and(|(saga, _)| saga.request().destination == *system);
+    match comes || goes {
+        true => Ok(id),
+        false => Err(denied.into()),
+    }
+}
+
 /// Runs an operation to its end, whatever becomes of the connection.
 async fn operation(
     State(shared): State<Arc<Shared>>,
@@ -71,8 +91,7 @@ async fn operation(
     Path((id, operation)): Path<(String, String)>,
     request: Request,
 ) -> Reply<Response> {
-    policy::peer(&shared.config, &peer)?;
-    let id = parse_id(&id)?;
+    let id = concerned(&shared, &peer, &id).await?;
     let body = body(request, shared.config.limits.arrival_timeout).await?;
     let tasks = Arc::clone(&shared.tasks);
     let done = tasks.detached(async move { dispatch(&shared, peer, id, &operation, &body).await });
@@ -116,8 +135,7 @@ async fn view(
     Extension(PeerIdentity(peer)): Caller,
     Path(id): Path<String>,
 ) -> Reply<Response> {
-    policy::peer(&shared.config, &peer)?;
-    let id = parse_id(&id)?;
+    let id = concerned(&shared, &peer, &id).await?;
     match destination::view(&shared, peer, id).await {
         Ok(view) => Ok(ok(&view)),
         Err(Refused(problem)) if problem.kind == "aborted" => Err(no_migration()),
@@ -131,8 +149,7 @@ async fn decision(
     Extension(PeerIdentity(peer)): Caller,
     Path(id): Path<String>,
 ) -> Reply<Response> {
-    policy::peer(&shared.config, &peer)?;
-    let id = parse_id(&id)?;
+    let id = concerned(&shared, &peer, &id).await?;
     let saga = shared.journal(move |journal| journal.saga(id)).await?;
     let decision = match saga {
         Some((saga, _)) if saga.request().destination != peer => return Err(no_migration()),

@@ -4,7 +4,8 @@ use ums_api::client::Permission;
 use ums_core::id::SystemName;
 use ums_core::preflight::Refusal;
 
-use crate::config::{Config, PeerConfig};
+use crate::config::PeerConfig;
+use crate::shared::Shared;
 
 /// What is forbidden, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,27 +33,30 @@ pub(crate) enum Denied {
 }
 
 /// The peer, if it is known.
-pub(crate) fn peer<'a>(config: &'a Config, peer: &SystemName) -> Result<&'a PeerConfig, Denied> {
-    config.peers.get(peer).ok_or_else(|| Denied::UnknownPeer {
-        peer: peer.clone(),
-        system: config.system.clone(),
-    })
+pub(crate) fn peer(shared: &Shared, peer: &SystemName) -> Result<PeerConfig, Denied> {
+    shared
+        .settings
+        .peer(peer)
+        .ok_or_else(|| Denied::UnknownPeer {
+            peer: peer.clone(),
+            system: shared.config.system.clone(),
+        })
 }
 
 /// Whether the peer may do this with us.
 pub(crate) fn allowed(
-    config: &Config,
+    shared: &Shared,
     name: &SystemName,
     permission: Permission,
 ) -> Result<(), Denied> {
-    if peer(config, name)?.allow.contains(&permission) {
+    if peer(shared, name)?.allow.contains(&permission) {
         return Ok(());
     }
     let what = match permission {
         Permission::Send => "send services to it",
         Permission::Receive => "receive services from it",
     };
-    let (peer, system) = (name.clone(), config.system.clone());
+    let (peer, system) = (name.clone(), shared.config.system.clone());
     Err(Denied::NotAllowed { peer, system, what })
 }
 

@@ -81,7 +81,7 @@ async fn look_after(shared: &Shared, id: MigrationId, source: ums_core::id::Syst
 /// A prepared instance of which nothing more is heard: only the source knows whether it is the
 /// service. Until it says so, the instance is held, however long that takes.
 async fn ask_source(shared: &Shared, id: MigrationId, source: ums_core::id::SystemName) {
-    let client = match policy::peer(&shared.config, &source) {
+    let client = match policy::peer(shared, &source) {
         Ok(peer) => shared.peers.client(&source, peer.address),
         Err(denied) => {
             tracing::warn!(migration = %id, %denied, "in doubt, and the source can't be asked");

@@ -8,12 +8,14 @@ use crate::config::Config;
 use crate::destination::Arrivals;
 use crate::journal::{Journal, JournalError};
 use crate::peer::Peers;
+use crate::settings::InForce;
 use crate::status::Registry;
 use crate::tasks::Tasks;
 
 /// One Coordinator's parts.
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) settings: InForce,
     pub(crate) journal: Arc<Journal>,
     pub(crate) desk: Desk,
     pub(crate) agent: AgentClient,

@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
-use crate::config::{Config, Sources};
+use crate::config::{Config, ConfigError, Sources};
 use crate::connection::Connection;
 use crate::exit::{Exit, Failure};
 
@@ -29,29 +29,36 @@ pub(crate) type Outcome = Result<Exit, Failure>;
 
 /// Does what the command line says.
 pub(crate) fn execute(cli: Cli) -> Outcome {
-    let sources = Sources {
-        flags: cli.settings,
-        file: cli.config,
-        variable: &|name| std::env::var_os(name),
-    };
     // What needs no settings must work with bad ones.
     match cli.command {
         Command::Ca(command) => return ca::execute(command),
         Command::ExitCodes => return print(&Exit::table()),
         _ => {}
     }
-    let config = Config::load(sources).map_err(Failure::usage)?;
+    let (flags, file) = (cli.settings, cli.config);
+    let load = move || {
+        Config::load(Sources {
+            flags: flags.clone(),
+            file: file.clone(),
+            variable: &|name| std::env::var_os(name),
+        })
+    };
+    let config = load().map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the threads of this program can't be started")?;
-    runtime.block_on(dispatch(cli.command, config))
+    runtime.block_on(dispatch(cli.command, config, load))
 }
 
-async fn dispatch(command: Command, config: Config) -> Outcome {
+async fn dispatch(
+    command: Command,
+    config: Config,
+    reload: impl Fn() -> Result<Config, ConfigError>,
+) -> Outcome {
     let coordinator = Connection::new(config.socket());
     match command {
-        Command::Serve(args) => serve::execute(args, config).await,
+        Command::Serve(args) => serve::execute(args, config, reload).await,
         Command::Run(args) => run::execute(args, coordinator).await,
         Command::Migrate(args) => migrate::execute(args, coordinator).await,
         Command::Plan(args) => plan::execute(args, coordinator).await,

@@ -182,6 +182,20 @@ impl Config {
         }
     }
 
+    /// Whether anything is different that a running Coordinator does not take up.
+    pub(crate) fn differs_beyond_what_is_taken_up(&self, other: &Self) -> bool {
+        let taken_up = Self {
+            peers: other.peers.clone(),
+            limits: Limits {
+                outgoing_max: other.limits.outgoing_max,
+                incoming_max: other.limits.incoming_max,
+                ..self.limits.clone()
+            },
+            ..self.clone()
+        };
+        taken_up != *other
+    }
+
     /// The system that this Coordinator speaks for: the one set, or the first label of the host
     /// name.
     pub(crate) fn system(&self) -> Result<SystemName, ConfigError> {

@@ -67,8 +67,8 @@ impl Connection {
         }
     }
 
-    /// Asks again while nobody answers at a socket that is there: the Coordinator is starting, or
-    /// takes up a changed peers table. Nothing was sent by an attempt that found no connection.
+    /// Asks again while nobody answers at a socket that is there: the Coordinator is starting.
+    /// Nothing was sent by an attempt that found no connection.
     async fn patiently<T, F: Future<Output = Result<T, ClientError>>>(
         &self,
         ask: impl Fn() -> F,

@@ -62,18 +62,17 @@ async fn ask_destination(
     shared: &Shared,
     name: &SystemName,
 ) -> (Option<ums_core::facts::NodeFacts>, Option<Refusal>) {
-    let config = &shared.config;
-    let peer = match policy::peer(config, name) {
+    let peer = match policy::peer(shared, name) {
         Ok(peer) => peer,
         Err(denied) => return (None, Some(denied.refusal(name))),
     };
-    let ours = policy::allowed(config, name, Permission::Receive).err();
+    let ours = policy::allowed(shared, name, Permission::Receive).err();
     let hello = match shared.peers.client(name, peer.address).hello().await {
         Ok(hello) => hello,
         Err(error) => return (None, Some(peer::refusal(name, &error))),
     };
     let theirs = || {
-        let why = format!("`{name}` does not let `{}` send", config.system);
+        let why = format!("`{name}` does not let `{}` send", shared.config.system);
         (!hello.you_may_send).then(|| Refusal::peer_denied(name.as_str(), why))
     };
     let refusal = peer::check_version(name, &hello)
@@ -84,10 +83,11 @@ async fn ask_destination(
 }
 
 fn known_peer(shared: &Shared, name: &SystemName) -> Reply<()> {
-    if policy::peer(&shared.config, name).is_ok() {
+    if policy::peer(shared, name).is_ok() {
         return Ok(());
     }
-    let known: Vec<&str> = shared.config.peers.keys().map(SystemName::as_str).collect();
+    let settings = shared.settings.now();
+    let known: Vec<&str> = settings.peers.keys().map(SystemName::as_str).collect();
     let refusal = Refusal::peer_unknown(name.as_str(), &known);
     Err(unknown("peer-unknown", "no such peer", refusal.to_string()))
 }
@@ -133,7 +133,7 @@ async fn admit(shared: &Arc<Shared>, wanted: MigrateRequest) -> Reply<Response> 
             error.to_string(),
         ))
     })?;
-    let max = shared.config.limits.outgoing_max;
+    let max = shared.settings.now().outgoing_max;
     let live = shared
         .registry
         .admit(view_of(&saga), max)

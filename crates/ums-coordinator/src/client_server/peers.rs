@@ -15,7 +15,7 @@ use crate::problem::ok;
 /// Asks all of them at once: each may take as long as a connection may.
 pub(super) async fn list(State(shared): Own) -> Response {
     let mut asked = JoinSet::new();
-    for (name, config) in shared.config.peers.clone() {
+    for (name, config) in shared.settings.now().peers.clone() {
         let client = shared.peers.client(&name, config.address);
         asked.spawn(view(name, config, client));
     }

@@ -188,7 +188,7 @@ async fn of_destination(
 /// The source decides whenever it can be asked.
 async fn source_is_silent(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Reply<()> {
     let source = &incoming.source;
-    let Ok(peer) = policy::peer(&shared.config, source) else {
+    let Ok(peer) = policy::peer(shared, source) else {
         return Ok(());
     };
     let client = shared.peers.client(source, peer.address);

@@ -161,6 +161,7 @@ impl Coordinator {
         );
         let shared = Arc::new(Shared {
             peers: Peers::new(wire::dial(world, side), limits.request_timeout),
+            settings: crate::settings::InForce::new(&config),
             config,
             journal: Arc::new(journal),
             desk: shared::Desk::Simulated(desk),

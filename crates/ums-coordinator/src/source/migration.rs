@@ -14,7 +14,7 @@ use ums_core::step::Step;
 
 use super::{abandon, ending_in_words};
 use crate::clock::Stopwatch;
-use crate::config::Limits;
+use crate::config::{Limits, PeerConfig};
 use crate::journal::{JournalError, Write};
 use crate::peer::PeerClient;
 use crate::shared::Shared;
@@ -75,11 +75,15 @@ pub(crate) struct Migration {
     unwritten: Vec<Event>,
     /// When the destination was first told of the commit.
     pub(super) told_at_us: Option<u64>,
+    /// The destination as it was known at the beginning: one that is forgotten meanwhile is spoken to
+    /// until the end.
+    began_with: Option<PeerConfig>,
 }
 
 impl Migration {
     pub(crate) fn new(shared: Arc<Shared>, saga: Saga, written: u32, live: Arc<Live>) -> Self {
         let stopwatch = Stopwatch::of(saga.request());
+        let began_with = shared.settings.peer(&saga.request().destination);
         let unwritten = Vec::new();
         Self {
             shared,
@@ -89,6 +93,7 @@ impl Migration {
             written,
             unwritten,
             told_at_us: None,
+            began_with,
         }
     }
 
@@ -112,11 +117,16 @@ impl Migration {
         self.stopwatch.now_us()
     }
 
-    /// The destination's Coordinator; `None` when it is no peer any more.
+    /// Where the destination is; `None` when it was no peer any more when this was taken up.
+    pub(super) fn peer_config(&self) -> Option<PeerConfig> {
+        let known = self.shared.settings.peer(&self.saga.request().destination);
+        known.or_else(|| self.began_with.clone())
+    }
+
+    /// The destination's Coordinator.
     pub(super) fn peer(&self) -> Option<PeerClient> {
         let name = &self.saga.request().destination;
-        let peer = self.shared.config.peers.get(name)?;
-        Some(self.shared.peers.client(name, peer.address))
+        Some(self.shared.peers.client(name, self.peer_config()?.address))
     }
 
     /// Begins a step.

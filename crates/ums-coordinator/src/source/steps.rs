@@ -49,9 +49,8 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failur
         )
     })
     .await?;
-    let config = &m.shared.config;
     let mut refusals: Vec<Refusal> =
-        policy::allowed(config, &request.destination, Permission::Receive)
+        policy::allowed(&m.shared, &request.destination, Permission::Receive)
             .err()
             .map(|denied| denied.refusal(&request.destination))
             .into_iter()
@@ -188,7 +187,7 @@ pub(super) async fn open_data_path(
     let step = Step::OpenDataPath;
     m.start(step).await?;
     let request = m.saga().request().clone();
-    let Some(peer) = m.shared.config.peers.get(&request.destination) else {
+    let Some(peer) = m.peer_config() else {
         return Err(Failure::of(step, "the destination is no peer any more"));
     };
     let at = |port, permit: &String| DataEndpoint {

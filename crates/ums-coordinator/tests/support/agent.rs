@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use ums_api::agent::{
     CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState,
-    OfService, OpenRequest, Phase, Restored, Role, Running, ServiceStatus, ServiceView,
+    OfService, OpenRequest, Phase, Restored, Role, RunRequest, Running, ServiceStatus, ServiceView,
 };
 use ums_api::problem::{Fault as Whose, Problem};
 use ums_core::facts::{NodeFacts, ServiceFacts};
@@ -173,6 +173,7 @@ impl FakeAgent {
         let operation = match (&method, parts.as_slice()) {
             (&Method::GET, ["services", _]) => "service",
             (&Method::DELETE, ["services", _]) => "delete",
+            (&Method::POST, ["services"]) => "run-service",
             (&Method::GET, ["migrations", _]) => "migration",
             (_, ["migrations", _, operation]) => operation,
             (_, [one]) => one,
@@ -210,6 +211,7 @@ impl FakeAgent {
             ("services", _) => Ok(json!(services(world, &me))),
             ("service", _) => service(world, &me, parts[1]),
             ("delete", _) => delete(world, &me, parts[1]),
+            ("run-service", _) => run_service(world, &me, &parse(body)?),
             ("migrations", _) => Ok(json!(
                 world
                     .node(&me)
@@ -508,6 +510,20 @@ fn service(world: &mut Inner, me: &str, name: &str) -> Answer {
         obstacles: Vec::new(),
         migrating: node.gates.get(name).copied(),
     }))
+}
+
+fn run_service(world: &mut Inner, me: &str, request: &RunRequest) -> Answer {
+    let service = Service {
+        specification: super::specification(request.name.as_str()),
+        state: Life::Executing,
+    };
+    let node = world.node(me);
+    node.services.insert(request.name.to_string(), service);
+    let started = services(world, me);
+    let mut started = started.iter();
+    Ok(json!(
+        started.find(|view| view.specification.name == request.name)
+    ))
 }
 
 fn services(world: &mut Inner, me: &str) -> Vec<ServiceView> {

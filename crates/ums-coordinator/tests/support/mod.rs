@@ -12,7 +12,7 @@ pub mod disk;
 pub mod link;
 pub mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,9 @@ use ums_api::client::{
     MigrateRequest, MigrationView, Permission, RESPONSE_BYTES_MAX, WatchQuery, paths,
 };
 use ums_api::http::{Client, ClientError, Unix};
-use ums_coordinator::{Config, Coordinator, JournalError, Limits, PeerConfig, ServeError};
+use ums_coordinator::{
+    Config, Coordinator, JournalError, Limits, PeerConfig, ServeError, Settings,
+};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
 use ums_core::specification::{PublishedPort, Specification, Transport};
@@ -87,6 +89,11 @@ pub fn issue(ca: &Authority, name: &str) -> Identity {
 
 pub fn system(name: &str) -> SystemName {
     name.parse().expect("a name")
+}
+
+/// Every permission.
+pub fn both() -> BTreeSet<Permission> {
+    [Permission::Send, Permission::Receive].into()
 }
 
 pub fn specification(name: &str) -> Specification {
@@ -218,10 +225,9 @@ impl System {
     }
 
     fn knows(&mut self, name: &str, other: &System) {
-        let allow = [Permission::Send, Permission::Receive].into();
         let peer = PeerConfig {
             address: other.link.address(),
-            allow,
+            allow: both(),
         };
         self.config.peers.insert(system(name), peer);
     }
@@ -243,6 +249,13 @@ impl System {
         };
         self.link.lead_to(coordinator.address());
         self.coordinator = Some(coordinator);
+    }
+
+    /// Has the running Coordinator take up changed settings.
+    pub fn take_up(&mut self, change: impl FnOnce(&mut Config)) {
+        change(&mut self.config);
+        let coordinator = self.coordinator.as_ref().expect("it runs");
+        coordinator.take_up(Settings::of(&self.config));
     }
 
     /// Ends the Coordinator where it stands.

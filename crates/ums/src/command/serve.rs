@@ -9,89 +9,103 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use ums_api::client::{HISTORY_MAX, HistoryQuery, MigrationView, paths};
-use ums_coordinator::{AgentCommand, PeerConfig};
+use ums_coordinator::{AgentCommand, Coordinator, PeerConfig, Settings};
 use ums_core::id::SystemName;
-use ums_core::report::Outcome as Migrated;
 use ums_tls::Identity;
 
 use super::Outcome;
-use crate::config::{Config, LogFormat, Peer};
-use crate::connection::Connection;
+use crate::config::{Config, ConfigError, LogFormat, Peer};
 use crate::exit::{Exit, Failure};
 
 /// What is logged unless `UMS_LOG` says otherwise.
 const LOG_DEFAULT: &str = "info";
 
-/// Period of looking whether the peers table has changed.
-const PEERS_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Period of looking whether settings have changed that a running Coordinator takes up.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 type KnownPeers = BTreeMap<SystemName, Peer>;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
-pub(crate) async fn execute(Args {}: Args, config: Config) -> Outcome {
+/// `reload` reads all layers of the configuration anew.
+pub(crate) async fn execute(
+    Args {}: Args,
+    config: Config,
+    reload: impl Fn() -> Result<Config, ConfigError>,
+) -> Outcome {
     start_log(&config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let known = config.peers().all().map_err(Failure::usage)?;
+    let settings = coordinator(&config, &known)?;
+    let (system, listen) = (settings.system.clone(), settings.listen);
+    let file = config.file.display();
+    tracing::info!(%system, %listen, config = %file, peers = known.len(), "starting");
+    let first = Settings::of(&settings);
+    let coordinator = Coordinator::start(settings)
+        .await
+        .with_context(|| format!("the Coordinator of {system} failed"))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = keep_up(&coordinator, &config, first, reload) => {}
+    }
+    tracing::info!("asked to end");
+    coordinator.stop().await;
+    Ok(Exit::Done)
+}
+
+/// Looks for changed settings, for ever, and has the Coordinator take them up.
+async fn keep_up(
+    coordinator: &Coordinator,
+    started: &Config,
+    mut in_force: Settings,
+    reload: impl Fn() -> Result<Config, ConfigError>,
+) {
+    let mut said = String::new();
+    let mut say = |text: String| {
+        if text != said && !text.is_empty() {
+            tracing::warn!("{text}");
+        }
+        said = text;
+    };
     loop {
-        let known = config.peers().all().map_err(Failure::usage)?;
-        let settings = coordinator(&config, &known)?;
-        let (system, listen) = (settings.system.clone(), settings.listen);
-        let file = config.file.display();
-        tracing::info!(%system, %listen, config = %file, peers = known.len(), "starting");
-        let mut again = false;
-        let shutdown = async {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!("asked to end"),
-                _ = interrupt.recv() => tracing::info!("asked to end"),
-                () = peers_changed(&config, &known) => {
-                    tracing::info!("the peers table has changed");
-                    again = true;
-                }
+        tokio::time::sleep(LOOK_EVERY).await;
+        let read = reload().and_then(|config| Ok((config.peers().all()?, config)));
+        let (known, config) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                say(format!("{error:#}: what was in force before stays so"));
+                continue;
             }
         };
-        ums_coordinator::serve(settings, shutdown)
-            .await
-            .with_context(|| format!("the Coordinator of {system} failed"))?;
-        if !again {
-            return Ok(Exit::Done);
+        let now = settings(&config, &known);
+        if now != in_force {
+            let (peers, limits) = (now.peers.len(), (now.outgoing_max, now.incoming_max));
+            tracing::info!(peers, ?limits, "changed settings are taken up");
+            coordinator.take_up(now.clone());
+            in_force = now;
         }
+        say(match config.differs_beyond_what_is_taken_up(started) {
+            true => format!(
+                "{} has changed in more than peers and the numbers of migrations: the rest is taken \
+                 up when the Coordinator, and the agent for its part, are started again",
+                config.file.display()
+            ),
+            false => String::new(),
+        });
     }
 }
 
-/// Returns when the peers table is another one and nothing is being sent from here.
-///
-/// The Coordinator takes its peers when it starts, and may be ended and started at any time; that
-/// takes milliseconds, but nobody shall wait them inside the freeze of a service.
-async fn peers_changed(config: &Config, known: &KnownPeers) {
-    let own = Connection::new(config.socket());
-    let mut complaint = None;
-    loop {
-        tokio::time::sleep(PEERS_LOOK_EVERY).await;
-        match config.peers().all() {
-            Ok(now) if now != *known && is_idle(&own).await => return,
-            Ok(_) => complaint = None,
-            Err(error) => {
-                let text = error.to_string();
-                if complaint.as_ref() != Some(&text) {
-                    tracing::error!(%error, "the peers table can't be read; the last one stands");
-                    complaint = Some(text);
-                }
-            }
-        }
+/// Those that may change.
+fn settings(config: &Config, known: &KnownPeers) -> Settings {
+    Settings {
+        peers: known.iter().map(peer).collect(),
+        outgoing_max: config.limits.outgoing_max,
+        incoming_max: config.limits.incoming_max,
     }
-}
-
-async fn is_idle(own: &Connection) -> bool {
-    let query = HistoryQuery {
-        service: None,
-        limit: Some(HISTORY_MAX),
-    };
-    let views: Result<Vec<MigrationView>, _> = own.get(&paths::history(&query)).await;
-    let running = |view: &MigrationView| view.report.outcome == Migrated::Running;
-    views.is_ok_and(|views| !views.iter().any(running))
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
