@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::SystemName;
 use ums_core::preflight::Refusal;
+use ums_core::report::Bytes;
 
 use crate::agent::TunnelEnd;
 
@@ -147,6 +148,22 @@ pub enum Decision {
 pub struct DecisionAnswer {
     /// The decision.
     pub decision: Decision,
+}
+
+/// `close`: what the source measured, for the destination's history. A destination of an earlier
+/// release knows only [`Empty`], and refuses this as malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloseRequest {
+    /// How long the service did not execute anywhere, microseconds; `None` where that is not known.
+    #[serde(default)]
+    pub downtime_us: Option<u64>,
+    /// How long it was frozen at the source, microseconds; `None` where that is not known.
+    #[serde(default)]
+    pub freeze_us: Option<u64>,
+    /// What was moved.
+    #[serde(default)]
+    pub bytes: Bytes,
 }
 
 /// A request without content.

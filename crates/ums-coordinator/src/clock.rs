@@ -76,6 +76,48 @@ impl Stopwatch {
 
     /// The same, of a moment of this boot's monotonic clock.
     pub(crate) fn at_ns(&self, ns: u64) -> u64 {
-        ns.saturating_sub(self.asked_at_ns) / 1000
+        if self.same_boot {
+            ns.saturating_sub(self.asked_at_ns) / 1000
+        } else {
+            let ago_us = monotonic_ns().saturating_sub(ns) / 1000;
+            self.now_us().saturating_sub(ago_us)
+        }
+    }
+
+    /// Whether the host has run without a reboot since it was asked for. Else spans over the reboot
+    /// are differences of the wall clock, which may have been set meanwhile: good enough to show when
+    /// a step was, not to tell how long a service stood still.
+    pub(crate) fn is_unbroken(&self) -> bool {
+        self.same_boot
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn asked_now(boot: String) -> Request {
+        Request {
+            id: ums_core::id::MigrationId(uuid::Uuid::nil()),
+            service: "web".parse().expect("a name"),
+            source: "a".parse().expect("a name"),
+            destination: "b".parse().expect("a name"),
+            approach: None,
+            technique: None,
+            max_downtime_ms: None,
+            asked_at_ms: unix_ms().saturating_sub(5000),
+            // Of an earlier boot, whose clock stood much higher.
+            asked_at_ns: monotonic_ns() + 3_600_000_000_000,
+            boot,
+        }
+    }
+
+    #[test]
+    fn after_a_reboot_moments_are_told_by_the_wall_clock_and_durations_not_at_all() {
+        let watch = Stopwatch::of(&asked_now("another".to_owned()));
+        assert!(!watch.is_unbroken());
+        let (now, at) = (watch.now_us(), watch.at_ns(monotonic_ns()));
+        assert!(at > 4_000_000 && at <= now + 1_000_000, "{at} {now}");
+        assert!(Stopwatch::of(&asked_now(boot())).is_unbroken());
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use ums_api::agent::{CreateRequest, Phase};
 use ums_api::client::Permission;
 use ums_api::peer::{
-    CommitAnswer, CreateAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, View,
+    CloseRequest, CommitAnswer, CreateAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, View,
 };
 use ums_api::problem::{Fault, Problem};
 use ums_core::facts::NodeFacts;
@@ -155,6 +155,7 @@ pub(crate) async fn reserve(
         forced: false,
         stuck: None,
         conflict: None,
+        account: None,
     };
     put(shared, id, &incoming).await?;
     Ok(accepted)
@@ -495,6 +496,7 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
             forced: false,
             stuck: None,
             conflict: None,
+            account: None,
         };
         return put(shared, id, &tombstone).await;
     };
@@ -558,13 +560,19 @@ async fn discard(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> R
 }
 
 /// Step 15: the source has deleted its own container.
-pub(crate) async fn close(shared: &Shared, source: SystemName, id: MigrationId) -> Reply<()> {
+pub(crate) async fn close(
+    shared: &Shared,
+    source: SystemName,
+    id: MigrationId,
+    account: CloseRequest,
+) -> Reply<()> {
     let slot = shared.arrivals.slot(id);
     let _turn = slot.lock.lock().await;
     let mut incoming = known(shared, &source, id).await?;
     let closed = receiver::receive(Some(&incoming.state), &Message::Close)?;
     if closed != incoming.state {
         incoming.state = closed;
+        incoming.account = Some(account);
         put(shared, id, &incoming).await?;
     }
     Ok(())

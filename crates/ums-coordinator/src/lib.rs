@@ -45,7 +45,7 @@ pub use settings::Settings;
 use journal::Journal;
 use settings::InForce;
 use shared::Shared;
-use tasks::Tasks;
+use tasks::{Tasks, for_ever};
 
 /// A Coordinator can't start.
 #[derive(Debug, thiserror::Error)]
@@ -152,10 +152,16 @@ impl Coordinator {
             tasks: Arc::clone(&tasks),
         });
         if let Some(command) = agent_command {
-            tasks.spawn(agent_process::keep(Arc::clone(&shared), command));
+            let this = Arc::clone(&shared);
+            tasks.spawn(for_ever("what keeps the agent", move || {
+                agent_process::keep(Arc::clone(&this), command.clone())
+            }));
         }
         reconciler::take_up(&shared).await?;
-        tasks.spawn(reconciler::run(Arc::clone(&shared)));
+        let this = Arc::clone(&shared);
+        tasks.spawn(for_ever("the reconciler", move || {
+            reconciler::run(Arc::clone(&this))
+        }));
         let router = peer_server::router(Arc::clone(&shared));
         let limits = shared.config.limits.clone();
         let idle = limits.idle_timeout;

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ums_api::http::{Client, ClientError, Connecting, Connector, Stream};
 use ums_api::peer::{
-    self, CommitAnswer, CreateAnswer, Decision, DecisionAnswer, Empty, Hello, ReserveAnswer,
-    ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View, paths,
+    self, CloseRequest, CommitAnswer, CreateAnswer, Decision, DecisionAnswer, Empty, Hello,
+    ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View, paths,
 };
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::Refusal;
@@ -145,8 +145,16 @@ impl PeerClient {
         self.post(id, "abort", &Empty {}).await.map(|Empty {}| ())
     }
 
-    pub(crate) async fn close(&self, id: MigrationId) -> Answer<()> {
-        self.post(id, "close", &Empty {}).await.map(|Empty {}| ())
+    pub(crate) async fn close(&self, id: MigrationId, account: &CloseRequest) -> Answer<()> {
+        let closed = self.post(id, "close", account).await;
+        let closed = match &closed {
+            // An earlier release has no use for the account.
+            Err(ClientError::Problem(problem)) if problem.kind == "request-malformed" => {
+                self.post(id, "close", &Empty {}).await
+            }
+            _ => closed,
+        };
+        closed.map(|Empty {}| ())
     }
 
     pub(crate) async fn decision(&self, id: MigrationId) -> Answer<Decision> {

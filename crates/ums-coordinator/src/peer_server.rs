@@ -8,8 +8,8 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use ums_api::client::Permission;
 use ums_api::peer::{
-    BODY_BYTES_MAX, Decision, DecisionAnswer, Empty, Hello, ReserveRequest, RestoreRequest,
-    VERSIONS, paths,
+    BODY_BYTES_MAX, CloseRequest, Decision, DecisionAnswer, Empty, Hello, ReserveRequest,
+    RestoreRequest, VERSIONS, paths,
 };
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
@@ -115,15 +115,17 @@ async fn dispatch(
             &destination::restore(shared, peer, id, request.digest).await?
         ));
     }
+    if operation == "close" {
+        let account: CloseRequest = parse(body)?;
+        destination::close(shared, peer, id, account).await?;
+        return Ok(ok(&Empty {}));
+    }
     let Empty {} = parse(body)?;
     match operation {
         "renew" => Ok(ok(&destination::renew(shared, peer, id).await?)),
         "create" => Ok(ok(&destination::create(shared, peer, id).await?)),
         "commit" => Ok(ok(&destination::commit(shared, peer, id).await?)),
         "abort" => destination::abort(shared, peer, id)
-            .await
-            .map(|()| ok(&Empty {})),
-        "close" => destination::close(shared, peer, id)
             .await
             .map(|()| ok(&Empty {})),
         _ => Err(nowhere().await),

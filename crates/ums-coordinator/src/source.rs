@@ -17,19 +17,55 @@ use ums_core::saga::{Action, Event, Phase, Saga};
 pub(crate) use migration::{Failure, Migration, finished_view, view_of};
 
 use crate::shared::Shared;
+use crate::tasks::caught;
+use migration::Pause;
 
 /// Begins a migration that was admitted and whose request is in the journal.
 pub(crate) fn begin(shared: &Arc<Shared>, migration: Migration) {
-    shared.tasks.spawn(run(migration, true));
+    shared.tasks.spawn(watched(migration, true));
 }
 
 /// Goes on with a migration that a restart found unfinished.
 pub(crate) fn resume(shared: &Arc<Shared>, saga: Saga, written: u32) {
+    let migration = readmitted(shared, saga, written);
+    shared.tasks.spawn(watched(migration, false));
+}
+
+fn readmitted(shared: &Arc<Shared>, saga: Saga, written: u32) -> Migration {
     let live = shared.registry.readmit(view_of(&saga));
-    shared.tasks.spawn(run(
-        Migration::new(Arc::clone(shared), saga, written, live),
-        false,
-    ));
+    Migration::new(Arc::clone(shared), saga, written, live)
+}
+
+/// Runs a migration to its end. One that panics, which is a fault of this program, is shown as stuck;
+/// then the journal tells where it stands, and it is undone or completed as after a restart. So a
+/// service is not left frozen for it, nor locked until somebody starts the Coordinator again.
+async fn watched(mut migration: Migration, mut fresh: bool) {
+    let (shared, id) = (Arc::clone(&migration.shared), migration.id());
+    let mut pause = Pause::new(&shared.config.limits);
+    loop {
+        let live = Arc::clone(&migration.live);
+        let Err(panic) = caught(run(migration, fresh)).await else {
+            return;
+        };
+        tracing::error!(migration = %id, panic, "stuck: its task panicked; it is taken up again");
+        live.panicked(&panic);
+        let (saga, written) = loop {
+            pause.wait().await;
+            match shared.journal(move |journal| journal.saga(id)).await {
+                Ok(Some(known)) => break known,
+                // It was never begun, durably.
+                Ok(None) => return shared.registry.forget(id),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(migration = %id, error, "the journal can't be read");
+                }
+            }
+        };
+        migration = readmitted(&shared, saga, written);
+        // Those who watched the old one ask again.
+        live.update(|_| {});
+        fresh = false;
+    }
 }
 
 async fn run(mut migration: Migration, fresh: bool) {

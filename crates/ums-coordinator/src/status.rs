@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use ums_api::client::{MigrationView, Progress};
 use ums_api::problem::Problem;
 use ums_core::id::{MigrationId, ServiceName};
+use ums_core::report::Outcome;
 
 /// Generation of a view that will not change any more. It is greater than any that a migration
 /// under way reaches, and every JSON reader can represent it.
@@ -201,6 +202,18 @@ impl Live {
         self.view.send_modify(|view| {
             change(view);
             view.progress.generation += 1;
+        });
+    }
+
+    /// Its task has panicked: a fault of this program, because of which nothing goes on by itself.
+    pub(crate) fn panicked(&self, panic: &str) {
+        self.update(|view| {
+            view.report.outcome = Outcome::Stuck;
+            view.report.error = Some(format!(
+                "the Coordinator failed in this migration ({panic}), which is a fault of UMS: it is \
+                 taken up again; if that goes on, start the Coordinator again and report its log"
+            ));
+            view.progress.phase = "stuck".to_owned();
         });
     }
 

@@ -1,6 +1,11 @@
 //! All tasks of a Coordinator, so that they end with it.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -54,10 +59,43 @@ impl Tasks {
     }
 }
 
+/// Pause before work that panicked is begun again.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// The result of `work`, or what its panic said.
+///
+/// Whoever calls this must not go on with anything that `work` was changing: what counts is read from
+/// the journal anew.
+pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        polled.map_or_else(
+            |panic| Poll::Ready(Err(in_words(&*panic))),
+            |poll| poll.map(Ok),
+        )
+    })
+    .await
+}
+
+/// Does work that should never end, and begins it anew when it panics.
+pub(crate) async fn for_ever<F: Future<Output = ()>>(what: &str, work: impl Fn() -> F) {
+    while let Err(panic) = caught(work()).await {
+        tracing::error!(panic, "{what} panicked, and is begun again");
+        tokio::time::sleep(AFTER_PANIC).await;
+    }
+}
+
+fn in_words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without words").to_owned()
+}
+
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        tracing::error!(%error, "a task panicked; its migration goes on at the next start");
+        tracing::error!(%error, "a task panicked");
     }
 }

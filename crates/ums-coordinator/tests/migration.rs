@@ -54,6 +54,10 @@ async fn the_happy_path() {
     assert_eq!(there.len(), 1);
     assert_eq!(there[0].report.outcome, Outcome::Completed);
     assert_eq!(there[0].report.endpoint, report.endpoint);
+    let told = |report: &ums_core::report::MigrationReport| {
+        (report.downtime_ms, report.freeze_ms, report.bytes)
+    };
+    assert_eq!(told(&there[0].report), told(report));
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ pub struct MigrationReport {
     /// From the request to the end, milliseconds.
     pub total_ms: u64,
     /// From the freeze to the first instruction at the destination, milliseconds; `None` when
-    /// there was no switch.
+    /// there was no switch, and where the source was rebooted meanwhile: then nobody knows.
     pub downtime_ms: Option<f64>,
     /// How long the service was frozen at the source until the switch or the thaw, milliseconds.
     pub freeze_ms: Option<f64>,

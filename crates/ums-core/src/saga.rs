@@ -582,7 +582,7 @@ impl Saga {
             freeze_us,
         }) = self.output(Step::Commit)
         {
-            return (Some(*downtime_us), Some(*freeze_us));
+            return (*downtime_us, *freeze_us);
         }
         let undone = self
             .records

@@ -482,8 +482,8 @@ fn output(step: Step) -> Output {
             rounds: 0,
         },
         Step::Commit => Output::Running {
-            downtime_us: 1500,
-            freeze_us: 1000,
+            downtime_us: Some(1500),
+            freeze_us: Some(1000),
         },
         _ => Output::None,
     }

@@ -370,6 +370,9 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     }
     if let Some(downtime) = report.downtime_ms {
         rows.push(("downtime", span_ms(downtime)));
+    } else if report.outcome == Outcome::Completed && !report.steps.is_empty() {
+        let why = "not known: the source was rebooted before it was told";
+        rows.push(("downtime", why.to_owned()));
     }
     if let Some(freeze) = report.freeze_ms {
         rows.push(("frozen for", span_ms(freeze)));

@@ -15,7 +15,7 @@ use ums_core::id::{MigrationId, SystemName};
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{Estimates, Refusal, Wishes};
 use ums_core::receiver;
-use ums_core::report::{Bytes, MigrationReport, Outcome};
+use ums_core::report::{MigrationReport, Outcome};
 use ums_core::saga::{self, Action, Event, Request};
 
 use super::{Own, parse_query};
@@ -288,6 +288,7 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
     };
     let until = incoming.ended_at_ms.unwrap_or_else(unix_ms);
     let running = incoming.state.is_committed();
+    let account = incoming.account.unwrap_or_default();
     let report = MigrationReport {
         migration_id: id,
         service: service.specification.name.clone(),
@@ -297,10 +298,10 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
         technique: None,
         outcome,
         total_ms: until.saturating_sub(incoming.asked_at_ms),
-        downtime_ms: None,
-        freeze_ms: None,
+        downtime_ms: account.downtime_us.map(milliseconds),
+        freeze_ms: account.freeze_us.map(milliseconds),
         steps: Vec::new(),
-        bytes: Bytes::default(),
+        bytes: account.bytes,
         rounds: 0,
         endpoint: incoming
             .endpoints()
@@ -322,6 +323,10 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
         asked_at_ms: incoming.asked_at_ms,
         resolvable: destination::is_cut_off(shared, id, incoming),
     })
+}
+
+fn milliseconds(us: u64) -> f64 {
+    us as f64 / 1000.0
 }
 
 pub(super) fn migration_unknown(id: MigrationId) -> Refused {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ums_api::client::{MigrationView, Progress};
 use ums_api::http::{AgentClient, ClientError};
+use ums_api::peer::CloseRequest;
 use ums_api::problem::Effect;
 use ums_core::id::MigrationId;
 use ums_core::preflight::Refusal;
@@ -321,6 +322,23 @@ impl Migration {
     /// What is known to have been moved, of a copy that is under way.
     pub(super) fn moved(&self) -> Option<Bytes> {
         Some(self.live.view().report.bytes)
+    }
+
+    /// What the destination's history is told.
+    pub(super) fn account(&self) -> CloseRequest {
+        let (downtime_us, freeze_us) = match self.saga.output(Step::Commit) {
+            Some(Output::Running {
+                downtime_us,
+                freeze_us,
+            }) => (*downtime_us, *freeze_us),
+            _ => (None, None),
+        };
+        let bytes = self.saga.report(self.now_us(), self.moved()).bytes;
+        CloseRequest {
+            downtime_us,
+            freeze_us,
+            bytes,
+        }
     }
 
     /// Tells those who watch.

@@ -16,7 +16,7 @@ use ums_core::step::Step;
 use ums_core::technique::Technique;
 
 use super::migration::{Failure, Migration, Pause, chain, without_effect};
-use crate::clock::monotonic_ns;
+use crate::clock::{Stopwatch, monotonic_ns};
 use crate::journal::Write;
 use crate::{peer, policy};
 
@@ -301,10 +301,7 @@ pub(super) async fn run_at_destination(m: &mut Migration) {
         .saga()
         .delivered()
         .map_or(ran_us, |(frozen_us, _)| frozen_us);
-    let output = Output::Running {
-        downtime_us: ran_us.saturating_sub(frozen_us),
-        freeze_us: m.told_at_us.unwrap_or(ran_us).saturating_sub(frozen_us),
-    };
+    let output = interruption(&m.stopwatch, frozen_us, m.told_at_us, ran_us);
     let at_us = m.now_us();
     m.insist(vec![
         Event::StepDone {
@@ -318,6 +315,26 @@ pub(super) async fn run_at_destination(m: &mut Migration) {
         },
     ])
     .await;
+}
+
+/// How long the service stood still, and how long it was frozen here: unknown where the source was
+/// rebooted meanwhile. It was told of the commit when it ran, at the latest: a restarted Coordinator
+/// does not know of the first time.
+fn interruption(
+    stopwatch: &Stopwatch,
+    frozen_us: u64,
+    told_at_us: Option<u64>,
+    ran_us: u64,
+) -> Output {
+    let since_freeze = |at_us: u64| {
+        stopwatch
+            .is_unbroken()
+            .then(|| at_us.saturating_sub(frozen_us))
+    };
+    Output::Running {
+        downtime_us: since_freeze(ran_us),
+        freeze_us: since_freeze(told_at_us.map_or(ran_us, |told| told.min(ran_us))),
+    }
 }
 
 /// Tells the destination of the commit until it answers: the answer, when it was asked and when it
@@ -436,9 +453,10 @@ pub(super) async fn delete_source(m: &mut Migration) {
     let delete = || agent.delete_source(id, &service);
     until_done(m, "the source container has to be deleted", delete).await;
     let mut pause = Pause::new(m.limits());
+    let account = m.account();
     loop {
         let error = match m.peer() {
-            Some(client) => match client.close(id).await {
+            Some(client) => match client.close(id, &account).await {
                 Ok(()) => break,
                 Err(error) => error.chain(),
             },

@@ -187,8 +187,8 @@ pub enum Output {
     /// Of [`Step::Commit`].
     Running {
         /// From the freeze to the first instruction at the destination, microseconds.
-        downtime_us: u64,
+        downtime_us: Option<u64>,
         /// From the freeze to the moment at which the destination was told, microseconds.
-        freeze_us: u64,
+        freeze_us: Option<u64>,
     },
 }

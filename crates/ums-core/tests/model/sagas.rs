@@ -145,8 +145,8 @@ fn output(step: Step) -> Output {
             rounds: 0,
         },
         Step::Commit => Output::Running {
-            downtime_us: 0,
-            freeze_us: 0,
+            downtime_us: Some(0),
+            freeze_us: Some(0),
         },
         _ => Output::None,
     }
