@@ -3,6 +3,7 @@
 
 mod coordinator;
 
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -438,7 +439,11 @@ fn serve_answers_learns_a_peer_and_ends_when_asked() {
         at("run"),
         at("bin")
     );
-    std::fs::write(top.path().join("ums.toml"), config).expect("written");
+    std::fs::write(top.path().join("ums.toml"), &config).expect("written");
+    let log_says = |text: &str| {
+        let log = std::fs::read_to_string(top.path().join("log")).unwrap_or_default();
+        log.contains(text)
+    };
     let with = |arguments: &[&str]| {
         let mut command = ums(arguments);
         command.env("UMS_CONFIG", top.path().join("ums.toml"));
@@ -449,6 +454,12 @@ fn serve_answers_learns_a_peer_and_ends_when_asked() {
     wait_for("the first answer", || run(&mut with(&["history"])).0 == 0);
     assert_eq!(run(&mut with(&["peer", "list", "--json"])).1, "[]\n");
 
+    // Somebody is in the middle of a request while settings change, and is not cut off.
+    let mut asking = UnixStream::connect(top.path().join("run/ums.sock")).expect("a connection");
+    asking
+        .write_all(b"GET /v1/hello HTTP/1.1\r\nhost: a\r\n")
+        .expect("half a request");
+
     // Nobody is there: it is known, and can't be used.
     let add = ["peer", "add", "b", "--address", "127.0.0.1:1"];
     assert_eq!(run(&mut with(&add)).0, 0);
@@ -457,6 +468,21 @@ fn serve_answers_learns_a_peer_and_ends_when_asked() {
         code == 0 && out.contains("\"b\"") && !out.contains("does not run")
     });
     assert_eq!(run(&mut with(&["history"])).1, "no migrations yet\n");
+    asking.write_all(b"\r\n").expect("the other half");
+    let mut status = [0; 12];
+    asking.read_exact(&mut status).expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 200");
+
+    // So are limits in the file; what is only taken up at a start is said in the log.
+    let limited = format!("{config}listen_twice = 1\n");
+    std::fs::write(top.path().join("ums.toml"), limited).expect("written");
+    wait_for("a complaint", || {
+        log_says("what was in force before stays so")
+    });
+    let limited = format!("{config}data_port = 7444\n[limits]\noutgoing = 7\n");
+    std::fs::write(top.path().join("ums.toml"), limited).expect("written");
+    wait_for("the limits", || log_says("limits\":\"(7, 8)"));
+    wait_for("a hint", || log_says("are started again"));
 
     serving.signal(Signal::SIGTERM);
     wait_for("its end", || {
