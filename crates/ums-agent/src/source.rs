@@ -11,23 +11,25 @@ use ums_api::agent::{
     CheckpointRequest, Checkpointed, DataEndpoint, MigrationState, OpenRequest, Phase, Role,
 };
 use ums_api::problem::{Effect, Fault, Problem};
+use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::criu::page_server;
 use ums_checkpoint::keeper::protocol::{
     self as keeper, CheckpointInfo, DumpRequest, INFO_NAME, Request, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
+use ums_checkpoint::tree;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::technique::Technique;
 use ums_sync::Meter;
 use ums_sync::files::{self, Always, Manifest, Tree};
 use ums_sync::frame::RootName;
-use ums_sync::send::{PageWriter, SendError, Sender, Settings};
+use ums_sync::send::{ImageWriter, PageWriter, SendError, Sender, Settings};
 
 use crate::agent::{Agent, Migration, Service};
 use crate::container::{keeper_path, netns_path};
 use crate::network::Packets;
 use crate::services::{self, Keep, blocking, destroy, thaw_without_keeper};
-use crate::{inspect, problem, tunnel};
+use crate::{bundle, inspect, problem, tunnel};
 
 mod freeze;
 
@@ -42,6 +44,8 @@ const IMAGES_BYTES_MAX: u64 = 1 << 30;
 const IMAGE_NAMES_LEFT: [&str; 2] = ["dump.log", "stats-dump"];
 /// How long a dump may take to end after its page socket was closed.
 const DUMP_END_PATIENCE: Duration = Duration::from_secs(20);
+/// Pause between two looks whether the pages of a service are in.
+const PAGES_LOOK: Duration = Duration::from_millis(10);
 /// Pause between two looks whether it has.
 const DUMP_END_LOOK: Duration = Duration::from_millis(5);
 /// How long a service may take to accept the connections that wait for it. One that is stuck shall
@@ -284,6 +288,7 @@ async fn open_path(
     request: OpenRequest,
 ) -> Result<DataPath, Problem> {
     let service = agent.service(&request.service)?;
+    all_pages_in(agent, &service).await?;
     let permit = permit_bytes(&request.endpoint.permit)?;
     let config = ums_tls::client_config(&agent.identity, &[ALPN])
         .map_err(|error| problem::failed("tls", "certificates")(&error))?;
@@ -313,6 +318,36 @@ async fn open_path(
     })
     .await?;
     Ok(DataPath { sender, manifest })
+}
+
+/// Waits until a service that has just arrived has all its pages: what is still to be installed would
+/// be in no checkpoint. It runs meanwhile. While pages come in there is no end to that; when none does
+/// for the length of the data path's patience, it is given up.
+async fn all_pages_in(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let (mut fewest, mut since) = (u64::MAX, Instant::now());
+    loop {
+        let (this, of) = (Arc::clone(agent), service.clone());
+        let status = blocking(move || this.keeper_status(&of).map_err(|e| problem::keeper(&e)));
+        let missing = status.await?.pages_missing;
+        if missing == 0 {
+            return Ok(());
+        }
+        if missing < fewest {
+            (fewest, since) = (missing, Instant::now());
+        }
+        if since.elapsed() > agent.config.idle() {
+            let detail = format!(
+                "{missing} pages of its last move are still to be installed, and none came in for \
+                 {} s: the service or the system may have no memory left; try again",
+                agent.config.idle().as_secs()
+            );
+            return Err(Problem {
+                retry: true,
+                ..problem::conflict("installing", "the service has only just arrived", detail)
+            });
+        }
+        tokio::time::sleep(PAGES_LOOK).await;
+    }
 }
 
 /// The trees of a service, as the agent reaches them.
@@ -433,7 +468,12 @@ async fn freeze_and_send(
     let images = Arc::new(images.map_err(|e| problem::failed("images", "no memory")(&e))?);
     let (attendant, gate) = freeze::pair()?;
     let attending = freeze::attend(agent, netns_path(&status), attendant);
-    let dumping = dump(agent, service, &images, sender.pages(), (connections, gate));
+    let sending = PageSending {
+        cgroup: bundle::cgroup_path(&agent.config.system, &service.record.specification.name),
+        images: sender.images(),
+        pages: sender.pages(),
+    };
+    let dumping = dump(agent, service, &images, sending, (connections, gate));
     let (attended, dumped) = tokio::join!(attending, dumping);
     let (status, moving) = freeze::both(dumped, attended)?;
     if connections == keeper::Connections::Carry {
@@ -478,12 +518,12 @@ async fn dump(
     agent: &Arc<Agent>,
     service: &Service,
     images: &Arc<MemoryDir>,
-    writer: PageWriter,
+    to: PageSending,
     (connections, gate): (keeper::Connections, OwnedFd),
 ) -> Result<Status, Problem> {
     let pair = UnixStream::pair();
     let (ours, theirs) = pair.map_err(|error| problem::failed("socket", "no socket")(&error))?;
-    let sending = tokio::task::spawn_blocking(move || send_pages(ours, writer));
+    let sending = tokio::task::spawn_blocking(move || send_pages(ours, to));
     let (this, of, at) = (Arc::clone(agent), service.clone(), Arc::clone(images));
     let dumped = blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
@@ -524,20 +564,51 @@ enum PageError {
     Criu(page_server::Error),
 }
 
+/// Where pages go, and whose they are.
+struct PageSending {
+    cgroup: String,
+    images: ImageWriter,
+    pages: PageWriter,
+}
+
+impl PageSending {
+    /// Who is whose child goes ahead of the pages: the destination keeps what they share.
+    fn tell_parents(&self) -> Result<(), SendError> {
+        let Ok(cgroup) = Cgroup::at(&self.cgroup) else {
+            // CRIU will not find it either.
+            return Ok(());
+        };
+        let parents = tree::parents(&cgroup);
+        if parents.is_empty() {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(&parents).unwrap_or_default();
+        self.images.image(tree::TREE_NAME, &text)
+    }
+}
+
 fn send_pages(
     mut stream: UnixStream,
-    mut writer: PageWriter,
+    mut to: PageSending,
 ) -> Result<std::collections::BTreeSet<page_server::PageOwner>, PageError> {
     let mut broken = None;
+    let mut told = false;
     let served = page_server::serve(&mut stream, |run, stream| {
         let (owner, address, flags) = (run.owner.0, run.address, run.flags);
-        writer
-            .write_from(owner, address, flags, run.pages, stream)
-            .map_err(|error| {
-                let text = error.to_string();
-                broken = Some(error);
-                page_server::Error::Sink(text)
-            })
+        // CRIU has stopped every process by now: there will be no other child.
+        let parents = match std::mem::replace(&mut told, true) {
+            false => to.tell_parents(),
+            true => Ok(()),
+        };
+        let sent = parents.and_then(|()| {
+            to.pages
+                .write_from(owner, address, flags, run.pages, stream)
+        });
+        sent.map_err(|error| {
+            let text = error.to_string();
+            broken = Some(error);
+            page_server::Error::Sink(text)
+        })
     });
     served.map_err(|error| match broken {
         // Reading from CRIU failed, not writing to the destination.

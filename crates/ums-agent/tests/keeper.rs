@@ -15,7 +15,7 @@ use ums_checkpoint::keeper::protocol::{
     RestoreRequest, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
-use ums_checkpoint::store::{PageStore, Stored};
+use ums_checkpoint::store::{PageStore, Stored, index};
 
 /// No connection is open here.
 const CLOSE: DumpRequest = DumpRequest {
@@ -195,7 +195,7 @@ fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
     }
     let stored = store.finish(&target).unwrap();
     target
-        .write(INDEX_NAME, &serde_json::to_vec(&stored.index).unwrap())
+        .write(INDEX_NAME, &index::encode(&stored.index))
         .unwrap();
     (target, stored)
 }

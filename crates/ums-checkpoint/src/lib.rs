@@ -19,4 +19,5 @@ pub mod memory_dir;
 pub mod message;
 mod repair;
 pub mod store;
+pub mod tree;
 pub mod uffd;

@@ -3,36 +3,44 @@
 //! Pages that may be installed late go into one memfd, which the agent hands to the keeper with an
 //! index; pages that CRIU must have at the restore go into page files beside the metadata. Nothing
 //! of it has a name on a disk, and all of it is gone with the last process that holds it.
+//!
+//! Two kinds of page that could come late must not:
+//!
+//! - A page that a process shares with its parent since `fork(2)`. CRIU restores the sharing where it
+//!   has both pages at the restore; a page that is installed late is always a copy of its own, and a
+//!   service that had enough memory would not have it any more. Which pages are shared is told by
+//!   their content, as CRIU tells it. They are kept once, however many processes have them.
+//! - A page that a child shall find empty (`MADV_WIPEONFORK`): the kernel does not tell when that
+//!   happens.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use serde::{Deserialize, Serialize};
 
 use crate::criu::image::{self, Extent};
 use crate::criu::page_server::{PAGE_LEN, PE_LAZY, PE_PRESENT, PageOwner};
 use crate::memory_dir::MemoryDir;
+use crate::tree::Parents;
+
+mod early;
+mod extents;
+pub mod index;
+mod mapped;
+#[cfg(test)]
+mod test;
+
+pub use extents::StoredExtent;
+pub use index::Index;
+pub use mapped::Mapped;
+
+use extents::{Extents, Run};
 
 /// The most extents of one checkpoint: bounds the index however scattered the pages are.
 const EXTENTS_MAX: usize = 16 << 20;
-
-/// Pages of one process that lie together in the memfd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredExtent {
-    /// Address of the first page in the process.
-    pub address: u64,
-    /// Number of pages.
-    pub pages: u64,
-    /// Where they begin in the memfd, bytes.
-    pub offset: u64,
-}
-
-/// The pages of all processes that are to be installed late, by CRIU's process id.
-pub type Index = BTreeMap<u32, Vec<StoredExtent>>;
 
 /// Why pages could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -57,16 +65,22 @@ pub struct PageStore {
     bytes_max: u64,
     bytes: u64,
     owners: BTreeMap<PageOwner, Owned>,
+    parents: Parents,
     extents: usize,
 }
 
+/// What has arrived of one owner.
 #[derive(Debug)]
 struct Owned {
     pages_id: u32,
+    /// Pages that CRIU has at the restore.
     file: File,
     file_len: u64,
-    map: Vec<Extent>,
-    stored: Vec<StoredExtent>,
+    present: Vec<(Run, u32)>,
+    /// Pages in the memfd.
+    stored: Extents,
+    /// Those of them that must not come late, as addresses and numbers of pages.
+    early: Vec<(u64, u64)>,
 }
 
 /// All pages of a checkpoint, whole.
@@ -78,6 +92,8 @@ pub struct Stored {
     pub index: Index,
     /// Bytes in it.
     pub lazy_bytes: u64,
+    /// Bytes of it that processes share and that are restored before the service runs.
+    pub shared_bytes: u64,
 }
 
 impl PageStore {
@@ -93,8 +109,14 @@ impl PageStore {
             bytes_max,
             bytes: 0,
             owners: BTreeMap::new(),
+            parents: Parents::new(),
             extents: 0,
         })
+    }
+
+    /// Tells who is whose child, so that what they share is kept shared. Comes before the pages.
+    pub fn set_parents(&mut self, parents: Parents) {
+        self.parents = parents;
     }
 
     /// Makes an owner known, so that it has a pagemap even when it has no page.
@@ -106,15 +128,13 @@ impl PageStore {
             return Err(Error::Nonsense(format!("owner {:#x}", owner.0)));
         }
         let pages_id = self.owners.len() as u32 + 1;
-        let path = images.path().join(image::pages_name(pages_id));
-        let file = OpenOptions::new().write(true).create_new(true).open(path);
-        let file = file.map_err(Error::Memory)?;
         let owned = Owned {
             pages_id,
-            file,
+            file: page_file(images, pages_id)?,
             file_len: 0,
-            map: Vec::new(),
-            stored: Vec::new(),
+            present: Vec::new(),
+            stored: Extents::default(),
+            early: Vec::new(),
         };
         self.owners.insert(owner, owned);
         Ok(())
@@ -130,46 +150,115 @@ impl PageStore {
         images: &MemoryDir,
     ) -> Result<(), Error> {
         let len = bytes.len() as u64;
-        let pages = len / PAGE_LEN as u64;
-        if !len.is_multiple_of(PAGE_LEN as u64) || !address.is_multiple_of(PAGE_LEN as u64) {
+        let whole = len.is_multiple_of(PAGE_LEN as u64) && address.is_multiple_of(PAGE_LEN as u64);
+        if !whole || address.checked_add(len).is_none() {
             return Err(Error::Nonsense(format!("{len} bytes at {address:#x}")));
         }
         self.bytes += len;
-        self.extents += 1;
         if self.bytes > self.bytes_max {
             return Err(Error::TooMuch(self.bytes_max));
         }
+        self.open(owner, images)?;
+        if self.lazy_restore && flags & PE_LAZY != 0 && owner.process().is_some() {
+            return self.push_late(owner, address, bytes);
+        }
+        self.count_extent()?;
+        let owned = self.owners.get_mut(&owner).expect("opened above");
+        owned.file.write_all(bytes).map_err(Error::Memory)?;
+        let run = Run {
+            address,
+            pages: len / PAGE_LEN as u64,
+            offset: owned.file_len,
+        };
+        owned.file_len += len;
+        owned.present.push((run, PE_PRESENT | flags & PE_LAZY));
+        Ok(())
+    }
+
+    /// Takes pages that may come late, except those that the parent has too.
+    fn push_late(&mut self, owner: PageOwner, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        let mut at = 0;
+        for shared in self.shared_with_parent(owner, address, bytes)? {
+            let before = (shared.address - address) as usize;
+            self.store(owner, address + at as u64, &bytes[at..before])?;
+            self.share(owner, shared)?;
+            at = before + image::byte_len(shared.pages) as usize;
+        }
+        self.store(owner, address + at as u64, &bytes[at..])
+    }
+
+    fn store(&mut self, owner: PageOwner, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.count_extent()?;
+        let offset = self.lazy_len;
+        self.lazy
+            .write_all_at(bytes, offset)
+            .map_err(Error::Memory)?;
+        self.lazy_len += bytes.len() as u64;
+        let owned = self.owners.get_mut(&owner).expect("opened by push");
+        owned.stored.push(Run {
+            address,
+            pages: (bytes.len() / PAGE_LEN) as u64,
+            offset,
+        });
+        Ok(())
+    }
+
+    /// The runs of `bytes` that are at the same addresses of the parent, with its place of them.
+    fn shared_with_parent(
+        &self,
+        owner: PageOwner,
+        address: u64,
+        bytes: &[u8],
+    ) -> Result<Vec<Run>, Error> {
+        let process = owner.process().expect("only processes have late pages");
+        let parent = self
+            .parents
+            .get(&process)
+            .map(|id| PageOwner::of_process(*id));
+        let Some(parent) = parent.and_then(|parent| self.owners.get(&parent)) else {
+            return Ok(Vec::new());
+        };
+        let mut shared = Extents::default();
+        let mut buffer = Vec::new();
+        for run in parent.stored.within(address, bytes.len() as u64) {
+            let len = image::byte_len(run.pages) as usize;
+            buffer.resize(len, 0);
+            self.lazy
+                .read_exact_at(&mut buffer, run.offset)
+                .map_err(Error::Memory)?;
+            let from = (run.address - address) as usize;
+            let pairs = bytes[from..from + len].chunks_exact(PAGE_LEN);
+            let pairs = pairs.zip(buffer.chunks_exact(PAGE_LEN)).enumerate();
+            let same = pairs.filter(|(_, (ours, theirs))| ours == theirs);
+            same.for_each(|(page, _)| shared.push(run.page(page as u64)));
+        }
+        Ok(shared.into_runs())
+    }
+
+    fn share(&mut self, owner: PageOwner, run: Run) -> Result<(), Error> {
+        self.count_extent()?;
+        let process = owner.process().expect("only processes have late pages");
+        let parent = self
+            .parents
+            .get(&process)
+            .map(|id| PageOwner::of_process(*id));
+        for of in parent.into_iter().chain([owner]) {
+            if let Some(owned) = self.owners.get_mut(&of) {
+                owned.early.push((run.address, run.pages));
+            }
+        }
+        let owned = self.owners.get_mut(&owner).expect("opened by push");
+        owned.stored.push(run);
+        Ok(())
+    }
+
+    fn count_extent(&mut self) -> Result<(), Error> {
+        self.extents += 1;
         if self.extents > EXTENTS_MAX {
             return Err(Error::Nonsense("memory in too many pieces".to_owned()));
-        }
-        self.open(owner, images)?;
-        let owned = self.owners.get_mut(&owner).expect("opened above");
-        if self.lazy_restore && flags & PE_LAZY != 0 && owner.process().is_some() {
-            self.lazy
-                .write_all_at(bytes, self.lazy_len)
-                .map_err(Error::Memory)?;
-            push_stored(&mut owned.stored, address, pages, self.lazy_len);
-            self.lazy_len += len;
-            push_extent(
-                &mut owned.map,
-                Extent {
-                    address,
-                    pages,
-                    flags: PE_LAZY,
-                },
-            );
-        } else {
-            owned.file.write_all(bytes).map_err(Error::Memory)?;
-            owned.file_len += len;
-            let flags = PE_PRESENT | flags & PE_LAZY;
-            push_extent(
-                &mut owned.map,
-                Extent {
-                    address,
-                    pages,
-                    flags,
-                },
-            );
         }
         Ok(())
     }
@@ -180,210 +269,94 @@ impl PageStore {
     }
 
     /// Writes the pagemaps beside the metadata, and gives out what is to be installed late.
-    pub fn finish(self, images: &MemoryDir) -> Result<Stored, Error> {
+    pub fn finish(mut self, images: &MemoryDir) -> Result<Stored, Error> {
+        for (owner, owned) in &mut self.owners {
+            owned.check(*owner)?;
+            owned.keep_wiped_pages(*owner, images)?;
+        }
+        let shared_bytes = early::restore_early(&self.lazy, &mut self.owners, images)?;
         let mut index = Index::new();
-        for (owner, mut owned) in self.owners {
-            owned.map.sort_by_key(|extent| extent.address);
-            let overlap =
-                |two: &[Extent]| two[0].address + image::byte_len(two[0].pages) > two[1].address;
-            if owned.map.windows(2).any(overlap) {
-                return Err(Error::Nonsense(format!(
-                    "a page of owner {:#x} came twice",
-                    owner.0
-                )));
+        for (owner, owned) in self.owners {
+            let Some(process) = owner.process() else {
+                write_pagemap(images, owner, owned.pages_id, &owned.map())?;
+                continue;
+            };
+            if owned.early.is_empty() {
+                write_pagemap(images, owner, owned.pages_id, &owned.map())?;
             }
-            let name = image::pagemap_name(owner).expect("checked when opened");
-            let file = image::pagemap(owned.pages_id, &owned.map);
-            images.write(&name, &file).map_err(Error::Memory)?;
-            if let Some(process) = owner.process() {
-                index.insert(process, owned.stored);
-            }
+            index.insert(process, owned.stored.into_runs());
         }
         Ok(Stored {
             lazy: self.lazy.into(),
             index,
             lazy_bytes: self.lazy_len,
+            shared_bytes,
         })
     }
 }
 
-fn push_extent(map: &mut Vec<Extent>, extent: Extent) {
-    if let Some(last) = map.last_mut()
-        && last.address + image::byte_len(last.pages) == extent.address
-        && last.flags == extent.flags
-    {
-        last.pages += extent.pages;
-        return;
-    }
-    map.push(extent);
-}
-
-fn push_stored(stored: &mut Vec<StoredExtent>, address: u64, pages: u64, offset: u64) {
-    if let Some(last) = stored.last_mut()
-        && last.address + image::byte_len(last.pages) == address
-        && last.offset + image::byte_len(last.pages) == offset
-    {
-        last.pages += pages;
-        return;
-    }
-    stored.push(StoredExtent {
-        address,
-        pages,
-        offset,
-    });
-}
-
-/// The keeper's view of the memfd: mapped, read page by page, given back as pages are installed.
-#[derive(Debug)]
-pub struct Mapped {
-    file: File,
-    base: std::ptr::NonNull<std::ffi::c_void>,
-    len: usize,
-}
-
-#[expect(
-    unsafe_code,
-    reason = "mapping a memfd, whose pages are the source of UFFDIO_COPY"
-)]
-mod mapping {
-    use std::num::NonZeroUsize;
-
-    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-
-    use super::*;
-
-    // SAFETY: the mapping is shared and read-only, belongs to the value alone, and is only ever
-    // read by the kernel on behalf of UFFDIO_COPY.
-    unsafe impl Send for Mapped {}
-
-    impl Mapped {
-        /// Maps the memfd of a store.
-        pub fn new(lazy: OwnedFd, len: u64) -> io::Result<Self> {
-            let file = File::from(lazy);
-            // A file of no length can't be mapped; one page of address space costs nothing.
-            let len = NonZeroUsize::new((len as usize).max(PAGE_LEN)).expect("not zero");
-            // SAFETY: a fresh mapping at an address that the kernel chooses; its length is kept
-            // for munmap. Reading past the file's end would fault, and addresses are checked
-            // against `len` in `address_of`.
-            let base = unsafe {
-                mmap(
-                    None,
-                    len,
-                    ProtFlags::PROT_READ,
-                    MapFlags::MAP_SHARED,
-                    file.as_fd(),
-                    0,
-                )?
-            };
-            Ok(Self {
-                file,
-                base,
-                len: len.get(),
-            })
-        }
-
-        /// Address in this process of `len` bytes at `offset`; `None` beyond the end.
-        pub fn address_of(&self, offset: u64, len: u64) -> Option<u64> {
-            let end = offset.checked_add(len)?;
-            (end <= self.len as u64).then(|| self.base.as_ptr() as u64 + offset)
-        }
-
-        /// Gives the memory of a range back to the system.
-        pub fn release(&self, offset: u64, len: u64) {
-            use nix::fcntl::{FallocateFlags, fallocate};
-            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            // Only memory use depends on it, so a failure changes nothing else.
-            let _ = fallocate(&self.file, flags, offset as i64, len as i64);
+impl Owned {
+    /// Each page once.
+    fn check(&mut self, owner: PageOwner) -> Result<(), Error> {
+        let present = self.present.iter().map(|(run, _)| *run);
+        let mut runs: Vec<Run> = present.chain(self.stored.runs().iter().copied()).collect();
+        runs.sort_by_key(|run| run.address);
+        match runs.windows(2).any(|two| two[0].end() > two[1].address) {
+            true => Err(Error::Nonsense(format!(
+                "a page of owner {:#x} came twice",
+                owner.0
+            ))),
+            false => Ok(()),
         }
     }
 
-    impl Drop for Mapped {
-        fn drop(&mut self) {
-            // SAFETY: base and length are those of the mapping made in `new`, and nothing
-            // borrows from it: addresses are used within one call only.
-            let _ = unsafe { munmap(self.base, self.len) };
+    /// Pages that a child shall not have must be there before there can be a child.
+    fn keep_wiped_pages(&mut self, owner: PageOwner, images: &MemoryDir) -> Result<(), Error> {
+        let Some(process) = owner.process().filter(|_| !self.stored.runs().is_empty()) else {
+            return Ok(());
+        };
+        let path = images.path().join(image::mm_name(process));
+        let Ok(bytes) = std::fs::read(path) else {
+            // CRIU, which needs it too, will say so.
+            return Ok(());
+        };
+        let wiped = image::wiped_on_fork(&bytes)
+            .map_err(|error| Error::Nonsense(format!("mappings of process {process}: {error}")))?;
+        for (start, end) in wiped {
+            let runs = self.stored.within(start, end.saturating_sub(start));
+            self.early
+                .extend(runs.iter().map(|run| (run.address, run.pages)));
         }
+        Ok(())
+    }
+
+    /// The pagemap of an owner with page files of its own.
+    fn map(&self) -> Vec<Extent> {
+        let late = self.stored.runs().iter().map(|run| (*run, PE_LAZY));
+        let mut all: Vec<(Run, u32)> = self.present.iter().copied().chain(late).collect();
+        all.sort_by_key(|(run, _)| run.address);
+        let mut map = Vec::new();
+        for (run, flags) in all {
+            image::push_extent(&mut map, run.extent(flags));
+        }
+        map
     }
 }
 
-#[cfg(test)]
-mod test {
-    use super::*;
+fn page_file(images: &MemoryDir, pages_id: u32) -> Result<File, Error> {
+    let path = images.path().join(image::pages_name(pages_id));
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create_new(true);
+    options.open(path).map_err(Error::Memory)
+}
 
-    const TASK: PageOwner = PageOwner((5 << 8) | 1);
-
-    #[test]
-    fn late_pages_are_indexed_and_the_others_go_into_files() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED late_pages_are_indexed_and_the_others_go_into_files: needs root");
-            return;
-        }
-        let images = MemoryDir::new(1 << 20).unwrap();
-        let mut store = PageStore::new(1 << 20, true).unwrap();
-        store
-            .push(
-                TASK,
-                0x1000,
-                PE_LAZY | PE_PRESENT,
-                &[1; 2 * PAGE_LEN],
-                &images,
-            )
-            .unwrap();
-        store
-            .push(TASK, 0x3000, PE_LAZY | PE_PRESENT, &[2; PAGE_LEN], &images)
-            .unwrap();
-        store
-            .push(TASK, 0x9000, PE_PRESENT, &[3; PAGE_LEN], &images)
-            .unwrap();
-        let stored = store.finish(&images).unwrap();
-        assert_eq!(
-            stored.index[&5],
-            [StoredExtent {
-                address: 0x1000,
-                pages: 3,
-                offset: 0
-            }]
-        );
-        assert_eq!(stored.lazy_bytes, 3 * PAGE_LEN as u64);
-        let files = images.files().unwrap();
-        assert_eq!(files.len(), 2);
-        assert_eq!(files[1], ("pages-1.img".to_owned(), PAGE_LEN as u64));
-        let mapped = Mapped::new(stored.lazy, stored.lazy_bytes).unwrap();
-        assert!(
-            mapped
-                .address_of(2 * PAGE_LEN as u64, PAGE_LEN as u64)
-                .is_some()
-        );
-        assert!(
-            mapped
-                .address_of(3 * PAGE_LEN as u64, PAGE_LEN as u64)
-                .is_none()
-        );
-    }
-
-    #[test]
-    fn bounds_and_nonsense_are_refused() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED bounds_and_nonsense_are_refused: needs root");
-            return;
-        }
-        let images = MemoryDir::new(1 << 20).unwrap();
-        let mut store = PageStore::new(PAGE_LEN as u64, true).unwrap();
-        let page = [1; PAGE_LEN];
-        assert!(matches!(
-            store.push(PageOwner(9), 0, 0, &page, &images),
-            Err(Error::Nonsense(_))
-        ));
-        let mut store = PageStore::new(PAGE_LEN as u64, true).unwrap();
-        store.push(TASK, 0, PE_LAZY, &page, &images).unwrap();
-        assert!(matches!(
-            store.push(TASK, 4096, 0, &page, &images),
-            Err(Error::TooMuch(_))
-        ));
-        let images = MemoryDir::new(1 << 20).unwrap();
-        let mut store = PageStore::new(1 << 20, true).unwrap();
-        store.push(TASK, 0, PE_LAZY, &page, &images).unwrap();
-        store.push(TASK, 0, PE_LAZY, &page, &images).unwrap();
-        assert!(matches!(store.finish(&images), Err(Error::Nonsense(_))));
-    }
+fn write_pagemap(
+    images: &MemoryDir,
+    owner: PageOwner,
+    pages_id: u32,
+    map: &[Extent],
+) -> Result<(), Error> {
+    let name = image::pagemap_name(owner).expect("checked when opened");
+    let file = image::pagemap(pages_id, map);
+    images.write(&name, &file).map_err(Error::Memory)
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use prost::Message;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use ums_checkpoint::store::{Index, StoredExtent, index};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::saga::{self, Action, Event, Output, Request};
@@ -279,8 +280,13 @@ fn criu(corpora: &Corpora) -> Done {
     }
     let info = json!({ "stdio": ["pipe:[1234]"], "owners": [1793, 770] });
     corpora.put_json(&["criu"], "info", &info)?;
-    let index = json!({ "7": [{ "address": 4096, "pages": 3, "offset": 0 }] });
-    corpora.put_json(&["criu"], "index", &index)?;
+    let extent = StoredExtent {
+        address: 4096,
+        pages: 3,
+        offset: 0,
+    };
+    let index = index::encode(&Index::from([(7, vec![extent])]));
+    corpora.put(&["criu"], "index", &index)?;
 
     // CRIU's page stream: OPEN2, ADD with two pages, FORCE_CLOSE (`page_server`'s table).
     let owner = (7_u64 << 8) | 1;

@@ -11,7 +11,7 @@ use ums_checkpoint::criu::rpc;
 use ums_checkpoint::keeper::protocol::{CheckpointInfo, KeeperConfig, Reply, Request};
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::message;
-use ums_checkpoint::store::{Index, PageStore};
+use ums_checkpoint::store::{PageStore, index};
 use ums_sync::receive::{Block, FileOperation, Sink, SinkError};
 
 use crate::stream::{limits, receive};
@@ -112,7 +112,10 @@ pub(crate) fn criu(data: &[u8]) -> bool {
         assert_eq!(again.as_ref(), Ok(response));
     }
     let info = serde_json::from_slice::<CheckpointInfo>(data);
-    let index = serde_json::from_slice::<Index>(data);
+    let index = index::decode(data);
+    if let Ok(index) = &index {
+        assert_eq!(index::decode(&index::encode(index)).as_ref(), Ok(index));
+    }
     response.is_ok() || info.is_ok() || index.is_ok()
 }
 

@@ -10,7 +10,8 @@ use ums_api::problem::Problem;
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
 use ums_checkpoint::keeper::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME};
 use ums_checkpoint::memory_dir::MemoryDir;
-use ums_checkpoint::store::{PageStore, Stored};
+use ums_checkpoint::store::{PageStore, Stored, index};
+use ums_checkpoint::tree::{Parents, TREE_NAME};
 use ums_core::id::{MigrationId, SystemName};
 use ums_sync::files::Applier;
 use ums_sync::frame::RootName;
@@ -248,6 +249,11 @@ impl Sink for Arrival {
         if name == INFO_NAME {
             self.info = Some(serde_json::from_slice(&bytes)?);
         }
+        if name == TREE_NAME {
+            let parents: Parents = serde_json::from_slice(&bytes)?;
+            let store = self.store.as_mut().ok_or("processes after the end")?;
+            store.set_parents(parents);
+        }
         Ok(self.images.write(name, &bytes)?)
     }
 
@@ -275,7 +281,13 @@ impl Sink for Arrival {
         }
         let stored = store.finish(&self.images)?;
         self.images
-            .write(INDEX_NAME, &serde_json::to_vec(&stored.index)?)?;
+            .write(INDEX_NAME, &index::encode(&stored.index))?;
+        if stored.shared_bytes > 0 {
+            tracing::info!(
+                bytes = stored.shared_bytes,
+                "memory that processes share is restored before the service runs"
+            );
+        }
         self.stored = Some(stored);
         if let Some(staging) = self.image.take() {
             staging.commit()?;

@@ -31,6 +31,11 @@ const RUN_PAGES_MAX: u64 = 1 << 28;
 pub struct PageOwner(pub u64);
 
 impl PageOwner {
+    /// The owner of a process's pages.
+    pub fn of_process(id: u32) -> Self {
+        Self(u64::from(id) << 8 | 1)
+    }
+
     /// The process with this id in its PID namespace, if the owner is a process.
     pub fn process(self) -> Option<u32> {
         (self.0 & 0xff == 1).then_some((self.0 >> 8) as u32)

@@ -38,6 +38,12 @@ pub(super) fn dump(
         .map_err(|_| "a dump takes the images directory and the page socket".to_owned())?;
     let images = MemoryDir::from_fd(images);
     let init = shared.update(|state| match (&state.phase, state.init_pid) {
+        // What is not in yet is not in the processes, and CRIU would leave it out.
+        (Phase::Running, Some(_)) if state.pages_missing > 0 => Err(format!(
+            "{} pages of the service are still being installed after its last move: it can move \
+             again once they are in",
+            state.pages_missing
+        )),
         (Phase::Running, Some(pid)) => {
             state.phase = Phase::Dumping;
             state.frozen_at_ns = None;

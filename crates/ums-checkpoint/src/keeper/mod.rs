@@ -25,6 +25,7 @@ mod container;
 mod dump;
 pub mod gate;
 pub mod guard;
+mod pages;
 pub mod protocol;
 mod restore;
 mod server;

@@ -125,7 +125,7 @@ pub struct RestoreRequest {
 }
 
 /// Name of the image file that carries the index of stored pages.
-pub const INDEX_NAME: &str = "ums-index.json";
+pub const INDEX_NAME: &str = "ums-index";
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

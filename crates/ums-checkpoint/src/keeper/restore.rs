@@ -1,37 +1,27 @@
 //! The restore: CRIU builds the processes, waits before their first instruction until the commit
 //! is known, and pages are installed while the service already runs.
 
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::container::{mount_root, raw, unmount_root, watch};
 use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY};
-use super::guard::Guard;
+use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
-use super::server::{Shared, monotonic_ns};
+use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
 use crate::memory_dir::MemoryDir;
-use crate::message;
-use crate::store::{Index, Mapped};
-use crate::uffd::{Progress, Server};
+use crate::store::{Mapped, index};
 
 /// CRIU's log during a restore, in the images directory.
 const LOG_NAME: &str = "restore.log";
-/// Where CRIU looks for the userfaultfd server, in its work directory.
-const SOCKET_NAME: &str = "lazy-pages.socket";
 /// How long CRIU may be silent during a restore.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
-/// CRIU's word that no more processes come (`LAZY_PAGES_RESTORE_FINISHED`).
-const RESTORE_FINISHED: u32 = 0x5253_5446;
-/// How long to wait for a fault when nothing is left to do but new processes may come.
-const IDLE_MS: u16 = 100;
+/// How long the descriptors of restored processes may be on their way when CRIU says that it has sent them.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Restores the container and returns when it is held.
 pub(super) fn restore(
@@ -45,6 +35,7 @@ pub(super) fn restore(
             state.lost.clear();
             state.restore_error = None;
             state.decision = None;
+            state.pages_missing = 0;
             Ok(true)
         }
         Phase::Restoring | Phase::Held | Phase::Running => Ok(false),
@@ -119,11 +110,10 @@ impl Restore {
         let carry = Carry::read(&images)
             .map_err(|error| format!("`{}` of the checkpoint: {error}", carry::NAME))?;
         if request.lazy {
-            let index = serde_json::from_slice(&read(INDEX_NAME)?)
-                .map_err(|error| format!("the index of pages is malformed: {error}"))?;
+            let index = index::decode(&read(INDEX_NAME)?).map_err(|error| error.to_string())?;
             let mapped = Mapped::new(pages, request.lazy_bytes)
                 .map_err(|error| format!("stored pages can't be mapped: {error}"))?;
-            serve_pages(shared, &images, index, mapped)?;
+            pages::serve(shared, &images, index, mapped)?;
         }
         let shared = Arc::clone(shared);
         Ok(Self {
@@ -216,6 +206,10 @@ impl Restore {
 
     /// Waits at `post-restore`, the one notification that can veto, until the decision is known.
     fn hold(&self) -> Result<(), String> {
+        // A process whose pages nobody could install would read zeros.
+        let claimed = |state: &mut State| (state.unclaimed == 0).then_some(());
+        let claimed = self.shared.wait_at_most(CLAIM_PATIENCE, claimed);
+        claimed.ok_or("CRIU has not handed over every process whose pages come late")?;
         let took = (monotonic_ns() - self.begun_ns) / 1000;
         self.shared.update(|state| {
             state.restore_us = Some(took);
@@ -266,136 +260,6 @@ impl Restore {
             lazy_pages: Some(self.lazy),
             network_lock: Some(NETWORK_LOCK_SKIP),
             ..Opts::default()
-        }
-    }
-}
-
-/// Listens where CRIU will look, and serves pages in a thread of its own until all are in.
-fn serve_pages(
-    shared: &Arc<Shared>,
-    images: &MemoryDir,
-    index: Index,
-    mapped: Mapped,
-) -> Result<(), String> {
-    let path = images.path().join(SOCKET_NAME);
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path)
-        .map_err(|error| format!("no socket for CRIU's userfaultfd descriptors: {error}"))?;
-    let guard = Guard::spawn(&shared.config.guard, &shared.config.cgroup)
-        .map_err(|error| format!("the guard can't be started: {error}"))?;
-    let shared = Arc::clone(shared);
-    std::thread::spawn(move || {
-        let pages = Pages {
-            shared: Arc::clone(&shared),
-            index,
-            server: Server::new(mapped),
-            guard,
-        };
-        if let Err(reason) = pages.serve(&listener) {
-            tracing::error!(
-                service = shared.config.service,
-                reason,
-                "pages can't be installed"
-            );
-            // Going on would mean wrong memory.
-            let _ = shared.container.freezer().map(|freezer| freezer.kill());
-        }
-    });
-    Ok(())
-}
-
-struct Pages {
-    shared: Arc<Shared>,
-    index: Index,
-    server: Server,
-    guard: Guard,
-}
-
-impl Pages {
-    fn serve(mut self, listener: &UnixListener) -> Result<(), String> {
-        let (mut criu, _) = listener.accept().map_err(|error| error.to_string())?;
-        let mut complete = false;
-        loop {
-            let resumed = self.shared.state().resumed_at_ns.is_some();
-            // In the background only once the service runs: until then the restore has the CPU.
-            let busy = match complete && resumed {
-                true => self
-                    .server
-                    .install_chunk()
-                    .map_err(|error| error.to_string())?,
-                false => Progress::Busy,
-            };
-            let missing = self.server.pages_missing();
-            self.shared.update(|state| state.pages_missing = missing);
-            if busy == Progress::Done {
-                self.guard.dismiss();
-                return Ok(());
-            }
-            let busy = self.server.is_waiting() || complete && resumed;
-            let wait = if busy { 0 } else { IDLE_MS };
-            if self.wait(&criu, complete, wait)? {
-                match self.receive(&mut criu)? {
-                    true => {}
-                    false if complete => {}
-                    false => complete = true,
-                }
-            }
-            let forks = self
-                .server
-                .serve_events()
-                .map_err(|error| error.to_string())?;
-            for fork in forks {
-                self.guard.hold(&fork).map_err(|error| error.to_string())?;
-            }
-        }
-    }
-
-    /// Waits for a fault or for CRIU; true when CRIU has something to say.
-    fn wait(
-        &self,
-        criu: &std::os::unix::net::UnixStream,
-        complete: bool,
-        wait_ms: u16,
-    ) -> Result<bool, String> {
-        let mut fds: Vec<PollFd> = Vec::new();
-        if !complete {
-            fds.push(PollFd::new(criu.as_fd(), PollFlags::POLLIN));
-        }
-        let uffds = self.server.descriptors();
-        fds.extend(
-            uffds
-                .into_iter()
-                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
-        );
-        match poll(&mut fds, PollTimeout::from(wait_ms)) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(errno) => return Err(errno.to_string()),
-        }
-        Ok(!complete && fds[0].any() == Some(true))
-    }
-
-    /// Takes one process from CRIU; false when no more come.
-    fn receive(&mut self, criu: &mut std::os::unix::net::UnixStream) -> Result<bool, String> {
-        let mut word = [0; 4];
-        if criu.read_exact(&mut word).is_err() {
-            // CRIU is gone: it has failed, which its own answer tells, or it has finished.
-            return Ok(false);
-        }
-        match u32::from_ne_bytes(word) {
-            RESTORE_FINISHED => Ok(false),
-            // A zombie has no memory; CRIU sends its id negated.
-            zombie if (zombie as i32) < 0 => Ok(true),
-            process => {
-                let uffd = message::receive_fd(criu.as_fd()).map_err(|error| error.to_string())?;
-                self.guard.hold(&uffd).map_err(|error| error.to_string())?;
-                let extents = self
-                    .index
-                    .get(&process)
-                    .map(Vec::as_slice)
-                    .unwrap_or_default();
-                self.server.add(uffd, extents);
-                Ok(true)
-            }
         }
     }
 }

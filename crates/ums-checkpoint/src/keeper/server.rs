@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) init_pid: Option<i32>,
     pub(super) pages_missing: u64,
+    /// Processes with late pages that CRIU has not handed over yet.
+    pub(super) unclaimed: usize,
     pub(super) frozen_at_ns: Option<u64>,
     pub(super) dumped_at_ns: Option<u64>,
     pub(super) resumed_at_ns: Option<u64>,
@@ -76,6 +79,24 @@ impl Shared {
         }
     }
 
+    /// Waits until `ready` gives something, but no longer than `patience`.
+    pub(super) fn wait_at_most<T>(
+        &self,
+        patience: Duration,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let end = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            if let Some(value) = ready(&mut state) {
+                return Some(value);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+
     pub(super) fn status(&self) -> Status {
         let state = self.state();
         Status {
@@ -114,6 +135,7 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             phase: Phase::Created,
             init_pid: None,
             pages_missing: 0,
+            unclaimed: 0,
             frozen_at_ns: None,
             dumped_at_ns: None,
             resumed_at_ns: None,
