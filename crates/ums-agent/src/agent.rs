@@ -273,6 +273,15 @@ impl Agent {
         self.keeper(service)?.status()
     }
 
+    /// What a service's keeper says; `None` when it is certain that there is none. Blocks.
+    pub fn keeper_if_any(&self, service: &Service) -> Result<Option<Status>, Problem> {
+        match self.keeper_status(service) {
+            Ok(status) => Ok(Some(status)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(problem::keeper(&error)),
+        }
+    }
+
     /// One request to a service's keeper, without descriptors. Blocks.
     pub fn ask_keeper(
         &self,
@@ -294,7 +303,9 @@ impl Agent {
 
     /// A service as it is listed. Blocks.
     pub fn view(&self, service: &Service) -> ServiceView {
-        let status = self.keeper_status(service).ok();
+        let asked = self.keeper_status(service);
+        let is_gone = asked.as_ref().is_err_and(client::Error::is_gone);
+        let status = asked.ok();
         let phase = status.as_ref().map(|status| status.phase.clone());
         let arriving = service.record.arriving.as_ref();
         let resumed = status
@@ -306,7 +317,10 @@ impl Agent {
                 Some(Phase::Running | Phase::Dumping) if arriving.is_none() || resumed => {
                     ServiceStatus::Running
                 }
-                Some(Phase::Dead { .. }) | None => ServiceStatus::Exited,
+                Some(Phase::Dead { .. }) => ServiceStatus::Exited,
+                None if is_gone => ServiceStatus::Exited,
+                // A keeper that is busy has a service that goes on, as far as anybody knows.
+                None if arriving.is_none() => ServiceStatus::Running,
                 _ => ServiceStatus::Arriving,
             },
             init_pid: status.and_then(|status| status.init_pid),
@@ -340,6 +354,20 @@ impl Agent {
         self.node
             .facts(known)
             .map_err(|e| problem::failed("facts", "facts of the node")(&e))
+    }
+
+    /// Refuses a service that this node can't confine, before anything is made of it. Blocks.
+    pub fn can_confine(&self, specification: &Specification) -> Result<(), Problem> {
+        let limits = self.node.limits();
+        let wanted = specification.memory_limit_bytes;
+        let no_limit = limits.no_memory_limit.filter(|_| wanted.is_some());
+        match limits.no_device_filter.or(no_limit) {
+            Some(reason) => {
+                let title = "the service can't be confined here";
+                Err(Problem::refused(409, "confinement", title, reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Memory that can be had here now, bytes.
@@ -379,7 +407,7 @@ impl Agent {
         let service = self.service(name)?;
         let gate = service.record.gate;
         let specification = service.record.specification.clone();
-        let status = self.keeper_status(&service).ok();
+        let status = self.keeper_if_any(&service)?;
         let init = status.and_then(|status| status.init_pid);
         let image_bytes = self
             .images

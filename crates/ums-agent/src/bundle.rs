@@ -40,8 +40,11 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
 ];
 
 /// Devices that a container may use, as lines of the devices cgroup: creating any node, and
-/// using null, zero, full, random, urandom, tty, ptmx and pseudo-terminals. runc writes them
-/// where it creates the cgroup; where a service is restored we do, after `a` in `devices.deny`.
+/// using null, zero, full, random, urandom, tty, ptmx and pseudo-terminals.
+///
+/// The keeper applies them ([`ums_checkpoint::devices`]), to a container that runc has created as to
+/// one that is restored. `config.json` only denies: runc adds a list of its own, which is not the
+/// same in all its versions.
 pub const ALLOWED_DEVICES: [&str; 10] = [
     "c *:* m",
     "b *:* m",
@@ -226,7 +229,6 @@ fn linux(specification: &Specification, places: &Places<'_>) -> Value {
         // readable by root alone and only tells about the node; each would be one more mount in the
         // freeze and one more file that both kernels must have.
         "maskedPaths": MASKED_PATHS,
-        // No seccomp profile: CRIU restores filters one by one through the parasite, which
-        // costs time in the freeze, and the profile would have to be part of the Specification.
+        // No seccomp profile: see ADR 13.
     })
 }

@@ -57,6 +57,7 @@ pub fn start_keeper(
         socket: places.keeper(),
         bundle_bin: config.bundle_bin(),
         guard: vec![program.clone(), "guard".to_owned()],
+        log_pump: vec![program.clone(), "log".to_owned()],
         cgroup: bundle::cgroup_path(&config.system, &specification.name),
         memory_limit_bytes: specification.memory_limit_bytes,
         lower: config

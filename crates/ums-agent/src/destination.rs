@@ -177,7 +177,7 @@ pub async fn discard(agent: &Arc<Agent>, id: MigrationId) -> Result<(), Problem>
     let service = agent.service(&incoming.service).ok();
     if let Some(service) = service.filter(|service| is_arriving(service, id)) {
         let (this, of) = (Arc::clone(agent), service.clone());
-        let status = blocking(move || Ok(this.keeper_status(&of).ok())).await?;
+        let status = blocking(move || this.keeper_if_any(&of)).await?;
         if status.is_some_and(|status| status.resumed_at_ns.is_some()) {
             let detail = format!("migration {id} was committed: the service runs here");
             return Err(problem::conflict(

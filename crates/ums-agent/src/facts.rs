@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use ums_core::facts::NodeFacts;
+use ums_checkpoint::cgroup::Cgroup;
+use ums_checkpoint::keeper;
+use ums_core::facts::{NodeFacts, NodeLimits};
 use ums_core::specification::ImageId;
 
 mod memory;
@@ -114,7 +116,22 @@ impl Node {
             service_network: known.service_network,
             ports,
             images: known.images,
+            limits: self.limits(),
         })
+    }
+
+    /// What of a service's confinement can be had here. Where there are no control groups at all,
+    /// nothing of it can.
+    pub fn limits(&self) -> NodeLimits {
+        let (no_device_filter, no_memory_limit) = match Cgroup::at(&self.cgroup) {
+            Ok(cgroup) => (cgroup.lacks_device_filter(), cgroup.lacks_memory_limit()),
+            Err(error) => (Some(error.to_string()), Some(error.to_string())),
+        };
+        NodeLimits {
+            no_device_filter,
+            no_memory_limit,
+            processes_max: Some(keeper::processes_max()),
+        }
     }
 
     /// The version of the bundle's CRIU; `None` if it doesn't start. Only success is remembered, so

@@ -25,6 +25,12 @@ enum Command {
     /// Say why userfaultfd can't be used here, or nothing (started by `ums doctor`).
     #[command(hide = true)]
     Probe,
+    /// Append what a service says to its log (started by a keeper).
+    #[command(hide = true)]
+    Log {
+        /// The log.
+        path: std::path::PathBuf,
+    },
     /// Hold a keeper's userfaultfd descriptors (started by a keeper).
     #[command(hide = true)]
     Guard {
@@ -48,6 +54,7 @@ fn main() -> ExitCode {
             probe();
             Ok(())
         }
+        Command::Log { path } => keeper::log::run(&path).map_err(Into::into),
         Command::Guard { cgroup } => keeper::guard::run(&cgroup).map_err(Into::into),
     };
     match result {

@@ -69,6 +69,12 @@ pub fn keeper(error: &client::Error) -> Problem {
             retry: false,
             ..problem
         },
+        // Nothing was asked of it.
+        client::Error::Busy { .. } => Problem {
+            effect: Effect::None,
+            retry: true,
+            ..problem
+        },
         _ => problem,
     }
 }

@@ -33,11 +33,9 @@ fn kill_cgroup(agent: &Agent, service: &Service) -> Result<(), Problem> {
 /// to end it. True when there was no keeper to ask, and it was done.
 pub async fn thaw_without_keeper(agent: &Arc<Agent>, service: &Service) -> Result<bool, Problem> {
     let (this, of) = (Arc::clone(agent), service.clone());
-    let orphans = blocking(move || match this.keeper_status(&of) {
-        Err(ums_checkpoint::keeper::client::Error::Unreachable { .. }) => {
-            cgroup_of(&this, &of).map(Some)
-        }
-        _ => Ok(None),
+    let orphans = blocking(move || match this.keeper_if_any(&of)? {
+        None => cgroup_of(&this, &of).map(Some),
+        Some(_) => Ok(None),
     })
     .await?;
     let Some(cgroup) = orphans else {
@@ -184,6 +182,7 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
         )
     })?;
     free_ports(&specification, &used)?;
+    agent.can_confine(&specification)?;
     Ok(specification)
 }
 
@@ -400,7 +399,7 @@ pub async fn destroy(agent: &Arc<Agent>, service: &Service, keep: Keep) -> Resul
     blocking(move || match this.ask_keeper(&of, &Request::Quit) {
         Ok(_) => Ok(()),
         // Its keeper is lost: what the control group still holds has nobody else.
-        Err(ums_checkpoint::keeper::client::Error::Unreachable { .. }) => kill_cgroup(&this, &of),
+        Err(error) if error.is_gone() => kill_cgroup(&this, &of),
         Err(error) => Err(problem::keeper(&error)),
     })
     .await?;

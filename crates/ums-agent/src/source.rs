@@ -747,7 +747,7 @@ pub async fn delete_source(
         return Ok(());
     }
     let (this, of) = (Arc::clone(agent), service.clone());
-    let status = blocking(move || Ok(this.keeper_status(&of).ok())).await?;
+    let status = blocking(move || this.keeper_if_any(&of)).await?;
     let netns = status.as_ref().map(netns_path);
     let address = service.record.specification.address;
     // Clients with a connection from before learn that it is over; else they would wait.

@@ -68,7 +68,8 @@ impl Place {
             service: name.to_owned(),
             socket: at("keeper.sock"),
             bundle_bin: bundle.join("bin"),
-            guard: vec![agent, "guard".to_owned()],
+            guard: vec![agent.clone(), "guard".to_owned()],
+            log_pump: vec![agent, "log".to_owned()],
             cgroup: format!("/ums-test/{}/{name}", std::process::id()),
             memory_limit_bytes: Some(256 << 20),
             lower: lower.to_owned(),
@@ -364,8 +365,7 @@ fn a_container_whose_keeper_is_lost_with_pages_missing_is_killed() {
     restore(&destination, &images, &stored);
     let cgroup = ums_checkpoint::cgroup::Cgroup::at(&b.config.cgroup).unwrap();
     assert!(!cgroup.processes().is_empty());
-    let keeper = nix::unistd::Pid::from_raw(destination.status().unwrap().keeper_pid);
-    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+    kill(destination.status().unwrap().keeper_pid);
     wait_until("nothing of it executes", || cgroup.processes().is_empty());
     assert_eq!(b.log(), "");
     cgroup.remove().unwrap();
@@ -455,6 +455,121 @@ fn a_service_that_exited_can_not_be_checkpointed_and_says_so() {
         .unwrap_err();
     assert!(error.to_string().contains("exited with code 7"), "{error}");
     source.call(&Request::Quit, &[]).unwrap();
+}
+
+fn kill(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// The pump that appends to a place's log.
+fn log_pump(place: &Place) -> Option<i32> {
+    let log = place.config.log.display().to_string();
+    let is_pump = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.len() > 2 && words[1] == b"log" && words[2] == log.as_bytes()
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(is_pump)
+}
+
+#[test]
+fn a_service_that_logs_outlives_its_logs_pump_and_its_keeper() {
+    let name = "a_service_that_logs_outlives_its_logs_pump_and_its_keeper";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a8");
+    let source = a.start();
+    run(&a, &source, COUNTING);
+    wait_until("it counts", || last_tick(&a.log()) > 3);
+
+    kill(log_pump(&a).expect("a pump"));
+    let before = last_tick(&a.log());
+    wait_until("it counts on", || last_tick(&a.log()) > before + 5);
+
+    kill(source.status().unwrap().keeper_pid);
+    wait_until("the keeper is gone", || {
+        Keeper::connect(&a.config.socket).is_err_and(|error| error.is_gone())
+    });
+    let before = last_tick(&a.log());
+    wait_until("it counts on without its keeper", || {
+        last_tick(&a.log()) > before + 5
+    });
+    let cgroup = ums_checkpoint::cgroup::Cgroup::at(&a.config.cgroup).unwrap();
+    ums_checkpoint::freezer::Freezer::of(&cgroup)
+        .unwrap()
+        .kill()
+        .unwrap();
+    cgroup.remove().unwrap();
+    wait_until("the pump ends with who writes", || log_pump(&a).is_none());
+}
+
+#[test]
+fn a_keeper_that_is_busy_is_not_one_that_is_gone() {
+    let name = "a_keeper_that_is_busy_is_not_one_that_is_gone";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a9");
+    let source = a.start();
+    let connect = || Keeper::connect(&a.config.socket).unwrap();
+    // More than it serves at once, and it has accepted all of those.
+    let mut idle: Vec<Keeper> = (0..31).map(|_| connect()).collect();
+    for keeper in &idle {
+        keeper.status().unwrap();
+    }
+    let waiting = connect();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| waiting.status().map(|status| status.phase));
+        idle.pop();
+        assert_eq!(asked.join().unwrap().unwrap(), Phase::Created);
+    });
+    drop((idle, waiting));
+    source.call(&Request::Quit, &[]).unwrap();
+    wait_until("it is gone", || {
+        Keeper::connect(&a.config.socket).is_err_and(|error| error.is_gone())
+    });
+}
+
+#[test]
+fn a_keeper_may_hold_as_many_descriptors_as_it_is_allowed() {
+    let name = "a_keeper_may_hold_as_many_descriptors_as_it_is_allowed";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a10");
+    let agent = env!("CARGO_BIN_EXE_ums-agent");
+    let lowered = ["prlimit", "--nofile=256:4096", agent, "keeper"].map(str::to_owned);
+    let source = Keeper::start(&lowered, &a.config).unwrap();
+    let pid = source.status().unwrap().keeper_pid;
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<&str> = files.unwrap().split_whitespace().collect();
+    assert_eq!(words[3..5], ["4096", "4096"]);
+    source.call(&Request::Quit, &[]).unwrap();
+}
+
+#[test]
+fn what_fails_leaves_no_control_group() {
+    let name = "what_fails_leaves_no_control_group";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let mut a = Place::new(&bundle, lower.path(), "a11");
+    a.config.devices = vec!["c 1:3 everything".to_owned()];
+    let agent = env!("CARGO_BIN_EXE_ums-agent").to_owned();
+    let error = Keeper::start(&[agent, "keeper".to_owned()], &a.config).unwrap_err();
+    assert!(
+        error.to_string().contains("is not a device rule"),
+        "{error}"
+    );
+    let cgroup = a.cgroup_dir();
+    assert!(!cgroup.exists(), "{}", cgroup.display());
 }
 
 #[test]

@@ -1,17 +1,25 @@
 //! The control groups of one service: where a restored tree is put, and what is removed with it.
 //!
 //! Both layouts are served: version 1 hierarchies (each controller mounted by itself), and the
-//! unified hierarchy of version 2 (kernel `admin-guide/cgroup-v2.rst`).
+//! unified hierarchy of version 2 (kernel `admin-guide/cgroup-v2.rst`). A service is in a group of its
+//! own in every hierarchy, whether it was started or restored here.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::devices;
+
 /// Where control groups are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long a group may take to become empty after its tasks were killed.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(10);
+/// What stands in the way of a device filter where no hierarchy has one.
+const NO_DEVICES: &str =
+    "no devices controller is mounted below /sys/fs/cgroup: mount cgroup2 there";
+/// Controllers of the unified hierarchy that a service's group is to have, where they exist.
+const UNIFIED_CONTROLLERS: [&str; 2] = ["memory", "pids"];
 
 /// The control groups of one service, by their common path below every hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +48,7 @@ impl Cgroup {
             hierarchies,
         };
         if cgroup.freezer_dir().is_none() {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
+            return Err(unsupported(
                 "no cgroup freezer is mounted below /sys/fs/cgroup: mount cgroup2 there",
             ));
         }
@@ -52,64 +59,121 @@ impl Cgroup {
         hierarchy.mount.join(self.path.trim_start_matches('/'))
     }
 
-    fn hierarchy(&self, controller: &str) -> Option<&Hierarchy> {
-        self.hierarchies
-            .iter()
-            .find(|h| h.controllers.iter().any(|name| name == controller))
+    /// The hierarchy that has a controller: of version 1 if there is one, else the unified one.
+    fn home(&self, controller: &str) -> Option<&Hierarchy> {
+        let of_its_own = |h: &&Hierarchy| h.controllers.iter().any(|name| name == controller);
+        let unified = || self.hierarchies.iter().find(|h| h.unified);
+        self.hierarchies.iter().find(of_its_own).or_else(unified)
     }
 
     /// Directory of the group in the hierarchy that freezes: the v1 freezer if there is one.
     pub fn freezer_dir(&self) -> Option<PathBuf> {
-        let unified = || self.hierarchies.iter().find(|h| h.unified);
-        self.hierarchy("freezer")
-            .or_else(unified)
-            .map(|h| self.dir(h))
+        self.home("freezer").map(|h| self.dir(h))
     }
 
-    /// Makes the groups in the hierarchies that a service needs, and sets its memory limit and the
-    /// devices that it may use (lines of the version 1 devices controller).
-    pub fn create(&self, memory_limit_bytes: Option<u64>, devices: &[String]) -> io::Result<()> {
-        for hierarchy in self.wanted() {
-            fs::create_dir_all(self.dir(hierarchy))?;
-        }
-        if let Some(hierarchy) = self.hierarchy("devices").filter(|_| !devices.is_empty()) {
-            let dir = self.dir(hierarchy);
-            fs::write(dir.join("devices.deny"), "a")?;
-            for line in devices {
-                fs::write(dir.join("devices.allow"), line)?;
+    /// Why a memory limit can't be set here; `None` when it can. Changes nothing.
+    pub fn lacks_memory_limit(&self) -> Option<String> {
+        let available = match self.home("memory") {
+            Some(hierarchy) if hierarchy.unified => controllers_in(&hierarchy.mount),
+            Some(_) => return None,
+            None => Vec::new(),
+        };
+        let has = available.iter().any(|name| name == "memory");
+        (!has).then(|| {
+            "this host has no memory controller for control groups: boot without \
+             `cgroup_disable=memory`, or have it delegated to where /sys/fs/cgroup begins"
+                .to_owned()
+        })
+    }
+
+    /// Why a service's devices can't be filtered here; `None` when they can. Changes nothing.
+    pub fn lacks_device_filter(&self) -> Option<String> {
+        match self.home("devices") {
+            Some(hierarchy) if hierarchy.unified => {
+                devices::probe_v2().err().map(|error| error.to_string())
             }
+            Some(_) => None,
+            None => Some(NO_DEVICES.to_owned()),
+        }
+    }
+
+    /// Makes the groups in the hierarchies that a service belongs to, sets its memory limit, and
+    /// confines it to the devices that `devices` allow ([`devices::Rule`]).
+    ///
+    /// # Errors
+    /// When something of it can't be done: a service must not run without its limits. What was made
+    /// is removed again, unless something is in it.
+    pub fn create(&self, memory_limit_bytes: Option<u64>, devices: &[String]) -> io::Result<()> {
+        let made = self
+            .make(memory_limit_bytes)
+            .and_then(|()| self.confine(devices));
+        made.inspect_err(|_| {
+            // The cause is what counts.
+            let _ = self.remove_within(Duration::ZERO);
+        })
+    }
+
+    fn make(&self, memory_limit_bytes: Option<u64>) -> io::Result<()> {
+        if let Some(reason) = memory_limit_bytes.and_then(|_| self.lacks_memory_limit()) {
+            return Err(unsupported(&reason));
+        }
+        for hierarchy in &self.hierarchies {
+            self.make_in(hierarchy)
+                .map_err(|error| naming(&self.dir(hierarchy), "can't be made", &error))?;
         }
         let Some(limit) = memory_limit_bytes else {
             return Ok(());
         };
-        if let Some(v1) = self.hierarchy("memory").filter(|h| !h.unified) {
-            fs::write(
-                self.dir(v1).join("memory.limit_in_bytes"),
-                limit.to_string(),
-            )?;
-        } else if let Some(v2) = self.hierarchies.iter().find(|h| h.unified) {
-            fs::write(self.dir(v2).join("memory.max"), limit.to_string())?;
+        let hierarchy = self.home("memory").ok_or(io::ErrorKind::Unsupported)?;
+        let file = match hierarchy.unified {
+            true => "memory.max",
+            false => "memory.limit_in_bytes",
+        };
+        let path = self.dir(hierarchy).join(file);
+        fs::write(&path, limit.to_string())
+            .map_err(|error| naming(&path, "can't be set to the memory limit", &error))
+    }
+
+    /// Makes the group and those above it.
+    fn make_in(&self, hierarchy: &Hierarchy) -> io::Result<()> {
+        let mut above = hierarchy.mount.clone();
+        for part in self.path.split('/').filter(|part| !part.is_empty()) {
+            if hierarchy.unified {
+                enable(&above);
+            }
+            let dir = above.join(part);
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made?,
+            }
+            if hierarchy.controllers.iter().any(|name| name == "cpuset") {
+                inherit_cpuset(&above, &dir)?;
+            }
+            above = dir;
         }
         Ok(())
     }
 
-    fn wanted(&self) -> impl Iterator<Item = &Hierarchy> {
-        const NEEDED: [&str; 4] = ["freezer", "memory", "pids", "devices"];
-        let needed = |h: &&Hierarchy| h.controllers.iter().any(|c| NEEDED.contains(&c.as_str()));
-        self.hierarchies
-            .iter()
-            .filter(move |h| needed(h) || h.unified && self.only_unified())
+    /// Confines the group to the devices that these lines allow. Where processes are in it already
+    /// they keep what they have open.
+    ///
+    /// # Errors
+    /// When this can't be done here, with the remedy.
+    pub fn confine(&self, devices: &[String]) -> io::Result<()> {
+        match self.home("devices") {
+            Some(hierarchy) if hierarchy.unified => {
+                devices::confine_v2(&self.dir(hierarchy), devices)
+            }
+            Some(hierarchy) => devices::confine_v1(&self.dir(hierarchy), devices),
+            None => Err(unsupported(NO_DEVICES)),
+        }
     }
 
-    fn only_unified(&self) -> bool {
-        self.hierarchies.iter().all(|h| h.unified)
-    }
-
-    /// Moves a process into the groups, into the one that freezes first: each takes milliseconds,
-    /// and should the caller be killed between two, whoever clears up looks there.
+    /// Moves a process into the groups, into the one that freezes first: the first takes
+    /// milliseconds, and should the caller be killed between two, whoever clears up looks there.
     pub fn enter(&self, pid: u32) -> io::Result<()> {
         let freezer = self.freezer_dir();
-        let others = self.wanted().map(|hierarchy| self.dir(hierarchy));
+        let others = self.hierarchies.iter().map(|hierarchy| self.dir(hierarchy));
         let others = others.filter(|dir| Some(dir) != freezer.as_ref());
         for dir in freezer.iter().cloned().chain(others) {
             fs::write(dir.join("cgroup.procs"), pid.to_string())?;
@@ -131,7 +195,11 @@ impl Cgroup {
 
     /// Waits until no process is left, then removes the groups wherever they exist.
     pub fn remove(&self) -> io::Result<()> {
-        let end = Instant::now() + EMPTY_PATIENCE;
+        self.remove_within(EMPTY_PATIENCE)
+    }
+
+    fn remove_within(&self, patience: Duration) -> io::Result<()> {
+        let end = Instant::now() + patience;
         for hierarchy in &self.hierarchies {
             let dir = self.dir(hierarchy);
             while let Err(error) = fs::remove_dir(&dir) {
@@ -154,6 +222,51 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Lets the groups below `dir` have the controllers that a service needs, as far as they are there.
+/// A group that has processes of its own can't (the kernel's "no internal processes"): what is missing
+/// then shows where it is used.
+fn enable(dir: &Path) {
+    let control = dir.join("cgroup.subtree_control");
+    let (available, enabled) = (controllers_in(dir), words_of(&control));
+    for name in UNIFIED_CONTROLLERS {
+        let has = |list: &[String]| list.iter().any(|other| other == name);
+        if has(&available)
+            && !has(&enabled)
+            && let Err(error) = fs::write(&control, format!("+{name}"))
+        {
+            tracing::debug!(control = %control.display(), name, %error, "controller not enabled");
+        }
+    }
+}
+
+/// Controllers that may be enabled below a group of the unified hierarchy.
+fn controllers_in(dir: &Path) -> Vec<String> {
+    words_of(&dir.join("cgroup.controllers"))
+}
+
+fn words_of(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// A cpuset of version 1 takes no process until it has processors and memory nodes.
+fn inherit_cpuset(above: &Path, dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if words_of(&dir.join(file)).is_empty() {
+            fs::write(dir.join(file), fs::read(above.join(file))?)?;
+        }
+    }
+    Ok(())
+}
+
+fn naming(path: &Path, what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{} {what}: {error}", path.display()))
+}
+
+fn unsupported(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
 /// Hierarchies from `/proc/self/mountinfo` (proc(5)): fields after ` - ` are type, source, options.
@@ -194,26 +307,34 @@ mod test {
 34 30 0:30 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory
 ";
 
+    fn group(mountinfo: &str) -> Cgroup {
+        Cgroup {
+            path: "/ums/a/x".to_owned(),
+            hierarchies: parse_hierarchies(mountinfo),
+        }
+    }
+
     #[test]
     fn the_v1_freezer_is_preferred_and_v2_serves_alone() {
-        let cgroup = Cgroup {
-            path: "/ums/a/x".to_owned(),
-            hierarchies: parse_hierarchies(HYBRID),
-        };
+        let hybrid = group(HYBRID);
         assert_eq!(
-            cgroup.freezer_dir().unwrap(),
+            hybrid.freezer_dir().unwrap(),
             Path::new("/sys/fs/cgroup/freezer/ums/a/x")
         );
-        assert_eq!(cgroup.wanted().count(), 2);
-        let v2 = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
-        let cgroup = Cgroup {
-            path: "/ums/a/x".to_owned(),
-            hierarchies: parse_hierarchies(v2),
-        };
+        let v2 = group("30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
         assert_eq!(
-            cgroup.freezer_dir().unwrap(),
+            v2.freezer_dir().unwrap(),
             Path::new("/sys/fs/cgroup/ums/a/x")
         );
-        assert_eq!(cgroup.wanted().count(), 1);
+    }
+
+    #[test]
+    fn v2_stands_in_for_what_v1_lacks() {
+        let hybrid = group(HYBRID);
+        assert!(hybrid.home("devices").unwrap().unified);
+        assert!(!hybrid.home("memory").unwrap().unified);
+        let devices = "35 30 0:31 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n";
+        let whole = group(&format!("{HYBRID}{devices}"));
+        assert!(!whole.home("devices").unwrap().unified);
     }
 }

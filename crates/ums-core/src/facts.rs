@@ -39,6 +39,24 @@ pub struct NodeFacts {
     pub ports: BTreeSet<u16>,
     /// Images present.
     pub images: BTreeSet<ImageId>,
+    /// What it can't confine a service by, and how many processes it can restore.
+    #[serde(default)]
+    pub limits: NodeLimits,
+}
+
+/// What of a service's confinement a node can keep.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeLimits {
+    /// Why a service's devices can't be filtered here; `None` when they can.
+    #[serde(default)]
+    pub no_device_filter: Option<String>,
+    /// Why no memory limit can be set here; `None` when one can.
+    #[serde(default)]
+    pub no_memory_limit: Option<String>,
+    /// Processes whose pages can be installed while they run: one descriptor each. `None` where that
+    /// was not asked.
+    #[serde(default)]
+    pub processes_max: Option<u64>,
 }
 
 /// What a running service is made of.

@@ -6,6 +6,7 @@
 //! version, not allowed) is found by the Coordinator, which words it with the constructors of
 //! [`Refusal`], so that a person reads one list.
 
+mod confinement;
 mod cpu;
 mod node;
 mod service;
@@ -52,6 +53,10 @@ pub enum RefusalKind {
     Kernel,
     /// The destination's kernel lacks files below /proc that the service has mounts on.
     KernelFiles,
+    /// The destination can't confine the service as it is here.
+    Confinement,
+    /// The service has more processes than the destination can restore.
+    Processes,
     /// There is no CRIU that works.
     CriuMissing,
     /// CRIU is too old.
@@ -170,6 +175,7 @@ fn judge_destination(
     refusals.extend(node::service_network(source, destination));
     refusals.extend(node::memory(service, destination));
     refusals.extend(node::disk(service, destination));
+    refusals.extend(confinement::judge(service, destination));
     refusals
 }
 

@@ -551,6 +551,7 @@ fn node() -> NodeFacts {
         service_network: ([10, 88, 0, 0].into(), 16),
         ports: [80].into(),
         images: Default::default(),
+        limits: Default::default(),
     }
 }
 

@@ -17,6 +17,17 @@ use crate::tools::{Tools, children_of, run, wait_for};
 /// Longest wait for an init to start or end: both take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Which cgroup hierarchies there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Those of this machine.
+    #[default]
+    Machine,
+    /// The unified one alone, as on a host of today. It has the controllers that this machine's others
+    /// leave to it.
+    Unified,
+}
+
 /// Namespaces of their own for a system or for its clients.
 #[derive(Debug)]
 pub struct Namespace {
@@ -27,12 +38,14 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes the namespaces; `mounts` are directories that get a tmpfs of their own inside, and
-    /// what looks like the root of every cgroup hierarchy inside is `cgroup`.
+    /// what looks like the root of every cgroup hierarchy inside is `cgroup`, of those that
+    /// `layout` leaves.
     pub fn create(
         tools: &Tools,
         name: &str,
         mounts: &[&Path],
         cgroup: Option<&str>,
+        layout: Layout,
     ) -> Result<Self> {
         let mut command = Command::new("unshare");
         command.args([
@@ -48,6 +61,7 @@ impl Namespace {
             .arg(tools.own("ums-system-init")?)
             .args(mounts)
             .current_dir("/");
+        command.args((layout == Layout::Unified).then_some("unified"));
         command.args(cgroup.map(|path| format!("cgroup:{path}")));
         command
             .stdin(Stdio::piped())

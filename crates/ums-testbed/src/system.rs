@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::namespace::Namespace;
+use crate::namespace::{Layout, Namespace};
 use crate::tools::{Tools, children_of, wait_for};
 
 /// Port of the Coordinator for its peers.
@@ -40,7 +40,13 @@ pub struct System {
 
 impl System {
     /// Makes the namespaces and directories of a system below `parent`.
-    pub(crate) fn create(tools: &Tools, testbed: &str, parent: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn create(
+        tools: &Tools,
+        testbed: &str,
+        parent: &Path,
+        name: &str,
+        layout: Layout,
+    ) -> Result<Self> {
         let directory = parent.join(name);
         let run = directory.join("run");
         for path in [&directory, &run, &directory.join("state")] {
@@ -50,7 +56,7 @@ impl System {
         // `/run` too: what programs keep there under fixed names must not meet the other system's.
         let cgroup = format!("/ums/{testbed}/{name}");
         let mounts = [Path::new("/run"), &run];
-        let namespace = Namespace::create(tools, name, &mounts, Some(&cgroup))?;
+        let namespace = Namespace::create(tools, name, &mounts, Some(&cgroup), layout)?;
         Ok(Self {
             name: name.to_owned(),
             testbed: testbed.to_owned(),

@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use ums_core::report::MigrationReport;
 
 use crate::leftovers::{self, Marks, Snapshot};
-use crate::namespace::Namespace;
+use crate::namespace::{Layout, Namespace};
 use crate::system::System;
 use crate::tools::{Tools, run, wait_for};
 
@@ -84,13 +84,19 @@ pub struct Testbed {
 impl Testbed {
     /// Makes the systems and their links; nothing of ours runs in them yet.
     pub fn create(tools: &Tools, plan: &Plan) -> Result<Self> {
+        Self::with_cgroups(tools, plan, Layout::Machine)
+    }
+
+    /// The same, with these cgroup hierarchies in both systems.
+    pub fn with_cgroups(tools: &Tools, plan: &Plan, layout: Layout) -> Result<Self> {
         sweep();
         let id = new_id();
         let before = Snapshot::take(&tools.bundled("nft"));
         let directory = Directory::create(&id)?;
-        let [a, b] = ["a", "b"].map(|name| System::create(tools, &id, directory.path(), name));
+        let [a, b] =
+            ["a", "b"].map(|name| System::create(tools, &id, directory.path(), name, layout));
         let (a, b) = (a?.at(PEER[0]), b?.at(PEER[1]));
-        let world = Namespace::create(tools, "world", &[], None)?;
+        let world = Namespace::create(tools, "world", &[], None, Layout::Machine)?;
         directory.keep();
         let marks = Marks::new(&id);
         let testbed = Self {

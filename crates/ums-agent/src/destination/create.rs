@@ -79,6 +79,7 @@ async fn create_once(
         ));
     }
     services::free_ports(&specification, &others)?;
+    agent.can_confine(&specification)?;
     let image_needed = !agent.images.present(&specification.image);
     let endpoints = agent.endpoints(&specification);
     let arriving = Arriving {

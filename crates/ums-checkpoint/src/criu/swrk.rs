@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,6 +24,12 @@ const MESSAGE_LEN_MAX: usize = 64 * 1024;
 
 /// Inherited descriptors get numbers from here on, clear of those that CRIU opens for itself first.
 const FIRST_INHERITED: i32 = 20;
+
+/// Held by whoever starts a program in a process that also runs CRIU: see [`Criu::spawn`].
+pub(crate) fn starting() -> MutexGuard<'static, ()> {
+    static STARTING: Mutex<()> = Mutex::new(());
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Why a run of CRIU failed.
 #[derive(Debug, thiserror::Error)]
@@ -100,8 +107,9 @@ impl Criu {
         inherit: &[BorrowedFd<'_>],
         last_moment: Option<LastMoment>,
     ) -> Result<Swrk, Error> {
-        // Copies without close-on-exec, which no other thread of a keeper can leak: it starts its
-        // few programs one after the other. They are closed here once CRIU has them.
+        // Copies without close-on-exec, which no other thread may leak to a program that it starts.
+        // They are closed here once CRIU has them.
+        let _alone = starting();
         let copy = |fd: &BorrowedFd<'_>| fcntl(fd, FcntlArg::F_DUPFD(FIRST_INHERITED)).map(own);
         let copies: Vec<OwnedFd> = inherit.iter().map(copy).collect::<Result<_, _>>()?;
         let inherited = copies.iter().map(AsRawFd::as_raw_fd).collect();

@@ -7,13 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
 
 use super::protocol::{KeeperConfig, Reply, Request, Status};
 use crate::message;
 
 /// How long a new keeper may take until it answers.
 const START_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a keeper may take to be free for one more connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a keeper may take to say what its container is doing: it only looks.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 /// What a keeper and its guard are called in lists of processes.
 pub(super) const PROCESS_NAME: &str = "ums-agent";
 /// Pause between two attempts to reach a new keeper.
@@ -22,13 +30,27 @@ const START_PAUSE: Duration = Duration::from_millis(1);
 /// Why a keeper did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no keeper at the socket: the service does not exist here, or its keeper was lost.
+    /// There is no keeper at the socket, and nobody who could resume what one held: the service does
+    /// not exist here, or its keeper was lost.
     #[error(
         "no keeper answers at `{}`: it was killed, and nothing can be asked of its service but \
          `ums rm`",
         path.display()
     )]
     Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It does not answer now, or we can't ask: whether it lives is not known.
+    #[error(
+        "the keeper at `{}` does not answer now: it is busy, or this system lacks descriptors or \
+         memory; try again",
+        path.display()
+    )]
+    Busy {
         /// The socket.
         path: PathBuf,
         /// Why.
@@ -58,13 +80,17 @@ impl Error {
     /// Whether it is certain that no keeper lives there, and that what it held can't be resumed by
     /// anybody: there is no socket, or nobody listens at it.
     pub fn is_gone(&self) -> bool {
-        let Self::Unreachable { source, .. } = self else {
-            return false;
-        };
-        matches!(
-            source.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-        )
+        matches!(self, Self::Unreachable { .. })
+    }
+
+    fn connecting(path: &Path, errno: Errno) -> Self {
+        let (path, source) = (path.to_owned(), errno.into());
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ECONNREFUSED => {
+                Self::Unreachable { path, source }
+            }
+            _ => Self::Busy { path, source },
+        }
     }
 }
 
@@ -72,21 +98,28 @@ impl Error {
 #[derive(Debug)]
 pub struct Keeper {
     socket: OwnedFd,
+    path: PathBuf,
 }
 
 impl Keeper {
     /// Connects to the keeper that listens at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] where there is none, [`Error::Busy`] where that is not certain.
     pub fn connect(path: &Path) -> Result<Self, Error> {
-        let unreachable = |errno: nix::Error| Error::Unreachable {
-            path: path.to_owned(),
-            source: errno.into(),
-        };
+        let failed = |errno| Error::connecting(path, errno);
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket =
-            socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(unreachable)?;
-        let address = UnixAddr::new(path).map_err(unreachable)?;
-        connect(socket.as_raw_fd(), &address).map_err(unreachable)?;
-        Ok(Self { socket })
+            socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(failed)?;
+        // While as many wait as can, connecting waits too.
+        let patience = TimeVal::new(CONNECT_PATIENCE.as_secs() as i64, 0);
+        setsockopt(&socket, sockopt::SendTimeout, &patience).map_err(failed)?;
+        let address = UnixAddr::new(path).map_err(failed)?;
+        connect(socket.as_raw_fd(), &address).map_err(failed)?;
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+        })
     }
 
     /// Starts a keeper by running `program` with the configuration as its last argument, in a
@@ -144,8 +177,44 @@ impl Keeper {
         }
     }
 
-    /// What the container is doing.
+    /// What the container is doing. A keeper answers that at once, whatever else it does.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it does not answer within seconds all the same.
     pub fn status(&self) -> Result<Status, Error> {
-        self.call(&Request::Status, &[])
+        let patience = |seconds| {
+            let wait = TimeVal::new(seconds, 0);
+            setsockopt(&self.socket, sockopt::ReceiveTimeout, &wait).map_err(|errno| Error::Busy {
+                path: self.path.clone(),
+                source: errno.into(),
+            })
+        };
+        patience(STATUS_PATIENCE.as_secs() as i64)?;
+        let status = self.call(&Request::Status, &[]);
+        match status {
+            Err(Error::Lost(source)) if source.kind() == io::ErrorKind::WouldBlock => {
+                // Its answer may come yet: nothing else can be asked here.
+                let path = self.path.clone();
+                Err(Error::Busy { path, source })
+            }
+            status => patience(0).and(status),
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn only_nobody_listening_means_gone() {
+        let path = Path::new("/run/ums/services/x/keeper.sock");
+        for errno in [Errno::ENOENT, Errno::ECONNREFUSED] {
+            assert!(Error::connecting(path, errno).is_gone());
+        }
+        for errno in [Errno::EAGAIN, Errno::EMFILE, Errno::ENOMEM, Errno::EINTR] {
+            let error = Error::connecting(path, errno);
+            assert!(!error.is_gone() && error.to_string().contains("busy"));
+        }
     }
 }

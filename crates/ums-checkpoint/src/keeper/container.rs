@@ -1,7 +1,7 @@
 //! The container itself: what holds it, how it is first started, how it ends.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,14 +12,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::log;
 use super::protocol::{KeeperConfig, Phase};
 use super::server::Shared;
 use crate::cgroup::Cgroup;
 use crate::freezer::Freezer;
-
-/// A log is cut back to nothing when it has grown to this, bytes: a chatty service must not fill
-/// the disk of a node.
-const LOG_LEN_MAX: u64 = 16 << 20;
 
 /// What exists of a container besides its processes.
 pub(super) struct Container {
@@ -30,7 +27,8 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// Mounts the overlay, makes the network namespace, the control groups and the pipes.
+    /// Makes the network namespace, the pipes, the tmpfs for shared memory and the control groups.
+    /// When it fails no control group is left of it.
     pub(super) fn prepare(config: &KeeperConfig) -> io::Result<Self> {
         let none: Option<&str> = None;
         // Unmounts on the host go on reaching us, our mounts never reach the host.
@@ -44,11 +42,13 @@ impl Container {
             shm_flags,
             Some(&*shm_options),
         )?;
+        let netns = new_netns()?;
+        let stdio = log::start(&config.log_pump, &config.log)?;
         let cgroup = Cgroup::at(&config.cgroup)?;
+        // Last: it has a name, the rest goes with this process.
         cgroup.create(config.memory_limit_bytes, &config.devices)?;
-        let stdio = [log_pipe(&config.log)?, log_pipe(&config.log)?];
         Ok(Self {
-            netns: new_netns()?,
+            netns,
             cgroup,
             stdio,
         })
@@ -123,26 +123,6 @@ fn new_netns() -> io::Result<OwnedFd> {
         .map_err(|_| io::Error::other("network namespace thread"))?
 }
 
-/// The write end of a pipe whose other end is copied into the log.
-fn log_pipe(log: &Path) -> io::Result<OwnedFd> {
-    let (mut reader, writer) = io::pipe()?;
-    let mut log = OpenOptions::new().create(true).append(true).open(log)?;
-    std::thread::spawn(move || {
-        let mut buffer = [0; 8192];
-        while let Ok(len @ 1..) = reader.read(&mut buffer) {
-            if log
-                .metadata()
-                .is_ok_and(|metadata| metadata.len() > LOG_LEN_MAX)
-            {
-                let _ = log.set_len(0);
-            }
-            // A log that can't be written must not stop the service.
-            let _ = log.write_all(&buffer[..len]);
-        }
-    });
-    Ok(writer.into())
-}
-
 /// Creates and starts the container with runc.
 pub(super) fn start(shared: &Arc<Shared>, bundle: &Path) -> Result<(), String> {
     if shared.state().phase != Phase::Created {
@@ -162,23 +142,36 @@ pub(super) fn start(shared: &Arc<Shared>, bundle: &Path) -> Result<(), String> {
         &pid_arg,
         id,
     ];
-    runc(shared, &root, &create)
-        .and_then(|()| runc(shared, &root, &["start", id]))
-        .inspect_err(|_| {
-            let _ = kill_all(shared);
-            unmount_root(&shared.config);
-        })?;
-    let pid = fs::read_to_string(&pid_file).map_err(|error| error.to_string())?;
-    let pid = pid
-        .trim()
-        .parse()
-        .map_err(|_| "runc wrote no process id".to_owned())?;
+    let begun = runc(shared, &root, &create)
+        .and_then(|()| confine(shared, &pid_file))
+        .and_then(|pid| runc(shared, &root, &["start", id]).map(|()| pid));
     // From here on the container is ours alone: runc's record of it would only grow stale.
     let _ = fs::remove_dir_all(&root);
     let _ = fs::remove_file(&pid_file);
-    watch(shared, pid);
-    shared.update(|state| state.phase = Phase::Running);
+    let pid = begun.inspect_err(|_| {
+        let _ = kill_all(shared);
+        unmount_root(&shared.config);
+    })?;
+    begin(shared, pid);
     Ok(())
+}
+
+/// Makes the confinement of a container that runc has created, and not started yet, what it will be
+/// after a restore: the same control groups, and no device but ours. runc has its own list, which
+/// depends on its version (`/dev/net/tun` is in some of them), in place of what was there before.
+fn confine(shared: &Shared, pid_file: &Path) -> Result<i32, String> {
+    let pid = fs::read_to_string(pid_file).map_err(|error| error.to_string())?;
+    let pid: i32 = pid
+        .trim()
+        .parse()
+        .map_err(|_| "runc wrote no process id".to_owned())?;
+    let cgroup = &shared.container.cgroup;
+    let confined = cgroup
+        .enter(pid.unsigned_abs())
+        .and_then(|()| cgroup.confine(&shared.config.devices));
+    confined
+        .map(|()| pid)
+        .map_err(|error| format!("the container can't be confined: {error}"))
 }
 
 fn runc(shared: &Shared, root: &Path, args: &[&str]) -> Result<(), String> {
@@ -216,9 +209,14 @@ fn runc(shared: &Shared, root: &Path, args: &[&str]) -> Result<(), String> {
     ))
 }
 
-/// Remembers the init and notes its end.
-pub(super) fn watch(shared: &Arc<Shared>, pid: i32) {
-    shared.update(|state| state.init_pid = Some(pid));
+/// Notes that the container runs, with this init, and later that the init has ended.
+///
+/// In this order: an init that ends at once must not be noted as running after its end.
+pub(super) fn begin(shared: &Arc<Shared>, pid: i32) {
+    shared.update(|state| {
+        state.init_pid = Some(pid);
+        state.phase = Phase::Running;
+    });
     let shared = Arc::clone(shared);
     std::thread::spawn(move || {
         let code = loop {

@@ -18,7 +18,7 @@ use crate::freezer::Freezer;
 use crate::message;
 
 /// The most descriptors a guard holds: one for each process of the service.
-const HELD_MAX: usize = 1 << 16;
+pub const HELD_MAX: usize = 1 << 16;
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
@@ -77,6 +77,7 @@ impl Guard {
 pub fn run(cgroup: &str) -> io::Result<()> {
     // A session of its own: what kills the keeper's process group does not kill the guard.
     let _ = nix::unistd::setsid();
+    super::server::raise_descriptor_limit();
     let socket = io::stdin();
     let mut held = Vec::new();
     loop {

@@ -2,7 +2,7 @@
 //!
 //! It is the parent of the container's init and holds all that the container needs to exist: the
 //! overlay mount (in a mount namespace of the keeper's own), the network namespace, the standard
-//! output, and at a destination the arrived pages with the userfaultfd descriptors. All of that is
+//! output (which a [pump](log) reads), and at a destination the arrived pages with the userfaultfd descriptors. All of that is
 //! tied to processes, not to names, so that nothing is left when they are gone.
 //!
 //! ```text
@@ -25,9 +25,10 @@ mod container;
 mod dump;
 pub mod gate;
 pub mod guard;
+pub mod log;
 mod pages;
 pub mod protocol;
 mod restore;
 mod server;
 
-pub use server::run;
+pub use server::{processes_max, run};

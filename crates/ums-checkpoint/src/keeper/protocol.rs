@@ -20,6 +20,8 @@ pub struct KeeperConfig {
     pub bundle_bin: PathBuf,
     /// Program and first arguments that run the guard: this program's `guard` command.
     pub guard: Vec<String>,
+    /// Program and first arguments that run the log's pump: this program's `log` command.
+    pub log_pump: Vec<String>,
     /// Path of the control groups below their hierarchies.
     pub cgroup: String,
     /// Memory limit of the service, bytes.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::container::{mount_root, raw, unmount_root, watch};
+use super::container::{begin, mount_root, raw, unmount_root};
 use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY};
 use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
@@ -173,8 +173,7 @@ impl Restore {
             Ok(response) => {
                 let pid = response.restore.map(|restore| restore.pid).or(init);
                 let pid = pid.ok_or_else(|| "CRIU named no init".to_owned())?;
-                watch(shared, pid);
-                shared.update(|state| state.phase = Phase::Running);
+                begin(shared, pid);
                 Ok(())
             }
             Err(error) => {

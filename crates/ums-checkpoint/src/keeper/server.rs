@@ -2,23 +2,30 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
 
 use super::container::{self, Container};
 use super::protocol::{KeeperConfig, Phase, Reply, Request, Status};
-use super::{dump, restore};
+use super::{dump, guard, restore};
 use crate::carry::Lost;
-use crate::message;
+use crate::{keyring, message};
 
-/// Connections served at once: the agent's, one of a restarted agent, and a look by hand.
-const CONNECTIONS_MAX: usize = 8;
+/// Connections served at once: the agent's requests, most of which are a look at the state. One more
+/// waits until another is over.
+const CONNECTIONS_MAX: usize = 32;
+/// Connections that wait. Beyond that who connects waits itself, and gives up after a while.
+const BACKLOG: i32 = 128;
+/// Descriptors of a keeper beside those of processes: connections, pipes, CRIU's, images.
+const DESCRIPTORS_ELSE: u64 = 128;
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all threads of a keeper share.
 pub(super) struct Shared {
@@ -125,9 +132,17 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
     // A session of its own: signals to the agent's process group or terminal don't reach it.
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true)?;
+    raise_descriptor_limit();
+    if let Err(error) = keyring::leave() {
+        // A kernel without keys has none to keep from the service.
+        tracing::warn!(%error, "no session keyring of its own");
+    }
     unshare(CloneFlags::CLONE_NEWNS)?;
     let container = Container::prepare(&config)?;
-    let listener = bind_socket(&config)?;
+    let listener = bind_socket(&config).inspect_err(|_| {
+        // The cause is what counts.
+        let _ = container.remove();
+    })?;
     let shared = Arc::new(Shared {
         config,
         container,
@@ -160,26 +175,77 @@ fn bind_socket(config: &KeeperConfig) -> io::Result<OwnedFd> {
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     // Only root may speak to it: the socket's directory is the agent's, mode 0700.
     bind(listener.as_raw_fd(), &UnixAddr::new(&config.socket)?)?;
-    listen(&listener, Backlog::new(4)?)?;
+    listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok(listener)
 }
 
+/// Processes whose pages a keeper that is started from here can install: it and its guard hold a
+/// userfaultfd of each.
+pub fn processes_max() -> u64 {
+    // Failing is impossible for a resource that exists.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let held = hard.saturating_sub(DESCRIPTORS_ELSE);
+    held.min(guard::HELD_MAX as u64)
+}
+
+/// Lets this process hold as many descriptors as it may: at a restore there is one for each process
+/// of the service.
+pub(super) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn accept_connections(listener: &OwnedFd, shared: &Arc<Shared>) {
-    let served = Arc::new(AtomicUsize::new(0));
+    let places = Arc::new(Places::default());
     loop {
-        let Ok(raw) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else {
-            continue;
-        };
-        let connection = message::own(raw);
-        if served.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
-            served.fetch_sub(1, Ordering::SeqCst);
-            continue;
+        // Before one is accepted: who waits is served later, and not turned away.
+        let place = Places::take(&places);
+        match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Ok(raw) => {
+                let (connection, shared) = (message::own(raw), Arc::clone(shared));
+                std::thread::spawn(move || {
+                    serve_connection(&connection, &shared);
+                    drop(place);
+                });
+            }
+            Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => {}
+            Err(error) => {
+                // Out of descriptors, most likely: others will be closed.
+                tracing::warn!(%error, "a connection can't be accepted");
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
         }
-        let (shared, served) = (Arc::clone(shared), Arc::clone(&served));
-        std::thread::spawn(move || {
-            serve_connection(&connection, &shared);
-            served.fetch_sub(1, Ordering::SeqCst);
-        });
+    }
+}
+
+/// How many connections are served.
+#[derive(Default)]
+struct Places {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// A connection's place, which it gives back when it is over.
+struct Place(Arc<Places>);
+
+impl Places {
+    fn take(places: &Arc<Self>) -> Place {
+        let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |taken: &mut usize| *taken >= CONNECTIONS_MAX;
+        let waited = places.freed.wait_while(taken, full);
+        *waited.unwrap_or_else(PoisonError::into_inner) += 1;
+        Place(Arc::clone(places))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let taken = &self.0.taken;
+        *taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.freed.notify_one();
     }
 }
 

@@ -772,6 +772,7 @@ impl Agent {
             service_network: ([10, 88, 0, 0].into(), 16),
             ports: BTreeSet::new(),
             images: BTreeSet::new(),
+            limits: Default::default(),
         }
     }
 }

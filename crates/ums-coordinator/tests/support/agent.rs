@@ -563,6 +563,7 @@ fn facts(world: &mut Inner, me: &str) -> NodeFacts {
         service_network: ([10, 88, 0, 0].into(), 16),
         ports: BTreeSet::new(),
         images: BTreeSet::new(),
+        limits: Default::default(),
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) fn node() -> NodeFacts {
         service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
         ports: BTreeSet::new(),
         images: BTreeSet::new(),
+        limits: Default::default(),
     }
 }
 

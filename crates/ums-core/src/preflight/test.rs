@@ -412,3 +412,47 @@ fn what_the_peer_refuses_reads_the_same_way() {
         RefusalKind::PeerDenied
     );
 }
+
+#[test]
+fn a_destination_that_can_not_filter_devices_takes_nothing() {
+    let refusal = only(
+        judged(|_, _, destination| {
+            destination.limits.no_device_filter = Some("no CONFIG_CGROUP_BPF".to_owned());
+        }),
+        RefusalKind::Confinement,
+    );
+    assert!(refusal.cause.contains("no CONFIG_CGROUP_BPF"), "{refusal}");
+}
+
+#[test]
+fn a_memory_limit_is_only_missed_by_who_has_one() {
+    let without = |limit| {
+        judged(|_, service, destination| {
+            service.specification.memory_limit_bytes = limit;
+            destination.limits.no_memory_limit = Some("no memory controller".to_owned());
+        })
+    };
+    assert_eq!(without(None), []);
+    let refusal = only(without(Some(64 << 20)), RefusalKind::Confinement);
+    assert!(refusal.cause.contains("64 MiB"), "{refusal}");
+}
+
+#[test]
+fn more_processes_than_descriptors_are_refused_unless_none_is_needed() {
+    let with = |most, eager: Option<&str>| {
+        judged(|_, service, destination| {
+            service.processes = 101;
+            destination.limits.processes_max = most;
+            destination.eager_restore = eager.map(str::to_owned);
+        })
+    };
+    let refusal = only(with(Some(100), None), RefusalKind::Processes);
+    assert!(refusal.remedy.contains("LimitNOFILE"), "{refusal}");
+    for fit in [
+        with(Some(101), None),
+        with(None, None),
+        with(Some(100), Some("set")),
+    ] {
+        assert_eq!(fit, []);
+    }
+}

@@ -1,16 +1,17 @@
 //! PID 1 of a system of the testbed: it mounts what is the system's own, reaps what is orphaned,
 //! and ends, taking everything in its PID namespace along, when whoever started it is gone.
 //!
-//! `ums-system-init [DIRECTORY…] [cgroup:PATH]` mounts a tmpfs on each directory, lets the group at
-//! PATH look like the root of every cgroup hierarchy, writes `ready` to standard output, and lives
-//! until its standard input is closed.
+//! `ums-system-init [DIRECTORY…] [unified] [cgroup:PATH]` mounts a tmpfs on each directory, mounts the
+//! unified cgroup hierarchy alone where others may be (`unified`), lets the group at PATH look like
+//! the root of every cgroup hierarchy, writes `ready` to standard output, and lives until its
+//! standard input is closed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
@@ -32,6 +33,7 @@ fn init() -> Result<std::convert::Infallible, std::io::Error> {
     for argument in std::env::args().skip(1) {
         match argument.strip_prefix("cgroup:") {
             Some(group) => make_cgroup_root(group)?,
+            None if argument == "unified" => mount_unified()?,
             None => mount_tmpfs(&argument)?,
         }
     }
@@ -52,6 +54,22 @@ fn mount_tmpfs(directory: &str) -> std::io::Result<()> {
         Some("tmpfs"),
         flags,
         Some("mode=0755"),
+    )?)
+}
+
+/// Leaves nothing at the place of cgroups but the unified hierarchy, as on a host that has no other.
+fn mount_unified() -> std::io::Result<()> {
+    const CGROUPS: &str = "/sys/fs/cgroup";
+    let none = None::<&str>;
+    // What is detached with it is detached here alone.
+    umount2(CGROUPS, MntFlags::MNT_DETACH)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(
+        Some("cgroup2"),
+        CGROUPS,
+        Some("cgroup2"),
+        flags,
+        none,
     )?)
 }
 
