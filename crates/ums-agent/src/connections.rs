@@ -92,6 +92,7 @@ mod test {
             open: [tcp(1), tcp(2)].into(),
             closing: [tcp(3)].into(),
             unaccepted: [tcp(4)].into(),
+            stuck: BTreeSet::new(),
         };
         // `tcp(5)` was carried and is over.
         let remembered = Remembered {

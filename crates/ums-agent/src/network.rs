@@ -491,7 +491,7 @@ impl Driver {
             .await
     }
 
-    /// The connections in a service's namespace, its own with itself left out.
+    /// The connections in a service's namespace; of its own with itself those that can't move.
     pub async fn connections(&self, netns: &Path) -> Result<Connections, NetworkError> {
         sockets::connections_of(netns).await
     }

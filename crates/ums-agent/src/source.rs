@@ -467,7 +467,9 @@ async fn freeze_and_send(
     let images = MemoryDir::new(IMAGES_BYTES_MAX);
     let images = Arc::new(images.map_err(|e| problem::failed("images", "no memory")(&e))?);
     let (attendant, gate) = freeze::pair()?;
-    let attending = freeze::attend(agent, netns_path(&status), attendant);
+    // In a task of its own: whatever becomes of this, packets pass again before the service runs on.
+    let attending = freeze::attend(Arc::clone(agent), netns_path(&status), attendant);
+    let attending = tokio::spawn(attending);
     let sending = PageSending {
         cgroup: bundle::cgroup_path(&agent.config.system, &service.record.specification.name),
         images: sender.images(),

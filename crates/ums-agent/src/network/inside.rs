@@ -9,6 +9,9 @@
 //!              └──────────────────────────────────────────────┘
 //! ```
 //!
+//! What a service sends to itself comes by `lo`, and is the keeper's to hold while CRIU is at the
+//! sockets (`ums_checkpoint`, module `loopback`).
+//!
 //! Two devices lead out of it besides `eth0`: `ums-out` to the place that the service moves to, and
 //! `ums-in` from the place that it came from. Marks choose between them, before the kernel asks
 //! whether an address is its own; so the rules decide alone, and changing them is one transaction.
@@ -56,11 +59,20 @@ pub enum Packets {
     HoldNew,
     /// All that arrives goes to `ums-out`; what the service sends passes.
     Hold,
-    /// As [`Hold`](Self::Hold), and nothing of the service's leaves: its kernel must not speak
-    /// while it is frozen, or once it is elsewhere.
+    /// As [`Hold`](Self::Hold), and it begins no connection to itself: one that it would not come to
+    /// accept before the freeze could not move.
+    LastMoment,
+    /// As [`Hold`](Self::Hold), and nothing of the service's leaves, to itself neither: its kernel
+    /// must not speak while it is frozen, or once it is elsewhere.
     Frozen,
     /// Nothing arrives, and only resets leave.
     OnlyResets,
+}
+
+impl Packets {
+    fn are_held(self) -> bool {
+        matches!(self, Self::Hold | Self::LastMoment | Self::Frozen)
+    }
 }
 
 /// Rules of policy routing, for `ip -batch`, once for each family. The local table comes after the
@@ -119,6 +131,9 @@ flush table inet {TABLE}
     let mut rule = |chain: &str, rule: &str| {
         let _ = writeln!(text, "add rule inet {TABLE} {chain} {rule}");
     };
+    if packets == Packets::LastMoment {
+        rule("arrive", &format!("iifname \"lo\" {NEW} drop"));
+    }
     rule("arrive", "iifname \"lo\" accept");
     // The neighbours' questions are answered whatever happens: the address stays here.
     rule("arrive", &format!("{NEIGHBOURS} accept"));
@@ -143,7 +158,7 @@ flush table inet {TABLE}
             &format!("iifname \"eth0\" meta l4proto udp {seen}"),
         );
         let own = format!("{flow} @closing{family} accept");
-        if matches!(packets, Packets::Hold | Packets::Frozen) {
+        if packets.are_held() {
             rule("arrive", &own);
         }
         let answer = leaving(ip);
@@ -158,7 +173,9 @@ flush table inet {TABLE}
     match packets {
         Packets::Pass => {}
         Packets::HoldNew => rule("arrive", &format!("{NEW} meta mark set {OUT_MARK}")),
-        Packets::Hold => rule("arrive", &format!("meta mark set {OUT_MARK}")),
+        Packets::Hold | Packets::LastMoment => {
+            rule("arrive", &format!("meta mark set {OUT_MARK}"));
+        }
         Packets::Frozen => {
             rule("arrive", &format!("meta mark set {OUT_MARK}"));
             rule("leave", &format!("{NEIGHBOURS} accept"));
@@ -288,6 +305,15 @@ fn flow(element: &Value) -> Option<Flow> {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn a_connection_to_itself_begins_at_every_time_but_the_last_moment() {
+        let begins = |packets| !rules(packets).contains("iifname \"lo\" tcp flags");
+        assert!(!begins(Packets::LastMoment));
+        for packets in [Packets::Pass, Packets::HoldNew, Packets::Hold] {
+            assert!(begins(packets), "{packets:?}");
+        }
+    }
 
     #[test]
     fn elements_come_back_as_they_went() {

@@ -65,6 +65,8 @@ const LISTENING: u8 = 10;
 /// `TCP_ESTABLISHED`, `TCP_SYN_RECV`, `TCP_CLOSE_WAIT`, `TCP_NEW_SYN_RECV`: what a connection can be
 /// while nobody has accepted it. One that a process has closed is in none of them.
 const UNACCEPTED: [u8; 4] = [1, 3, 8, 12];
+/// `TCP_FIN_WAIT1`, `TCP_LAST_ACK`, `TCP_CLOSING`: closed by this side, whose last word is on its way.
+const CLOSING: [u8; 3] = [4, 9, 11];
 
 /// One TCP socket, as the kernel describes it (`inet_diag_msg`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +76,8 @@ struct Socket {
     state: u8,
     /// Bytes that have arrived and were not read.
     unread: u32,
+    /// Bytes that were written and have not arrived; a last word (FIN) counts as one.
+    unsent: u32,
     /// Zero for what no process has: not accepted yet, or closed and not yet over.
     inode: u32,
 }
@@ -107,6 +111,9 @@ pub struct Connections {
     pub closing: BTreeSet<Flow>,
     /// Those that nobody has accepted yet, half open ones included. They can't move.
     pub unaccepted: BTreeSet<Flow>,
+    /// Connections of the service to itself, the other end of which would wait for ever if it moved:
+    /// they were not accepted, or were closed before all that was written to them had arrived.
+    pub stuck: BTreeSet<Flow>,
 }
 
 /// Looks at the connections of the namespace.
@@ -127,9 +134,15 @@ pub(super) async fn connections_of(netns: &Path) -> Result<Connections, NetworkE
 fn sort(sockets: &[Socket]) -> Connections {
     let mut found = Connections::default();
     for socket in sockets {
-        let Some(flow) = socket.flow().filter(|flow| !flow.is_internal()) else {
+        let Some(flow) = socket.flow() else {
             continue;
         };
+        if flow.is_internal() {
+            if socket.is_stuck() {
+                found.stuck.insert(flow);
+            }
+            continue;
+        }
         let kind = match socket.state {
             CLOSED => continue,
             _ if socket.inode != 0 => &mut found.open,
@@ -142,6 +155,13 @@ fn sort(sockets: &[Socket]) -> Connections {
 }
 
 impl Socket {
+    /// Whether no process has it, and it has something for the other end all the same.
+    fn is_stuck(&self) -> bool {
+        let is_unaccepted = UNACCEPTED.contains(&self.state);
+        let has_words = CLOSING.contains(&self.state) && self.unsent > 0;
+        self.inode == 0 && (is_unaccepted || has_words)
+    }
+
     /// Its two ends; none for a listener.
     fn flow(&self) -> Option<Flow> {
         let port = |at: usize| u16::from_be_bytes([self.id[at], self.id[at + 1]]);
@@ -321,6 +341,7 @@ fn socket_of(body: &[u8]) -> io::Result<Socket> {
         family: body[0],
         state: body[1],
         unread: number(body, 4 + SOCKET_ID + 4)?,
+        unsent: number(body, 4 + SOCKET_ID + 8)?,
         inode: number(body, 4 + SOCKET_ID + 16)?,
     })
 }
@@ -352,7 +373,7 @@ mod test {
         let mut body = vec![2, state, 0, 0];
         body.extend(id);
         // expires, receive queue, send queue, uid, inode
-        for field in [0, 3, 0, 0, inode] {
+        for field in [0, 3, 1, 0, inode] {
             body.extend(field.to_ne_bytes());
         }
         let mut message = u32::try_from(HEADER + body.len())
@@ -398,6 +419,9 @@ mod test {
             answer(6, 0, [80, 6], PEER),           // over, TIME_WAIT
             answer(1, 7, [80, 7], [127, 0, 0, 1]), // within the namespace
             answer(1, 7, [80, 8], [10, 88, 0, 2]), // as well
+            answer(8, 0, [80, 9], [127, 0, 0, 1]), // as well, not accepted
+            answer(4, 0, [80, 10], [10, 88, 0, 2]), // as well, closed and still sending
+            answer(5, 0, [80, 11], [127, 0, 0, 1]), // as well, closed and all has arrived
             answer(LISTENING, 7, [80, 0], [0; 4]),
         ];
         let mut sockets = Vec::new();
@@ -410,5 +434,6 @@ mod test {
         assert_eq!(ports(&found.open), [1, 2]);
         assert_eq!(ports(&found.closing), [5, 6]);
         assert_eq!(ports(&found.unaccepted), [3, 4]);
+        assert_eq!(ports(&found.stuck), [10, 9]);
     }
 }

@@ -1,11 +1,14 @@
 //! The moment of the freeze, seen from the network: what is held when, and which connections move.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::task::JoinError;
 use ums_api::problem::Problem;
 use ums_checkpoint::keeper::gate::Attendant;
 use ums_checkpoint::keeper::protocol::Status;
@@ -15,9 +18,8 @@ use super::{ACCEPT_LOOK, ACCEPT_WITHIN, READ_LOOK, READ_WITHIN};
 use crate::agent::{Agent, Service};
 use crate::connections::{self, Moving};
 use crate::container::netns_path;
-use crate::network::{Connections, Packets};
+use crate::network::{Connections, Flow, Packets};
 use crate::problem;
-use crate::services::blocking;
 
 /// Both ends of a gate: ours, and the keeper's.
 pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
@@ -30,49 +32,120 @@ pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
 
 /// Holds what arrives from right before the freeze on, and what leaves from right after it, and
 /// says which connections there are. `None` when the dump came to no freeze, which it tells itself.
+/// Returns at the end of the dump; if that came to nothing packets pass again before the service does
+/// anything.
 ///
 /// In this order nothing is lost: what arrived before is in the service's queues, which are dumped;
 /// what arrives later is held; and what the service still sends while it runs leaves, so that no
 /// copy of it waits for a retransmission. New connections are held first, until the service has
 /// accepted those that wait: they could not move. Nor could datagrams that it has not read.
+///
+/// *Cancel safety*: none; to be run in a task of its own.
 pub(super) async fn attend(
-    agent: &Arc<Agent>,
+    agent: Arc<Agent>,
     netns: PathBuf,
-    mut attendant: Attendant,
+    attendant: Attendant,
 ) -> Result<Option<Connections>, Problem> {
-    let failed = problem::failed("network", "packets can't be held");
-    let (mut attendant, comes) = blocking(move || {
-        let comes = attendant.wait_before();
-        Ok((attendant, comes))
-    })
-    .await?;
-    if comes.is_err() {
+    let mut attendant = Some(attendant);
+    if ask(&mut attendant, Attendant::wait_before).await.is_err() {
         return Ok(None);
     }
-    let network = &agent.network;
-    let held = network.direct(&netns, Packets::HoldNew).await;
-    held.map_err(|error| failed(&error))?;
-    wait_for_acceptance(agent, &netns).await?;
-    let held = network.direct(&netns, Packets::Hold).await;
-    held.map_err(|error| failed(&error))?;
-    wait_for_readers(agent, &netns).await;
-    let frozen = blocking(move || {
-        let frozen = attendant
-            .give_leave()
-            .and_then(|()| attendant.wait_frozen());
-        Ok(frozen)
-    });
-    if frozen.await?.is_err() {
-        return Ok(None);
+    let held = hold(&agent, &netns, &mut attendant).await;
+    let ended_well = match &held {
+        Ok(Some(_)) => ask(&mut attendant, Attendant::wait_end).await.ok() == Some(false),
+        _ => false,
+    };
+    if !ended_well {
+        if let Err(error) = agent.network.direct(&netns, Packets::Pass).await {
+            // It is tried again when the migration is undone.
+            tracing::warn!(%error, "the service runs on while its packets are held");
+        }
+        // The keeper waits for this; it may have gone.
+        let _ = ask(&mut attendant, Attendant::say_open).await;
     }
-    let connections = network.connections(&netns).await;
-    let connections = connections.map_err(|error| failed(&error))?;
-    let frozen = network.freeze(&netns, &connections.closing).await;
-    frozen.map_err(|error| failed(&error))?;
-    Ok(Some(connections))
+    held
 }
 
-async fn wait_for_acceptance(agent: &Agent, netns: &std::path::Path) -> Result<(), Problem> {
+/// Holds packets step by step while the service is being frozen.
+async fn hold(
+    agent: &Agent,
+    netns: &Path,
+    attendant: &mut Option<Attendant>,
+) -> Result<Option<Connections>, Problem> {
+    let failed = problem::failed("network", "packets can't be held");
+    let network = &agent.network;
+    let held = network.direct(netns, Packets::HoldNew).await;
+    held.map_err(|error| failed(&error))?;
+    wait_for_acceptance(agent, netns).await?;
+    let held = network.direct(netns, Packets::LastMoment).await;
+    held.map_err(|error| failed(&error))?;
+    wait_for_itself(agent, netns).await?;
+    wait_for_readers(agent, netns).await;
+    let frozen = |attendant: &mut Attendant| {
+        attendant.give_leave()?;
+        attendant.wait_frozen()
+    };
+    if ask(attendant, frozen).await.is_err() {
+        return Ok(None);
+    }
+    let connections = network.connections(netns).await;
+    let connections = connections.map_err(|error| failed(&error))?;
+    let frozen = network.freeze(netns, &connections.closing).await;
+    frozen.map_err(|error| failed(&error))?;
+    can_move(&connections.stuck)?;
+    let told = ask(attendant, Attendant::say_held).await;
+    Ok(told.ok().map(|()| connections))
+}
+
+/// Speaks to the keeper from a thread that may wait.
+async fn ask<T: Send + 'static>(
+    attendant: &mut Option<Attendant>,
+    what: impl FnOnce(&mut Attendant) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+    let mut taken = attendant.take().ok_or_else(gone)?;
+    let asking = tokio::task::spawn_blocking(move || {
+        let answer = what(&mut taken);
+        (taken, answer)
+    });
+    let (taken, answer) = asking.await.map_err(|_| gone())?;
+    *attendant = Some(taken);
+    answer
+}
+
+/// Waits until the service has accepted all connections to itself, and has read what was written to
+/// it on those that are closed.
+async fn wait_for_itself(agent: &Agent, netns: &Path) -> Result<(), Problem> {
+    let end = Instant::now() + ACCEPT_WITHIN;
+    loop {
+        let connections = agent.network.connections(netns).await;
+        let connections = connections
+            .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
+        match can_move(&connections.stuck) {
+            Err(_) if Instant::now() < end => tokio::time::sleep(ACCEPT_LOOK).await,
+            done => return done,
+        }
+    }
+}
+
+/// Refuses what would wait for ever at the destination: one end alone of a connection can't move.
+fn can_move(stuck: &BTreeSet<Flow>) -> Result<(), Problem> {
+    let Some(flow) = stuck.first() else {
+        return Ok(());
+    };
+    let detail = format!(
+        "the service has {} connections to itself that it has not accepted, or has closed before \
+         all was read ({} from {}): such a connection can't move; migrate again when it has gone on \
+         with them",
+        stuck.len(),
+        flow.service,
+        flow.peer
+    );
+    let title = "the service does not go on with a connection to itself";
+    Err(Problem::failed("connections", title, detail))
+}
+
+async fn wait_for_acceptance(agent: &Agent, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
         let connections = agent.network.connections(netns).await;
@@ -94,7 +167,7 @@ async fn wait_for_acceptance(agent: &Agent, netns: &std::path::Path) -> Result<(
 }
 
 /// Waits, for a moment, until the service has read its datagrams.
-async fn wait_for_readers(agent: &Agent, netns: &std::path::Path) {
+async fn wait_for_readers(agent: &Agent, netns: &Path) {
     let end = Instant::now() + READ_WITHIN;
     loop {
         match agent.network.has_unread_datagrams(netns).await {
@@ -116,8 +189,9 @@ async fn wait_for_readers(agent: &Agent, netns: &std::path::Path) {
 /// What came of the dump and of attending it.
 pub(super) fn both(
     dumped: Result<Status, Problem>,
-    attended: Result<Option<Connections>, Problem>,
+    attended: Result<Result<Option<Connections>, Problem>, JoinError>,
 ) -> Result<(Status, Connections), Problem> {
+    let attended = attended.map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
     // Where packets could not be held the keeper got no leave: the cause comes first.
     let attended = attended?;
     let status = dumped?;

@@ -12,6 +12,7 @@ use super::server::{Shared, monotonic_ns};
 use crate::carry;
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
+use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
 
 /// CRIU's log during a dump, in the images directory.
@@ -58,6 +59,7 @@ pub(super) fn dump(
     let result = freeze_and_dump(shared, images, &pages, init, &mut gate);
     if result.is_err() {
         // Nothing was promised to anybody yet: the service goes on.
+        gate.give_up();
         let _ = shared.container.freezer().map(|freezer| freezer.release());
     }
     shared.update(|state| {
@@ -109,11 +111,13 @@ fn freeze_and_dump(
         .map_err(|error| error.to_string())?;
     let opts = Opts {
         tcp_established: Some(connections == Connections::Carry),
-        tcp_skip_in_flight: Some(connections == Connections::Carry),
+        tcp_skip_in_flight: Some(true),
         tcp_close: Some(connections == Connections::Close),
         ..options(shared, images, swrk.inherited()[0], init, freezer.dir())?
     };
     let log = || log_tail(&images.path(), LOG_NAME, LOG_LINES);
+    // Until CRIU has let go of the sockets.
+    let mut loopback = None;
     let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
         match notify.script.as_deref() {
             // CRIU has set itself up and has not looked at the service yet: the service may run
@@ -129,6 +133,12 @@ fn freeze_and_dump(
                     format!("what CRIU does not carry of the service can't be read: {error}")
                 });
             }
+            // CRIU holds the tasks, and is about to look at their sockets.
+            Some("network-lock") => {
+                let held = Hold::new(shared.container.netns.as_fd());
+                loopback = Some(held.map_err(|error| hold_failed(&error))?);
+                return gate.wait_held();
+            }
             Some("post-dump") => {}
             _ => return Ok(()),
         }
@@ -142,12 +152,26 @@ fn freeze_and_dump(
         Ok(())
     });
     swrk.end();
+    lift(loopback);
     result.map_err(|error| error.to_string())?;
     if !freezer.is_frozen().map_err(|error| error.to_string())? {
         return Err("the service is not frozen after the dump".to_owned());
     }
     shared.update(|state| state.dumped_at_ns = Some(monotonic_ns()));
     Ok(())
+}
+
+pub(super) fn hold_failed(error: &std::io::Error) -> String {
+    format!(
+        "what the service sends to itself can't be held: {error}; it takes Linux 5.12 or later with \
+         nf_tables (`modprobe nf_tables`)"
+    )
+}
+
+pub(super) fn lift(loopback: Option<Hold>) {
+    if let Some(Err(error)) = loopback.map(Hold::lift) {
+        tracing::warn!(%error, "what the service sends to itself was held a moment longer");
+    }
 }
 
 fn options(

@@ -3,7 +3,9 @@
 //! CRIU takes some 75 ms to set itself up, in which the service still runs. Packets must be held
 //! from the freeze on, and shall not be held earlier than that; the keeper knows the moment, and
 //! knows nothing of packets. So a dump may bring one end of a socket pair: the keeper says that it
-//! is about to freeze, waits for leave, freezes, and says that it has.
+//! is about to freeze, waits for leave, freezes, and says that it has. Then CRIU takes the tasks over,
+//! and before it looks at the first socket the keeper waits for the word that packets are held. If the
+//! dump comes to nothing the keeper says so, and lets the service run on once packets pass again.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,8 +19,19 @@ const LEAVE: u8 = b'l';
 /// The service is frozen.
 const FROZEN: u8 = b'f';
 
+/// What the service sends and is sent is held.
+const HELD: u8 = b'h';
+/// The dump has come to nothing: the service is about to run on.
+const GIVEN_UP: u8 = b'g';
+/// What is held was let go.
+const OPEN: u8 = b'o';
+
 /// How long the keeper waits for leave: who gives it runs a few tools, on a loaded machine.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a frozen service waits until its packets are held: one program is run for that.
+const HELD_WITHIN: Duration = Duration::from_secs(5);
+/// The same for packets that pass again. After that it runs on all the same.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// How long the other side waits for CRIU to have set itself up, and then for the freeze.
 const MOMENT_WITHIN: Duration = Duration::from_secs(120);
 
@@ -51,6 +64,39 @@ impl Gate {
         let told = stream.write_all(&[FROZEN]);
         told.map_err(|error| format!("nobody attends the freeze any more: {error}"))
     }
+
+    /// Waits until the packets of the frozen service are held.
+    pub(super) fn wait_held(&mut self) -> Result<(), String> {
+        let Some(stream) = &mut self.0 else {
+            return Ok(());
+        };
+        let held = (|| {
+            stream.set_read_timeout(Some(HELD_WITHIN))?;
+            expect(stream, HELD)
+        })();
+        held.map_err(|error| format!("the packets of the frozen service are not held: {error}"))
+    }
+
+    /// Says that the service is about to run on, and waits for a while until its packets pass.
+    pub(super) fn give_up(&mut self) {
+        let Some(stream) = &mut self.0 else {
+            return;
+        };
+        let open = (|| {
+            stream.set_read_timeout(Some(OPEN_WITHIN))?;
+            stream.write_all(&[GIVEN_UP])?;
+            loop {
+                // What was said before comes first.
+                let word = word(stream)?;
+                if word == OPEN {
+                    return Ok::<_, io::Error>(());
+                }
+            }
+        })();
+        if let Err(error) = open {
+            tracing::warn!(%error, "the service runs on before its packets are let go");
+        }
+    }
 }
 
 /// The other side: attends the freeze.
@@ -79,15 +125,44 @@ impl Attendant {
     pub fn wait_frozen(&mut self) -> io::Result<()> {
         expect(&mut self.0, FROZEN)
     }
+
+    /// Says that packets are held.
+    pub fn say_held(&mut self) -> io::Result<()> {
+        self.0.write_all(&[HELD])
+    }
+
+    /// Waits for the end of the dump, however long it takes: the keeper's end is closed with it. True
+    /// when it has come to nothing, and the service waits to run on: [`say_open`](Self::say_open).
+    pub fn wait_end(&mut self) -> io::Result<bool> {
+        self.0.set_read_timeout(None)?;
+        loop {
+            match word(&mut self.0) {
+                Ok(GIVEN_UP) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Says that packets pass.
+    pub fn say_open(&mut self) -> io::Result<()> {
+        self.0.write_all(&[OPEN])
+    }
+}
+
+fn word(stream: &mut UnixStream) -> io::Result<u8> {
+    let mut word = [0];
+    stream.read_exact(&mut word)?;
+    Ok(word[0])
 }
 
 fn expect(stream: &mut UnixStream, wanted: u8) -> io::Result<()> {
-    let mut word = [0];
-    stream.read_exact(&mut word)?;
-    if word[0] == wanted {
+    let word = word(stream)?;
+    if word == wanted {
         return Ok(());
     }
-    let text = format!("`{}` came instead of `{}`", word[0] as char, wanted as char);
+    let text = format!("`{}` came instead of `{}`", word as char, wanted as char);
     Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
@@ -104,10 +179,33 @@ mod test {
             attendant.wait_before().unwrap();
             attendant.give_leave().unwrap();
             attendant.wait_frozen().unwrap();
+            attendant.say_held().unwrap();
+            attendant.wait_end().unwrap()
         });
         gate.before_freeze().unwrap();
         gate.frozen().unwrap();
-        attending.join().unwrap();
+        gate.wait_held().unwrap();
+        drop(gate);
+        assert!(!attending.join().unwrap(), "it went well");
+    }
+
+    #[test]
+    fn a_service_runs_on_once_its_packets_pass() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut gate = Gate::new(Some(theirs.into()));
+        let attending = std::thread::spawn(move || {
+            let mut attendant = Attendant::new(ours).unwrap();
+            // The keeper has not heard of this when it gives up.
+            attendant.say_held().unwrap();
+            let given_up = attendant.wait_end().unwrap();
+            attendant.say_open().unwrap();
+            given_up
+        });
+        gate.give_up();
+        assert!(attending.join().unwrap());
+        // Nobody is there any more: it is not waited for.
+        gate.give_up();
+        assert!(gate.wait_held().is_err());
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::container::{begin, mount_root, raw, unmount_root};
-use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY};
+use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY, hold_failed, lift};
 use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
+use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
 use crate::store::{Mapped, index};
 
@@ -129,6 +130,9 @@ impl Restore {
 
     fn run(self) -> Result<(), String> {
         let shared = &self.shared;
+        // From before the first socket is there until all are.
+        let held = Hold::new(shared.container.netns.as_fd());
+        let mut loopback = Some(held.map_err(|error| hold_failed(&error))?);
         mount_root(&shared.config)?;
         let criu = Criu {
             bin: shared.config.bundle_bin.clone(),
@@ -155,6 +159,12 @@ impl Restore {
                     self.tell(self.carry.hold(&self.processes()));
                     self.hold()
                 }
+                // All sockets are there with all that they had. CRIU takes them out of repair mode
+                // now, and they ask each other what has arrived: nothing waits for a timer.
+                Some("network-unlock") => {
+                    lift(loopback.take());
+                    Ok(())
+                }
                 // Every task is stopped at the end of CRIU's own code in it.
                 Some("pre-resume") => {
                     self.tell(self.carry.resume(&self.processes()));
@@ -169,6 +179,7 @@ impl Restore {
             }
         });
         swrk.end();
+        lift(loopback);
         match result {
             Ok(response) => {
                 let pid = response.restore.map(|restore| restore.pid).or(init);
