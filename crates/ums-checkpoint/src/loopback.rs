@@ -178,8 +178,8 @@ fn load(what: u32) -> Vec<u8> {
 /// Goes on with the rule if the register holds what it shall; these two are in the host's order.
 fn compare(how: u32, value: u32) -> Vec<u8> {
     let parts = [
-        attribute(1, &REGISTER.to_be_bytes()), // NFTA_CMP_SREG
-        attribute(2, &how.to_be_bytes()),      // NFTA_CMP_OP
+        attribute(1, &REGISTER.to_be_bytes()),          // NFTA_CMP_SREG
+        attribute(2, &how.to_be_bytes()),               // NFTA_CMP_OP
         nested(3, &attribute(1, &value.to_ne_bytes())), // NFTA_CMP_DATA, NFTA_DATA_VALUE
     ];
     expression(b"cmp\0", &parts.concat())

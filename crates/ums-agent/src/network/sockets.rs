@@ -411,15 +411,15 @@ mod test {
     fn connections_are_told_apart_by_who_has_them() {
         const PEER: [u8; 4] = [192, 0, 2, 1];
         let all = [
-            answer(1, 7, [80, 1], PEER),           // of a process
-            answer(8, 7, [80, 2], PEER),           // of a process, closed by the peer
-            answer(1, 0, [80, 3], PEER),           // not accepted
-            answer(3, 0, [80, 4], PEER),           // half open
-            answer(4, 0, [80, 5], PEER),           // closed by the process, still sending
-            answer(6, 0, [80, 6], PEER),           // over, TIME_WAIT
-            answer(1, 7, [80, 7], [127, 0, 0, 1]), // within the namespace
-            answer(1, 7, [80, 8], [10, 88, 0, 2]), // as well
-            answer(8, 0, [80, 9], [127, 0, 0, 1]), // as well, not accepted
+            answer(1, 7, [80, 1], PEER),            // of a process
+            answer(8, 7, [80, 2], PEER),            // of a process, closed by the peer
+            answer(1, 0, [80, 3], PEER),            // not accepted
+            answer(3, 0, [80, 4], PEER),            // half open
+            answer(4, 0, [80, 5], PEER),            // closed by the process, still sending
+            answer(6, 0, [80, 6], PEER),            // over, TIME_WAIT
+            answer(1, 7, [80, 7], [127, 0, 0, 1]),  // within the namespace
+            answer(1, 7, [80, 8], [10, 88, 0, 2]),  // as well
+            answer(8, 0, [80, 9], [127, 0, 0, 1]),  // as well, not accepted
             answer(4, 0, [80, 10], [10, 88, 0, 2]), // as well, closed and still sending
             answer(5, 0, [80, 11], [127, 0, 0, 1]), // as well, closed and all has arrived
             answer(LISTENING, 7, [80, 0], [0; 4]),

@@ -191,7 +191,8 @@ pub(super) fn both(
     dumped: Result<Status, Problem>,
     attended: Result<Result<Option<Connections>, Problem>, JoinError>,
 ) -> Result<(Status, Connections), Problem> {
-    let attended = attended.map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
+    let attended =
+        attended.map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
     // Where packets could not be held the keeper got no leave: the cause comes first.
     let attended = attended?;
     let status = dumped?;

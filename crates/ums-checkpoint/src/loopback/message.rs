@@ -48,7 +48,10 @@ pub(super) fn batch(changes: &[Message]) -> Vec<u8> {
 fn packet((kind, flags): (u16, u16), (family, resource): (u8, u16), body: &[u8]) -> Vec<u8> {
     let len = HEADER + ATTRIBUTE_HEAD + body.len();
     // All of them are some hundred bytes.
-    let mut packet = u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes().to_vec();
+    let mut packet = u32::try_from(len)
+        .unwrap_or(u32::MAX)
+        .to_ne_bytes()
+        .to_vec();
     packet.extend(kind.to_ne_bytes());
     packet.extend(flags.to_ne_bytes());
     packet.extend([0; 8]);
@@ -61,7 +64,10 @@ fn packet((kind, flags): (u16, u16), (family, resource): (u8, u16), body: &[u8])
 /// An attribute, and what fills it up to the next one's place.
 pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let len = ATTRIBUTE_HEAD + value.len();
-    let mut attribute = u16::try_from(len).unwrap_or(u16::MAX).to_ne_bytes().to_vec();
+    let mut attribute = u16::try_from(len)
+        .unwrap_or(u16::MAX)
+        .to_ne_bytes()
+        .to_vec();
     attribute.extend(kind.to_ne_bytes());
     attribute.extend(value);
     attribute.resize(len.next_multiple_of(4), 0);

@@ -136,6 +136,7 @@ fn node() -> NodeFacts {
         service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
         ports: [].into(),
         images: [].into(),
+        limits: Default::default(),
     }
 }
 
