@@ -13,6 +13,7 @@
 //! needs to go on, so that it may be killed at any time.
 
 pub mod agent;
+mod alone;
 pub mod attendants;
 pub mod bundle;
 pub mod config;
@@ -62,6 +63,8 @@ pub fn serve(config: AgentConfig) -> anyhow::Result<()> {
 async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     private_dir(&config.run_dir)?;
     private_dir(&config.state_dir)?;
+    // Before anything is looked at or cleared away: it may be another agent's, which still loads.
+    let _alone = alone::take(&config)?;
     let data = TcpListener::bind((config.data_address, config.data_port)).await;
     let data = data.with_context(|| {
         format!(
@@ -95,11 +98,8 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("{} can't be made private", path.display()))
 }
 
-/// Takes the socket over from an agent that is gone; refuses while one answers.
+/// Takes the socket over from an agent that is gone: the run directory is ours alone.
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        anyhow::bail!("an agent answers at {} already", socket.display());
-    }
     let _ = std::fs::remove_file(socket);
     UnixListener::bind(socket).with_context(|| format!("{} can't be made", socket.display()))
 }

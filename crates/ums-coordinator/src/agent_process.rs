@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,14 @@ fn start(command: &AgentCommand) -> std::io::Result<()> {
         .process_group(0)
         .spawn()?;
     // A thread waits for it, so that it leaves no zombie; it ends with the agent or with us.
-    std::thread::spawn(move || child.wait());
+    let log = command.log.clone();
+    std::thread::spawn(move || match child.wait() {
+        Ok(status) if !status.success() => {
+            // One that still loads answers nobody yet: another one finds that, and ends.
+            let log = log.as_deref().unwrap_or(Path::new("no log"));
+            tracing::warn!(%status, log = %log.display(), "an agent has ended; its log says why");
+        }
+        _ => {}
+    });
     Ok(())
 }

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use ums_api::client::SOCKET_NAME;
 use ums_api::http::AgentClient;
+use ums_api::lock::{Lock, LockError};
 use ums_api::peer::ALPN;
 use ums_core::id::SystemName;
 use ums_tls::TlsError;
@@ -75,6 +76,9 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The run directory is another Coordinator's.
+    #[error("the run directory can't be used")]
+    RunDir(#[from] LockError),
     /// The socket for clients can't be made.
     #[error("the socket {path} can't be made; see who owns its directory")]
     Socket {
@@ -86,8 +90,17 @@ pub enum ServeError {
     },
 }
 
+fn ensure_dir(path: &std::path::Path) -> Result<(), LockError> {
+    std::fs::create_dir_all(path).map_err(|source| LockError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// A running Coordinator.
 pub struct Coordinator {
+    /// The run directory, in which it has its socket, is its own.
+    _run_dir: Lock,
     shared: Arc<Shared>,
     address: SocketAddr,
     socket: PathBuf,
@@ -118,6 +131,8 @@ impl Coordinator {
             limits.history_max,
             store,
         )?);
+        let run_dir = ensure_dir(&config.run_dir)
+            .and_then(|()| Lock::take(&config.run_dir, "coordinator-run.lock"))?;
         let listen_error = |source| ServeError::Listen {
             address: config.listen,
             source,
@@ -175,6 +190,7 @@ impl Coordinator {
         let router = client_server::router(Arc::clone(&shared));
         tasks.spawn(listen::unix(clients, router, idle, Arc::clone(&tasks)));
         Ok(Self {
+            _run_dir: run_dir,
             shared,
             address,
             socket,

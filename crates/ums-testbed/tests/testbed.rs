@@ -140,3 +140,70 @@ fn the_link_between_systems_has_the_rate_it_was_given() {
     // Headers take some 4 percent of it; a busy machine may take more time, but never less.
     assert!((100.0..205.0).contains(&mbit), "{mbit} Mbit/s");
 }
+
+#[test]
+fn a_second_agent_leaves_what_the_first_one_has_alone() {
+    let Some(tools) = tools("a_second_agent_leaves_what_the_first_one_has_alone") else {
+        return;
+    };
+    let mut testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    testbed.start_coordinators().expect("both answer");
+    let system = &testbed.a;
+    let (state, run) = (system.state_dir(), system.run_dir());
+    // What a reception has made so far, which an agent clears away when it loads.
+    let half = state.join("images/.unfinished-receive-1");
+    std::fs::create_dir(&half).expect("half an image");
+    let other = [
+        system.directory().join("state2"),
+        system.directory().join("run2"),
+    ];
+    let places = [
+        (&state, &other[1], "state"),
+        (&other[0], &run, "run"),
+        (&other[0], &other[1], "network namespace belongs"),
+    ];
+    let first = system
+        .namespace()
+        .members()
+        .into_iter()
+        .find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("ums-agent\0serve")
+        })
+        .expect("an agent");
+    let status = std::fs::read_to_string(format!("/proc/{first}/status")).expect("it lives");
+    let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let inside = inside
+        .and_then(|pids| pids.split_whitespace().last())
+        .expect("a number");
+    for (state, run, word) in places {
+        let mut second = system.exec(tools.own("ums-agent").expect("an agent"));
+        second
+            .arg("serve")
+            .arg("--state-dir")
+            .arg(state)
+            .arg("--run-dir")
+            .arg(run);
+        second.args(["--system", "a", "--data-address", "127.0.0.1"]);
+        for (flag, file) in [
+            ("--ca", "ca.pem"),
+            ("--cert", "cert.pem"),
+            ("--key", "key.pem"),
+        ] {
+            second
+                .arg(flag)
+                .arg(system.state_dir().join("pki").join(file));
+        }
+        second.arg("--bundle").arg(tools.bundle());
+        let output = second.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains(word) && said.contains(&format!("process {inside}")),
+            "{said}"
+        );
+        assert!(half.exists(), "{said}");
+    }
+    assert!(system.ums(&["list"]).expect("it runs").status.success());
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
