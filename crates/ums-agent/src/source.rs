@@ -317,6 +317,7 @@ async fn open_path(
         files::first_pass(&tree, &mut writer).map_err(|error| at_files(&error))
     })
     .await?;
+    sender.settle().await.map_err(|error| at_peer(&error))?;
     Ok(DataPath { sender, manifest })
 }
 

@@ -22,6 +22,12 @@
 //!     |------------------------------------------>|
 //!     |                       Alive … | Failed    |
 //!     |<------------------------------------------|
+//!     | Settle                                    |
+//!     |------------------------------------------>|
+//!     |                        Settled | Failed   |
+//!     |<------------------------------------------|
+//!     | more content, in the freeze               |
+//!     |------------------------------------------>|
 //!     | End{counts, digest}                       |
 //!     |------------------------------------------>|
 //!     |                 Delivered{digest}| Failed |
@@ -129,17 +135,19 @@ pub enum FrameType {
     Failed = 0x05,
     End = 0x06,
     Delivered = 0x07,
+    Settled = 0x08,
     Image = 0x10,
     Pages = 0x11,
     Entry = 0x20,
     FileData = 0x21,
     FileEnd = 0x22,
     Remove = 0x23,
+    Settle = 0x30,
 }
 
 impl FrameType {
     /// All of them.
-    pub const ALL: [FrameType; 13] = [
+    pub const ALL: [FrameType; 15] = [
         FrameType::Hello,
         FrameType::Welcome,
         FrameType::Refused,
@@ -147,6 +155,8 @@ impl FrameType {
         FrameType::Failed,
         FrameType::End,
         FrameType::Delivered,
+        FrameType::Settled,
+        FrameType::Settle,
         FrameType::Image,
         FrameType::Pages,
         FrameType::Entry,
@@ -165,6 +175,8 @@ impl FrameType {
             FrameType::Failed => "Failed",
             FrameType::End => "End",
             FrameType::Delivered => "Delivered",
+            FrameType::Settled => "Settled",
+            FrameType::Settle => "Settle",
             FrameType::Image => "Image",
             FrameType::Pages => "Pages",
             FrameType::Entry => "Entry",
@@ -300,6 +312,11 @@ pub enum Frame<'a> {
         /// The digest that the destination computed.
         digest: Digest,
     },
+    /// Source to destination, between content: what came so far is to be in its place, and what stands
+    /// by itself (the root filesystem's image) verified and durable, before the freeze begins.
+    Settle,
+    /// Destination to source: it is.
+    Settled,
     /// A metadata image of the checkpoint, or a part of one.
     Image {
         /// Its name, a plain file name.
@@ -347,6 +364,8 @@ impl<'a> Frame<'a> {
             Frame::Failed { .. } => FrameType::Failed,
             Frame::End { .. } => FrameType::End,
             Frame::Delivered { .. } => FrameType::Delivered,
+            Frame::Settle => FrameType::Settle,
+            Frame::Settled => FrameType::Settled,
             Frame::Image { .. } => FrameType::Image,
             Frame::Pages(_) => FrameType::Pages,
             Frame::Entry(_) => FrameType::Entry,
@@ -408,7 +427,7 @@ impl<'a> Frame<'a> {
             Frame::Refused { reason } | Frame::Failed { reason } => {
                 out.extend_from_slice(reason.as_bytes());
             }
-            Frame::Alive => {}
+            Frame::Alive | Frame::Settle | Frame::Settled => {}
             Frame::End { counts, digest } => {
                 for count in [counts.frames, counts.pages, counts.bytes] {
                     out.extend_from_slice(&count.to_le_bytes());
@@ -451,6 +470,8 @@ impl<'a> Frame<'a> {
                 reason: fields.reason()?,
             },
             FrameType::Alive => Frame::Alive,
+            FrameType::Settle => Frame::Settle,
+            FrameType::Settled => Frame::Settled,
             FrameType::Failed => Frame::Failed {
                 reason: fields.reason()?,
             },

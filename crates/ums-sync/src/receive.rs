@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  one task: read, decrypt ──► bounded queue ──► blocking thread: hash, check, unpack ──► Sink
-//!       └─ answers: Alive, Failed, Delivered ◄────────────────────┘
+//!       └─ answers: Alive, Settled, Failed, Delivered ◄────────────────────┘
 //! ```
 
 mod apply;
@@ -12,7 +12,7 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes;
 
@@ -291,7 +291,7 @@ where
         };
         write_frame(&mut self.stream, &welcome, self.idle).await?;
         let (mut reader, mut writer) = tokio::io::split(self.stream);
-        let (reply, replies) = oneshot::channel();
+        let (reply, replies) = mpsc::channel(1);
         let drive = drive(
             &mut reader,
             self.idle,
@@ -312,8 +312,11 @@ where
     }
 }
 
-/// The destination's last word.
+/// What the destination says beside that it lives.
 enum Reply {
+    /// Once for each `Settle`.
+    Settled,
+    /// The last word, as the one below.
     Delivered(Digest),
     Failed(String),
 }
@@ -323,7 +326,7 @@ async fn drive<C, S: Sink>(
     reader: &mut ReadHalf<C>,
     idle: Duration,
     apply: Apply<S>,
-    reply: oneshot::Sender<Reply>,
+    reply: mpsc::Sender<Reply>,
 ) -> Result<Received<S>, ReceiveError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
@@ -331,7 +334,8 @@ where
     let (queue, mut frames) = mpsc::channel(QUEUE_DEPTH);
     let pool = Pool::default();
     let kept = pool.clone();
-    let mut thread = tokio::task::spawn_blocking(move || apply.run(&mut frames, &kept));
+    let settled = reply.clone();
+    let mut thread = tokio::task::spawn_blocking(move || apply.run(&mut frames, &kept, &settled));
     let reading = read_frames(reader, queue, &pool, idle);
     let (read, applied) = tokio::select! {
         biased;
@@ -346,10 +350,11 @@ where
         }
         (Ok(applied), _) => applied,
     };
-    let _ = reply.send(match &outcome {
+    let last = match &outcome {
         Ok(received) => Reply::Delivered(received.digest),
         Err(error) => Reply::Failed(reason_of(error)),
-    });
+    };
+    let _ = reply.send(last).await;
     outcome
 }
 
@@ -370,14 +375,14 @@ async fn read_frames(
     }
 }
 
-/// Says `Alive` until there is a last word, and then that.
+/// Says `Alive`, and what there is to say, until there is a last word.
 async fn tell(
     writer: &mut WriteHalf<impl AsyncRead + AsyncWrite + Unpin>,
     idle: Duration,
-    mut replies: oneshot::Receiver<Reply>,
+    mut replies: mpsc::Receiver<Reply>,
 ) -> Result<(), LinkError> {
     loop {
-        let reply = match tokio::time::timeout(alive_every(idle), &mut replies).await {
+        let reply = match tokio::time::timeout(alive_every(idle), replies.recv()).await {
             Err(_) => {
                 write_frame(writer, &Frame::Alive, idle).await?;
                 continue;
@@ -385,13 +390,18 @@ async fn tell(
             Ok(reply) => reply,
         };
         match reply {
-            Ok(Reply::Delivered(digest)) => {
+            Some(Reply::Settled) => {
+                write_frame(writer, &Frame::Settled, idle).await?;
+                flush(writer, idle).await?;
+                continue;
+            }
+            Some(Reply::Delivered(digest)) => {
                 write_frame(writer, &Frame::Delivered { digest }, idle).await?;
             }
-            Ok(Reply::Failed(reason)) => {
+            Some(Reply::Failed(reason)) => {
                 write_frame(writer, &Frame::Failed { reason: &reason }, idle).await?;
             }
-            Err(_) => {}
+            None => {}
         }
         return flush(writer, idle).await;
     }

@@ -238,6 +238,25 @@ impl Sender {
         self.producer.closed().await
     }
 
+    /// Waits until all that was sent so far is in its place at the destination, and what stands by
+    /// itself is verified and durable there: nothing of it is left for the freeze.
+    ///
+    /// Takes as long as the destination's disk does; it says that it lives meanwhile.
+    ///
+    /// # Errors
+    /// As of any writer: why the data path is gone.
+    pub async fn settle(&self) -> Result<(), SendError> {
+        let mut settled = self.producer.shared().settled.subscribe();
+        let before = *settled.borrow();
+        let mut batch = Batch::default();
+        batch.push(&Frame::Settle)?;
+        self.producer.send(batch).await?;
+        tokio::select! {
+            _ = settled.wait_for(|count| *count > before) => Ok(()),
+            failure = self.producer.closed() => Err(failure),
+        }
+    }
+
     /// Ends the stream and waits until the destination has everything and has verified it.
     ///
     /// All writers must have been dropped: what came after the end would be lost.

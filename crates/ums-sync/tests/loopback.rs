@@ -79,7 +79,7 @@ async fn the_destinations_reason_arrives_before_the_reset() {
         let sink = Memory {
             fail_at_page: limit,
             got,
-            fail_at_finish: false,
+            ..Memory::default()
         };
         let (sent, received) = run(sink, 1 << 18).await;
         let error = sent.unwrap_err();

@@ -577,3 +577,31 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_is_in_its_place_before_the_source_goes_on() {
+    let sink = Memory::default();
+    let (sender, receiver) = pair(limits(), sink.clone()).await;
+    let sender = sender.unwrap();
+    sender.image("core-1.img", b"first").await.unwrap();
+    sender.settle().await.unwrap();
+    let got = sink.got();
+    assert_eq!((got.settled, got.finished), (vec![1], false));
+    sender.image("core-2.img", b"second").await.unwrap();
+    sender.settle().await.unwrap();
+    assert_eq!(sink.got().settled, [1, 2]);
+    let delivered = sender.finish().await.unwrap();
+    assert_eq!(delivered.digest, receiver.await.unwrap().unwrap().digest);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_not_be_settled_is_told_while_the_source_waits() {
+    let sink = Memory {
+        fail_at_settle: true,
+        ..Memory::default()
+    };
+    let (sender, receiver) = pair(limits(), sink).await;
+    let error = sender.unwrap().settle().await.unwrap_err();
+    assert!(chain(&error).contains("another one"), "{}", chain(&error));
+    assert!(receiver.await.unwrap().is_err());
+}

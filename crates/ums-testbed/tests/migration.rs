@@ -1,8 +1,11 @@
 //! The main job with real tools: services move between two systems.
 
+mod common;
+
 use ums_core::report::Outcome;
 use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
+use ums_testbed::system::System;
 use ums_testbed::testbed::{Plan, Testbed};
 use ums_testbed::tools::{Tools, skipped};
 use ums_testbed::workload::{
@@ -65,6 +68,31 @@ fn redis_moves_there_and_back_with_all_keys_and_the_counter_right() {
         (0, 0, 0)
     );
     assert_eq!(counted.value, counted.summary.requests);
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
+
+/// Images in a system's store that are whole.
+fn images(system: &System) -> usize {
+    let entries = std::fs::read_dir(system.state_dir().join("images"));
+    let names = entries.into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| !name.starts_with('.')).count()
+}
+
+#[test]
+fn nothing_is_done_about_the_image_in_the_freeze() {
+    let test = "nothing_is_done_about_the_image_in_the_freeze";
+    let Some(testbed) = common::systems_with_hog(test, common::SLOW_MBIT, common::LARGE_MIB) else {
+        return;
+    };
+    assert_eq!(images(&testbed.b), 0);
+    let moving = common::Moving::start(&testbed.a, &testbed.b, "hog");
+    moving.wait_for_memory(&testbed.a, 1 << 20);
+    // It is frozen, most of its memory is still to come, and its image is whole and verified.
+    assert_eq!(images(&testbed.b), 1);
+    let view = moving.view(&testbed.a).expect("it is under way");
+    assert_eq!(view["progress"]["step"].as_u64(), Some(8), "{view}");
+    assert_eq!(moving.end().report.outcome, Outcome::Completed);
     assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
 }
 

@@ -269,7 +269,20 @@ impl Sink for Arrival {
         Ok(self.applier.apply(operation)?)
     }
 
+    /// The image never changes: it is hashed, written to the disk and put into the store while the
+    /// service still runs at the source.
+    fn settle(&mut self) -> Result<(), SinkError> {
+        if let Some(staging) = self.image.take() {
+            self.applier.close(&RootName::Image)?;
+            staging.commit()?;
+        }
+        Ok(())
+    }
+
     fn finish(&mut self) -> Result<(), SinkError> {
+        if self.image.is_some() {
+            return Err("the root filesystem was not settled before the freeze".into());
+        }
         self.applier.finish()?;
         let mut store = self.store.take().ok_or("finished twice")?;
         let info = self
@@ -289,9 +302,6 @@ impl Sink for Arrival {
             );
         }
         self.stored = Some(stored);
-        if let Some(staging) = self.image.take() {
-            staging.commit()?;
-        }
         Ok(())
     }
 }

@@ -147,20 +147,17 @@ impl Applier {
 
     /// Everything has arrived: gives the directories their times.
     pub fn finish(&mut self) -> Result<(), ApplyError> {
-        for (name, root) in &mut self.roots {
-            root.last_parent = None;
-            for (path, mtime) in std::mem::take(&mut root.directory_times) {
-                let path = RelativePath::new(&path).unwrap_or(RelativePath::ROOT);
-                match root.open(path, OFlags::PATH | OFlags::DIRECTORY) {
-                    Ok(fd) => set_mtime(&through(&fd), mtime)
-                        .map_err(|error| root.failed("setting the time of", name, path, error))?,
-                    // It has been removed or replaced since.
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(error) => return Err(root.failed("opening", name, path, error)),
-                }
-            }
+        self.roots
+            .iter_mut()
+            .try_for_each(|(name, root)| root.set_times(name))
+    }
+
+    /// One tree has arrived whole: gives its directories their times, and takes nothing more for it.
+    pub fn close(&mut self, name: &RootName) -> Result<(), ApplyError> {
+        match self.roots.remove(name) {
+            Some(mut root) => root.set_times(name),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn root(&mut self, name: &RootName) -> Result<&mut Root, ApplyError> {
@@ -247,6 +244,22 @@ enum Made {
 }
 
 impl Root {
+    /// Gives its directories their times.
+    fn set_times(&mut self, name: &RootName) -> Result<(), ApplyError> {
+        self.last_parent = None;
+        for (path, mtime) in std::mem::take(&mut self.directory_times) {
+            let path = RelativePath::new(&path).unwrap_or(RelativePath::ROOT);
+            match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(fd) => set_mtime(&through(&fd), mtime)
+                    .map_err(|error| self.failed("setting the time of", name, path, error))?,
+                // It has been removed or replaced since.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(self.failed("opening", name, path, error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the entry, instead of whatever had its name, without its attributes.
     fn make(&mut self, entry: &Entry<'_>) -> Result<Made, Errno> {
         let Some((parent_path, name)) = entry.path.split() else {

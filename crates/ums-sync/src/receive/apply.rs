@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::mpsc;
 
-use super::{Block, FileOperation, Limits, PageContent, ReceiveError, Received, Sink, SinkError};
+use super::{
+    Block, FileOperation, Limits, PageContent, ReceiveError, Received, Reply, Sink, SinkError,
+};
 use crate::frame::{
     BLOCK_BYTES, Content, Counts, DATA_MAX, Digest, Entry, Frame, FrameType, Header, Kind,
     PAGE_BYTES, Pages,
@@ -57,6 +59,7 @@ impl<S: Sink> Apply<S> {
         mut self,
         frames: &mut mpsc::Receiver<(Header, Vec<u8>)>,
         pool: &Pool,
+        replies: &mpsc::Sender<Reply>,
     ) -> Result<Received<S>, ReceiveError> {
         while let Some((header, payload)) = frames.blocking_recv() {
             let number = self.counts.frames + 1;
@@ -74,7 +77,12 @@ impl<S: Sink> Apply<S> {
                 }
                 frame => {
                     self.count(header, &payload);
+                    let settle = frame == Frame::Settle;
                     self.take(frame)?;
+                    if settle {
+                        // Who can't be told is lost, which the reader finds.
+                        let _ = replies.blocking_send(Reply::Settled);
+                    }
                 }
             }
             pool.give(payload);
@@ -102,6 +110,7 @@ impl<S: Sink> Apply<S> {
     fn take(&mut self, frame: Frame<'_>) -> Result<(), ReceiveError> {
         match frame {
             Frame::Alive => Ok(()),
+            Frame::Settle => self.settle(),
             Frame::Image { name, more, bytes } => self.image(name, more, bytes),
             Frame::Pages(pages) => self.pages(pages),
             Frame::Entry(entry) => self.entry(entry),
@@ -215,6 +224,14 @@ impl<S: Sink> Apply<S> {
         self.file_open = matches!(entry.kind, Kind::File | Kind::Patch);
         let what = format!("{}/{}", entry.root, entry.path);
         placed(what, self.sink.file(&FileOperation::Entry(entry)))
+    }
+
+    fn settle(&mut self) -> Result<(), ReceiveError> {
+        if self.file_open {
+            let (frame, reason) = ("Settle", "the file before it is not complete");
+            return Err(ReceiveError::Misplaced { frame, reason });
+        }
+        placed("what came before the freeze".to_owned(), self.sink.settle())
     }
 
     fn next_entry(&mut self, frame: FrameType) -> Result<(), ReceiveError> {

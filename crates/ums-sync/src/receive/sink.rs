@@ -10,7 +10,8 @@ pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 /// # Guarantees
 ///
 /// Everything handed over has been checked against the protocol and the limits, but not yet
-/// against the stream's digest: nothing may be made use of before [`finish`](Sink::finish).
+/// against the stream's digest: nothing may be made use of before [`finish`](Sink::finish), but what
+/// is verified by something else.
 pub trait Sink: Send + 'static {
     /// A whole metadata image. Each name comes once.
     fn image(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), SinkError>;
@@ -20,6 +21,12 @@ pub trait Sink: Send + 'static {
 
     /// A step in writing a tree of files; [`crate::files::Applier`] carries them out.
     fn file(&mut self, operation: &FileOperation<'_>) -> Result<(), SinkError>;
+
+    /// The source waits, and its service still runs: what came so far is in its place when this
+    /// returns, and no work on what will not change any more is left for the freeze.
+    fn settle(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
 
     /// Everything has arrived and agrees with what was sent. After this succeeds, the source is
     /// told that it was delivered.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::SendError;
 use super::task::Message;
@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) meter: Meter,
     pub(super) link_rate: AtomicU64,
+    /// How often the destination has said `Settled`.
+    pub(super) settled: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -72,6 +74,7 @@ impl Producer {
             pool: Pool::default(),
             meter,
             link_rate: AtomicU64::new(0),
+            settled: watch::Sender::new(0),
         });
         Self { queue, shared }
     }

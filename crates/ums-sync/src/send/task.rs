@@ -71,7 +71,7 @@ impl Task {
         let idle = self.settings.idle;
         let (mut reader, writer) = tokio::io::split(stream);
         let mut output = Output::new(writer, Arc::clone(&self.shared), self.settings.clone());
-        let answer = answer(&mut reader, idle);
+        let answer = answer(&mut reader, &self.shared, idle);
         tokio::pin!(answer);
         let mut early = None;
         let sent = {
@@ -124,6 +124,7 @@ async fn word_of_peer(
 /// Listens until the destination has said its last word.
 async fn answer(
     reader: &mut (impl AsyncRead + Unpin),
+    shared: &Shared,
     idle: Duration,
 ) -> Result<Digest, SendError> {
     let mut payload = Vec::new();
@@ -131,6 +132,7 @@ async fn answer(
         let header = read_frame(reader, &mut payload, idle).await?;
         match Frame::decode(header, &payload).map_err(LinkError::from)? {
             Frame::Alive => {}
+            Frame::Settled => shared.settled.send_modify(|count| *count += 1),
             Frame::Delivered { digest } => return Ok(digest),
             Frame::Failed { reason } => {
                 return Err(SendError::Failed {

@@ -23,6 +23,8 @@ pub struct Got {
     pub pages: BTreeMap<(u64, u64), Option<Vec<u8>>>,
     pub absent: Vec<(u64, u64, u32)>,
     pub files: Vec<String>,
+    /// How many images there were whenever the source waited.
+    pub settled: Vec<usize>,
     pub finished: bool,
 }
 
@@ -32,6 +34,7 @@ pub struct Memory {
     pub got: Arc<Mutex<Got>>,
     pub fail_at_page: Option<u64>,
     pub fail_at_finish: bool,
+    pub fail_at_settle: bool,
 }
 
 impl Memory {
@@ -73,6 +76,16 @@ impl Sink for Memory {
             .unwrap()
             .files
             .push(format!("{operation:?}"));
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), SinkError> {
+        if self.fail_at_settle {
+            return Err("the root filesystem is another one".into());
+        }
+        let mut got = self.got.lock().unwrap();
+        let images = got.images.len();
+        got.settled.push(images);
         Ok(())
     }
 
