@@ -424,6 +424,7 @@ impl Agent {
                 image_bytes,
                 connections: 0,
                 obstacles: Vec::new(),
+                losses: Vec::new(),
                 migrating: gate,
             });
         };

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ums_core::facts::{Obstacle, ObstacleKind, ServiceFacts};
+use ums_core::facts::{Loss, Obstacle, ObstacleKind, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::specification::Specification;
 
@@ -89,6 +89,8 @@ pub struct Seen {
     pub connections: u32,
     /// What can't be carried.
     pub obstacles: Vec<Obstacle>,
+    /// What a move changes.
+    pub losses: Vec<Loss>,
 }
 
 impl Seen {
@@ -108,6 +110,7 @@ impl Seen {
             image_bytes: 0,
             connections: self.connections,
             obstacles: self.obstacles,
+            losses: self.losses,
             migrating,
         }
     }
@@ -133,6 +136,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         filesystem_bytes: directories.iter().map(|dir| files::bytes(dir)).sum(),
         connections: socket::established(init)?,
         obstacles: process::obstacles(init, &tree)?,
+        losses: Vec::new(),
     };
     let mut sockets = BTreeMap::new();
     for process in &tree {

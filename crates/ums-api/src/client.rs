@@ -88,6 +88,9 @@ pub struct MigrateRequest {
     /// Refuse when a longer downtime is predicted, milliseconds.
     #[serde(default)]
     pub max_downtime_ms: Option<u64>,
+    /// Go ahead although the move changes how the service behaves.
+    #[serde(default)]
+    pub accept_loss: bool,
 }
 
 impl MigrateRequest {
@@ -97,6 +100,7 @@ impl MigrateRequest {
             max_downtime_ms: self.max_downtime_ms,
             technique: self.technique,
             approach: self.approach,
+            accept_loss: self.accept_loss,
         }
     }
 }

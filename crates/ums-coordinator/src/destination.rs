@@ -132,11 +132,16 @@ pub(crate) async fn reserve(
     others
         .by_ref()
         .for_each(|(_, incoming)| promise(&mut facts, incoming));
+    // What the move changes was put before whoever asked for it, at the source.
+    let wishes = Wishes {
+        accept_loss: true,
+        ..Wishes::default()
+    };
     let refusals = preflight::judge(
         &request.source,
         &request.service,
         Some(&facts),
-        &Wishes::default(),
+        &wishes,
         &Estimates::default(),
     );
     if !refusals.is_empty() {

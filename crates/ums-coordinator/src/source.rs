@@ -143,6 +143,7 @@ fn ending_in_words(outcome: Outcome) -> &'static str {
         Outcome::Running => "under way",
         Outcome::Completed => "completed",
         Outcome::Abandoned => "abandoned",
+        Outcome::Refused => "refused",
         Outcome::Stuck => "stuck",
     }
 }

@@ -116,6 +116,7 @@ async fn reservation(two: &Two) -> Value {
         image_bytes: 1,
         connections: 0,
         obstacles: Vec::new(),
+        losses: Vec::new(),
         migrating: None,
     };
     json!({ "source": facts, "service": service })

@@ -177,7 +177,7 @@ async fn who_is_unknown_is_named() {
 async fn refused(two: &Two, kind: RefusalKind) {
     let id = two.migrate().await;
     let view = two.a.over(id).await;
-    assert_eq!(view.report.outcome, Outcome::Abandoned);
+    assert_eq!(view.report.outcome, Outcome::Refused);
     let kinds: Vec<RefusalKind> = view.refusals.iter().map(|refusal| refusal.kind).collect();
     assert_eq!(kinds, [kind], "{view:#?}");
     assert!(view.report.error.is_some());

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::specification::{ImageId, Specification};
 
+mod loss;
+
+pub use loss::{Loss, LossKind};
+
 /// What a node is and has, at one moment. Part of the peer API's *hello*, from which versions are
 /// told: what a later version adds is passed over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +85,9 @@ pub struct ServiceFacts {
     pub connections: u32,
     /// What it holds that can't be carried.
     pub obstacles: Vec<Obstacle>,
+    /// What the move would change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
     /// The migration that holds its gate shut, if one does.
     pub migrating: Option<crate::id::MigrationId>,
 }

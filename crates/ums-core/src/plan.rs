@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{NodeFacts, ServiceFacts};
+use crate::facts::{Loss, NodeFacts, ServiceFacts};
 use crate::id::{ServiceName, SystemName};
 use crate::preflight::{self, Estimates, Refusal, Wishes};
 use crate::technique::{Approach, Technique};
@@ -107,6 +107,9 @@ pub struct Plan {
     pub max_downtime_ms: Option<u64>,
     /// Whether the destination was asked. Without its facts the refusals are not complete.
     pub destination_known: bool,
+    /// What the move would change of the service.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
     /// What stands in the way. Empty: `ums migrate` would go ahead.
     pub refusals: Vec<Refusal>,
 }
@@ -155,6 +158,7 @@ pub fn make(
         prediction: predict(service, destination, estimates),
         max_downtime_ms: wishes.max_downtime_ms,
         destination_known: destination.is_some(),
+        losses: service.losses.clone(),
         refusals: preflight::judge(source, service, destination, wishes, estimates),
     }
 }

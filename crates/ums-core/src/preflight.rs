@@ -89,6 +89,8 @@ pub enum RefusalKind {
     Memory,
     /// No room on the destination's disk.
     Disk,
+    /// The move would change how the service behaves, and nobody has accepted that.
+    Loss,
     /// The maximum downtime can't be met.
     MaxDowntime,
     /// No peer of this name is known.
@@ -112,6 +114,8 @@ pub struct Wishes {
     pub technique: Option<Technique>,
     /// The approach to use; the cheapest feasible one when absent.
     pub approach: Option<Approach>,
+    /// Whether the service may behave otherwise after the move, as its losses say.
+    pub accept_loss: bool,
 }
 
 /// What can only be estimated.
@@ -139,6 +143,7 @@ pub fn judge_local(source: &NodeFacts, service: &ServiceFacts, wishes: &Wishes) 
     let mut refusals = service::state(service);
     refusals.extend(service::wishes(wishes));
     refusals.extend(service::obstacles(service));
+    refusals.extend(service::losses(service, wishes));
     refusals.extend(node::engine("source", source));
     refusals
 }

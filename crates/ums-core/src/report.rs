@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::facts::Loss;
 use crate::id::{MigrationId, ServiceName, SystemName};
 use crate::technique::{Approach, Technique};
 
@@ -15,6 +16,8 @@ pub enum Outcome {
     Completed,
     /// The service runs at the source as if nothing had been asked.
     Abandoned,
+    /// The same, and it was refused before anything was touched.
+    Refused,
     /// A person is needed; `error` says for what.
     Stuck,
 }
@@ -77,4 +80,7 @@ pub struct MigrationReport {
     pub endpoint: Option<String>,
     /// Why it did not complete.
     pub error: Option<String>,
+    /// What the move changes of the service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
 }

@@ -291,6 +291,7 @@ impl Saga {
         let Some(step) = self.records.keys().rev().find(open).copied() else {
             return Action::Finish(match self.conflict() {
                 Some(_) => Outcome::Stuck,
+                None if !self.refusals.is_empty() => Outcome::Refused,
                 None => Outcome::Abandoned,
             });
         };
@@ -348,9 +349,19 @@ impl Saga {
                 self.is_being_undone(*step) && row_of(*step).compensation.may_be_put_off()
             }
             Event::Finished { report } => {
-                report.migration_id == self.request.id
-                    && self.what_next() == Action::Finish(report.outcome)
+                report.migration_id == self.request.id && self.may_finish(report.outcome)
             }
+        }
+    }
+
+    /// Whether this is how it ends. What was refused was called abandoned in earlier journals.
+    fn may_finish(&self, outcome: Outcome) -> bool {
+        match self.what_next() {
+            Action::Finish(Outcome::Refused) => {
+                matches!(outcome, Outcome::Refused | Outcome::Abandoned)
+            }
+            Action::Finish(due) => due == outcome,
+            _ => false,
         }
     }
 
@@ -515,13 +526,14 @@ impl Saga {
             Action::Stuck { .. } => Outcome::Stuck,
             _ => Outcome::Running,
         };
-        let (approach, technique, at_source) = match self.output(Step::DetermineApproach) {
+        let (approach, technique, at_source, losses) = match self.output(Step::DetermineApproach) {
             Some(Output::Planned {
                 approach,
                 technique,
                 endpoint,
-            }) => (Some(*approach), Some(*technique), *endpoint),
-            _ => (None, None, None),
+                losses,
+            }) => (Some(*approach), Some(*technique), *endpoint, losses.clone()),
+            _ => (None, None, None, Vec::new()),
         };
         let (bytes, rounds) = match self.output(Step::ImageComplete) {
             Some(Output::Delivered { bytes, rounds, .. }) => (*bytes, *rounds),
@@ -549,6 +561,7 @@ impl Saga {
             rounds,
             endpoint: endpoint.map(|address| address.to_string()),
             error: self.error(&next),
+            losses,
         }
     }
 

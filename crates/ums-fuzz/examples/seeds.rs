@@ -465,6 +465,7 @@ fn request() -> Result<Request, Box<dyn Error>> {
         approach: None,
         technique: Some(Technique::StopAndCopy),
         max_downtime_ms: Some(5000),
+        accept_loss: false,
         asked_at_ms: 1,
         asked_at_ns: 1,
         boot: "boot".to_owned(),
@@ -477,6 +478,7 @@ fn output(step: Step) -> Output {
             approach: Approach::OrchestratorLevel,
             technique: Technique::StopAndCopy,
             endpoint: Some(([10, 0, 0, 1], 80).into()),
+            losses: Vec::new(),
         },
         Step::ConfirmContainer => Output::Created {
             endpoints: vec![([10, 0, 0, 2], 80).into()],
@@ -532,6 +534,7 @@ fn service() -> Result<ServiceFacts, Box<dyn Error>> {
         image_bytes: 1 << 27,
         connections: 3,
         obstacles: Vec::new(),
+        losses: Vec::new(),
         migrating: None,
     })
 }

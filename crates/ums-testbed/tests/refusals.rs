@@ -44,6 +44,9 @@ fn is_refused(from: &System, arguments: &[&str], words: &[&str]) {
     let reached = steps.filter_map(|step| step["step"].as_u64()).max();
     assert!(reached <= Some(LAST_HARMLESS_STEP.into()), "{said}");
     assert!(object["freeze_ms"].is_null(), "{said}");
+    if !object["outcome"].is_null() {
+        assert_eq!(object["outcome"], "refused", "{said}");
+    }
 
     let plan = [&["plan"], arguments].concat();
     let output = from.ums(&plan).expect("`ums plan` runs");

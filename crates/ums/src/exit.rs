@@ -87,7 +87,9 @@ impl Exit {
     pub(crate) fn of_outcome(outcome: Outcome, refused: bool) -> Self {
         match outcome {
             Outcome::Completed => Exit::Done,
+            // A report of an earlier version calls what was refused abandoned.
             Outcome::Abandoned if refused => Exit::Refused,
+            Outcome::Refused => Exit::Refused,
             Outcome::Abandoned => Exit::Abandoned,
             Outcome::Stuck => Exit::Stuck,
             // Nobody watches it any more.
@@ -168,6 +170,7 @@ mod test {
         assert_eq!(Exit::of_outcome(Outcome::Completed, false), Exit::Done);
         assert_eq!(Exit::of_outcome(Outcome::Abandoned, false), Exit::Abandoned);
         assert_eq!(Exit::of_outcome(Outcome::Abandoned, true), Exit::Refused);
+        assert_eq!(Exit::of_outcome(Outcome::Refused, true), Exit::Refused);
         assert_eq!(Exit::of_outcome(Outcome::Stuck, true), Exit::Stuck);
         let unknown = Problem::refused(404, "service-unknown", "no such service", "no `x` here");
         assert_eq!(Exit::of_problem(&unknown), Exit::Refused);

@@ -9,7 +9,7 @@ use ums_api::client::{
     Attendant, MigrationView, PeerStatus, PeerView, Resolution, ResolveView, ServiceDetail,
     ServiceView,
 };
-use ums_core::facts::ServiceFacts;
+use ums_core::facts::{Loss, ServiceFacts};
 use ums_core::plan::{Choice, Plan};
 use ums_core::preflight::Refusal;
 use ums_core::report::{MigrationReport, Outcome};
@@ -20,6 +20,9 @@ use crate::config::permission;
 
 /// Width of the bar in a timeline.
 const TIMELINE_WIDTH: u64 = 40;
+
+/// The most losses that are told one by one.
+const LOSSES_MAX: usize = 20;
 
 /// Columns padded to their widest cell, two spaces between, the last one not padded.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -111,6 +114,7 @@ pub(crate) fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Running => "running",
         Outcome::Completed => "completed",
         Outcome::Abandoned => "abandoned",
+        Outcome::Refused => "refused",
         Outcome::Stuck => "stuck",
     }
 }
@@ -238,6 +242,8 @@ fn facts_rows(facts: &ServiceFacts) -> Vec<(&'static str, String)> {
     ];
     let obstacles = facts.obstacles.iter();
     rows.extend(obstacles.map(|found| ("obstacle", clipped(&found.detail, 100))));
+    let losses = facts.losses.iter();
+    rows.extend(losses.map(|loss| ("changed by a move", clipped(&loss_in_words(loss), 160))));
     rows
 }
 
@@ -395,6 +401,14 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     text.push_str(&pairs(&rows));
     text.push('\n');
     text.push_str(&timeline(report));
+    if !report.losses.is_empty() {
+        text.push('\n');
+        let head = match report.outcome {
+            Outcome::Completed => "changed by the move",
+            _ => "what the move changes",
+        };
+        text.push_str(&losses(head, &report.losses));
+    }
     if !view.refusals.is_empty() {
         text.push('\n');
         text.push_str(&refusals("refused, nothing was changed", &view.refusals));
@@ -462,6 +476,31 @@ fn refusals(head: &str, refusals: &[Refusal]) -> String {
     text
 }
 
+/// What a move changes: what has to be accepted is marked.
+fn losses(head: &str, losses: &[Loss]) -> String {
+    let mut text = format!("{head}:\n");
+    for loss in losses.iter().take(LOSSES_MAX) {
+        let mark = match loss.kind.needs_consent() {
+            true => " (needs `--accept-loss`)",
+            false => "",
+        };
+        let _ = writeln!(text, "  - {}{mark}", clipped(&loss_in_words(loss), 300));
+    }
+    if let more @ 1.. = losses.len().saturating_sub(LOSSES_MAX) {
+        let _ = writeln!(text, "  - and {more} more (`--json` tells all)");
+    }
+    text
+}
+
+fn loss_in_words(loss: &Loss) -> String {
+    format!(
+        "process {}: {}: {}",
+        loss.pid,
+        loss.kind.meaning(),
+        loss.detail
+    )
+}
+
 /// `ums plan`.
 pub(crate) fn plan(plan: &Plan) -> String {
     let mut text = format!("{}: {} → {}\n", plan.service, plan.source, plan.destination);
@@ -503,6 +542,9 @@ pub(crate) fn plan(plan: &Plan) -> String {
     text.push_str(&pairs(&rows));
     if !plan.destination_known {
         text.push_str("the destination was not asked: what it would refuse is not known\n");
+    }
+    if !plan.losses.is_empty() {
+        text.push_str(&losses("what the move changes", &plan.losses));
     }
     if plan.feasible() {
         text.push_str("nothing stands in the way\n");

@@ -39,6 +39,7 @@ pub(super) async fn plan(
         max_downtime_ms: request.max_downtime_ms,
         technique: request.technique,
         approach: request.approach,
+        accept_loss: request.accept_loss,
     };
     let (facts, refusal) = ask_destination(&shared, destination).await;
     let route = Route {
@@ -118,6 +119,7 @@ async fn admit(shared: &Arc<Shared>, wanted: MigrateRequest) -> Reply<Response> 
         source: shared.config.system.clone(),
         destination: wanted.destination,
         approach: wanted.approach,
+        accept_loss: wanted.accept_loss,
         technique: wanted.technique,
         max_downtime_ms: wanted.max_downtime_ms,
         asked_at_ms: unix_ms(),
@@ -237,7 +239,7 @@ pub(super) async fn abort(
     let is_over = |live: &crate::status::Live| {
         matches!(
             live.view().report.outcome,
-            Outcome::Completed | Outcome::Abandoned
+            Outcome::Completed | Outcome::Abandoned | Outcome::Refused
         )
     };
     match shared.registry.get(id) {
@@ -309,6 +311,7 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
             .filter(|_| running)
             .map(ToString::to_string),
         error: trouble.or(incoming.reason.as_ref()).cloned(),
+        losses: service.losses.clone(),
     };
     let words = format!("arriving: {}", incoming.state.name());
     let mut progress = final_progress(None, &words, report.total_ms, 0);

@@ -15,6 +15,7 @@ fn requested(number: u128) -> (MigrationId, Event) {
         approach: None,
         technique: None,
         max_downtime_ms: None,
+        accept_loss: false,
         asked_at_ms: u64::try_from(number).expect("small"),
         asked_at_ns: 0,
         boot: String::new(),

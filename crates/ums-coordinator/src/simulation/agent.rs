@@ -721,6 +721,7 @@ impl Agent {
             image_bytes: 10,
             connections: 0,
             obstacles: Vec::new(),
+            losses: Vec::new(),
             migrating: service.gate,
         })
     }

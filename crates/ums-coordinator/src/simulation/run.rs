@@ -134,6 +134,7 @@ async fn admitted(world: &Arc<World>) -> Option<MigrationId> {
         approach: None,
         technique: None,
         max_downtime_ms: None,
+        accept_loss: false,
     };
     let body = serde_json::to_string(&request).expect("a request");
     for _ in 0..60 {
@@ -201,7 +202,7 @@ fn truthful(world: &World, view: &MigrationView) {
     let [lost_a, lost_b] = truth.lost;
     let lie = match view.report.outcome {
         Outcome::Completed => a || !(b || lost_b),
-        Outcome::Abandoned => b || !(a || lost_a),
+        Outcome::Abandoned | Outcome::Refused => b || !(a || lost_a),
         Outcome::Running | Outcome::Stuck => false,
     };
     if lie {
@@ -270,7 +271,10 @@ async fn judge(
         _ => (Side::A, End::Abandoned, End::AbandonedAndLost),
     };
     let mut wrong = Vec::new();
-    if !matches!(report.outcome, Outcome::Completed | Outcome::Abandoned) {
+    if !matches!(
+        report.outcome,
+        Outcome::Completed | Outcome::Abandoned | Outcome::Refused
+    ) {
         wrong.push(format!(
             "it is over, and the report says {:?}",
             report.outcome

@@ -33,6 +33,7 @@ pub(crate) fn wishes(request: &Request) -> Wishes {
         max_downtime_ms: request.max_downtime_ms,
         technique: request.technique,
         approach: request.approach,
+        accept_loss: request.accept_loss,
     }
 }
 
@@ -84,6 +85,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failur
             approach,
             technique,
             endpoint,
+            losses: plan.losses,
         },
     )
     .await?;

@@ -508,6 +508,7 @@ fn service(world: &mut Inner, me: &str, name: &str) -> Answer {
         image_bytes: 0,
         connections: 0,
         obstacles: Vec::new(),
+        losses: Vec::new(),
         migrating: node.gates.get(name).copied(),
     }))
 }

@@ -287,6 +287,7 @@ impl System {
             approach: None,
             technique: None,
             max_downtime_ms: None,
+            accept_loss: false,
         };
         self.client()
             .post(paths::MIGRATIONS, &request, PATIENCE)

@@ -56,6 +56,7 @@ pub(crate) fn service() -> ServiceFacts {
         image_bytes: 0,
         connections: 2,
         obstacles: Vec::new(),
+        losses: Vec::new(),
         migrating: None,
     }
 }

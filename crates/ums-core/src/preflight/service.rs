@@ -1,7 +1,7 @@
 //! What the service is and holds, and what is wanted of it.
 
 use super::{Refusal, RefusalKind, Wishes};
-use crate::facts::{Obstacle, ObstacleKind, ServiceFacts};
+use crate::facts::{Loss, Obstacle, ObstacleKind, ServiceFacts};
 use crate::plan;
 
 /// The most obstacles that are told one by one; of the rest the number is told.
@@ -61,6 +61,30 @@ pub(super) fn obstacles(service: &ServiceFacts) -> Vec<Refusal> {
             .push_str(&format!(" (and {rest} obstacles more)"));
     }
     refusals
+}
+
+/// What the move would change for the worse, where nobody has accepted that: one for each kind.
+pub(super) fn losses(service: &ServiceFacts, wishes: &Wishes) -> Vec<Refusal> {
+    let mut grave: Vec<&Loss> = service.losses.iter().collect();
+    grave.retain(|loss| loss.kind.needs_consent() && !wishes.accept_loss);
+    grave.sort();
+    let kinds = grave.chunk_by(|one, other| one.kind == other.kind);
+    kinds
+        .map(|losses| loss(losses[0], losses.len() - 1))
+        .collect()
+}
+
+fn loss(Loss { kind, pid, detail }: &Loss, more: usize) -> Refusal {
+    let meaning = kind.meaning();
+    let more = match more {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    Refusal::new(
+        RefusalKind::Loss,
+        format!("the move would change process {pid}: {meaning}: {detail}{more}"),
+        "accept that (`--accept-loss`), or let the service give it up before the migration",
+    )
 }
 
 fn obstacle(obstacle: &Obstacle) -> Refusal {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::facts::{Obstacle, ObstacleKind};
+use crate::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 use crate::plan::test::{node, service};
 
 const GIB: u64 = 1 << 30;
@@ -154,6 +154,36 @@ fn the_destinations_kernel_must_have_the_files_that_are_covered() {
         destination.proc_paths.insert("/proc/timer_list".to_owned());
     });
     assert_eq!(more_at_the_destination, []);
+}
+
+#[test]
+fn a_loss_that_changes_behaviour_has_to_be_accepted() {
+    let loss = |kind, pid| Loss {
+        kind,
+        pid,
+        detail: format!("seen at {pid}"),
+    };
+    let mut service = service();
+    service.losses = vec![
+        loss(LossKind::SemaphoreUndo, 9),
+        loss(LossKind::PeerCredentials, 2),
+        loss(LossKind::SemaphoreUndo, 3),
+    ];
+    let judged = |accept_loss| {
+        let wishes = Wishes {
+            accept_loss,
+            ..Wishes::default()
+        };
+        judge_local(&node(), &service, &wishes)
+    };
+    let refusal = only(judged(false), RefusalKind::Loss);
+    assert!(refusal.cause.contains("process 3"), "{refusal}");
+    assert!(
+        refusal.cause.ends_with("seen at 3 (and 1 more)"),
+        "{refusal}"
+    );
+    assert!(refusal.remedy.contains("--accept-loss"), "{refusal}");
+    assert_eq!(judged(true), []);
 }
 
 #[test]

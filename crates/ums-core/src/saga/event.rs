@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::facts::Loss;
 use crate::id::{MigrationId, ServiceName, SystemName};
 use crate::preflight::Refusal;
 use crate::report::{Bytes, MigrationReport};
@@ -27,6 +28,9 @@ pub struct Request {
     pub technique: Option<Technique>,
     /// Longest downtime to accept, milliseconds.
     pub max_downtime_ms: Option<u64>,
+    /// Whether what the move changes is accepted.
+    #[serde(default)]
+    pub accept_loss: bool,
     /// When it was asked for, milliseconds since the Unix epoch.
     pub asked_at_ms: u64,
     /// The same moment, nanoseconds of CLOCK_MONOTONIC.
@@ -167,6 +171,9 @@ pub enum Output {
         technique: Technique,
         /// Where the service answers at the source.
         endpoint: Option<SocketAddr>,
+        /// What the move changes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        losses: Vec<Loss>,
     },
     /// Of [`Step::ConfirmContainer`].
     Created {

@@ -16,6 +16,7 @@ fn request() -> Request {
         approach: None,
         technique: None,
         max_downtime_ms: None,
+        accept_loss: false,
         asked_at_ms: 1,
         asked_at_ns: 1,
         boot: "boot".to_owned(),
@@ -28,6 +29,7 @@ fn output(step: Step) -> Output {
             approach: Approach::OrchestratorLevel,
             technique: Technique::StopAndCopy,
             endpoint: Some("10.0.0.1:80".parse().expect("an address")),
+            losses: Vec::new(),
         },
         Step::ConfirmContainer => Output::Created {
             endpoints: vec!["10.0.0.2:80".parse().expect("an address")],
@@ -430,5 +432,35 @@ proptest! {
         let taken_back = journal.iter().any(|event| matches!(event, Event::TakenBack { .. }));
         let expected = if committed && !taken_back { Outcome::Completed } else { Outcome::Abandoned };
         prop_assert_eq!(report.outcome, expected);
+    }
+}
+
+#[test]
+fn what_was_refused_ends_so_and_an_earlier_journal_of_it_is_read() {
+    let step = Step::DetermineApproach;
+    let started = next(Some(begun()), &Event::StepStarted { step, at_us: 0 }).expect("legal");
+    let Event::StepFailed { error, .. } = failed(step, true) else {
+        unreachable!("that is what it makes");
+    };
+    let refused = Event::StepFailed {
+        step,
+        at_us: 0,
+        error,
+        without_effect: true,
+        refusals: vec![Refusal::peer_unreachable("b", "closed")],
+    };
+    let saga = next(Some(started), &refused).expect("legal");
+    assert_eq!(saga.what_next(), Action::Finish(Outcome::Refused));
+    for (outcome, legal) in [
+        (Outcome::Refused, true),
+        (Outcome::Abandoned, true),
+        (Outcome::Completed, false),
+    ] {
+        let report = Box::new(MigrationReport {
+            outcome,
+            ..saga.report(0, None)
+        });
+        let ended = next(Some(saga.clone()), &Event::Finished { report });
+        assert_eq!(ended.is_ok(), legal, "{outcome:?}");
     }
 }

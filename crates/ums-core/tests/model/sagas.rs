@@ -46,6 +46,7 @@ impl Sagas {
             approach: None,
             technique: None,
             max_downtime_ms: None,
+            accept_loss: false,
             asked_at_ms: 0,
             asked_at_ns: 0,
             boot: String::new(),
@@ -134,6 +135,7 @@ fn output(step: Step) -> Output {
             approach: Approach::OrchestratorLevel,
             technique: Technique::StopAndCopy,
             endpoint: None,
+            losses: Vec::new(),
         },
         Step::ConfirmContainer => Output::Created {
             endpoints: Vec::new(),

@@ -255,7 +255,9 @@ impl World {
                 let moved = self.copied == Copied::Deleted;
                 moved.then_some(if self.risk_taken { "decided" } else { "moved" })
             }
-            Outcome::Abandoned if nothing_there && self.copied == Copied::Executing => {
+            Outcome::Abandoned | Outcome::Refused
+                if nothing_there && self.copied == Copied::Executing =>
+            {
                 Some(if self.risk_taken { "decided" } else { "stayed" })
             }
             // Told on both sides, after a decision that risked it.

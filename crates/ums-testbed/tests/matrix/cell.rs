@@ -61,7 +61,7 @@ impl Cell {
                 self.point.is_committed() || !certain
             }
             Outcome::Abandoned => !self.point.is_committed() || self.needs_a_person(),
-            Outcome::Running | Outcome::Stuck => false,
+            Outcome::Running | Outcome::Stuck | Outcome::Refused => false,
         }
     }
 

@@ -115,6 +115,7 @@ fn cell(run: &Run, point: Point, fault: Fault) -> String {
             let word = match outcome {
                 Outcome::Completed => "completed",
                 Outcome::Abandoned => "abandoned",
+                Outcome::Refused => "refused",
                 Outcome::Running => "running",
                 Outcome::Stuck => "stuck",
             };

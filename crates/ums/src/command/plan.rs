@@ -40,6 +40,9 @@ pub(crate) struct Wanted {
     /// Refuse when a longer downtime is predicted, such as 500ms
     #[arg(long, value_name = "TIME")]
     max_downtime: Option<Span>,
+    /// Go ahead although the move changes how the service behaves, as `ums plan` tells
+    #[arg(long)]
+    accept_loss: bool,
 }
 
 impl Wanted {
@@ -50,6 +53,7 @@ impl Wanted {
             destination: self.to.clone(),
             approach: self.approach.map(Approach::from),
             technique: self.technique.map(Technique::from),
+            accept_loss: self.accept_loss,
             max_downtime_ms: self.max_downtime.map(|Span(time)| milliseconds(time)),
         }
     }

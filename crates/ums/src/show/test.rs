@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use ums_api::client::{Permission, Progress};
-use ums_core::facts::NodeFacts;
+use ums_core::facts::{LossKind, NodeFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{Estimates, Wishes};
@@ -30,6 +30,7 @@ pub(crate) fn view() -> MigrationView {
             rounds: 0,
             endpoint: None,
             error: None,
+            losses: Vec::new(),
         },
         progress: Progress::default(),
         refusals: Vec::new(),
@@ -117,6 +118,7 @@ fn facts() -> ServiceFacts {
         image_bytes: 0,
         connections: 2,
         obstacles: Vec::new(),
+        losses: Vec::new(),
         migrating: None,
     }
 }
@@ -176,7 +178,7 @@ fn a_completed_migration() {
 #[test]
 fn a_refused_migration() {
     let mut view = view();
-    view.report.outcome = Outcome::Abandoned;
+    view.report.outcome = Outcome::Refused;
     view.report.total_ms = 31;
     view.report.steps = vec![
         StepTiming {
@@ -201,6 +203,30 @@ fn a_refused_migration() {
 fn a_feasible_plan() {
     let text = plan(&plan_for(&node(), &Wishes::default()));
     golden("plan", &text);
+}
+
+#[test]
+fn what_a_move_changes_is_told() {
+    let of = |kind, detail: &str| Loss {
+        kind,
+        pid: 7,
+        detail: detail.to_owned(),
+    };
+    let losses = vec![
+        of(LossKind::SemaphoreUndo, "set 0"),
+        of(LossKind::PeerCredentials, "/run/socket"),
+    ];
+    let mut planned = plan_for(&node(), &Wishes::default());
+    planned.losses = losses.clone();
+    golden("plan-losses", &plan(&planned));
+    let mut moved = completed();
+    moved.report.losses = vec![losses[1].clone(); LOSSES_MAX + 1];
+    let text = migration(&moved);
+    assert!(
+        text.contains("changed by the move:\n  - process 7: "),
+        "{text}"
+    );
+    assert!(text.contains("and 1 more"), "{text}");
 }
 
 #[test]

@@ -321,6 +321,7 @@ fn running() -> MigrationView {
             rounds: 0,
             endpoint: None,
             error: None,
+            losses: Vec::new(),
         },
         progress: Progress {
             generation: 1,
@@ -343,7 +344,7 @@ fn ended(outcome: Outcome) -> MigrationView {
 }
 
 fn refused() -> MigrationView {
-    let mut view = ended(Outcome::Abandoned);
+    let mut view = ended(Outcome::Refused);
     view.refusals = vec![Refusal::new(
         RefusalKind::PortTaken,
         "port 6379 is taken",

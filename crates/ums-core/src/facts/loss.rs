@@ -1,0 +1,116 @@
+//! What a move changes: declared in the plan and in the report.
+
+use serde::{Deserialize, Serialize};
+
+/// Something of a service that is not the same after a move.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Loss {
+    /// What it is.
+    pub kind: LossKind,
+    /// Process id inside the service's PID namespace; 0 when it is nobody's in particular.
+    pub pid: i32,
+    /// What was seen, and what becomes of it.
+    pub detail: String,
+}
+
+/// Kinds of loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum LossKind {
+    /// An option of a socket (`socket(7)`, `tcp(7)`, `ip(7)`) has another value.
+    SocketOption,
+    /// A socket leaves a multicast group.
+    Multicast,
+    /// The mark of a TCP urgent byte that was not read yet.
+    UrgentData,
+    /// SO_PEERCRED names another process.
+    PeerCredentials,
+    /// The name of the other end of a unix connection.
+    PeerName,
+    /// Datagrams in a socket that were not read yet.
+    UnreadDatagrams,
+    /// An eventfd that counted down by one (EFD_SEMAPHORE) is read as a whole.
+    EventfdSemaphore,
+    /// System V semaphores are not put back when a process ends (SEM_UNDO).
+    SemaphoreUndo,
+    /// The CPUs a thread may run on.
+    CpuAffinity,
+    /// Keys of a session, process or thread keyring (`keyrings(7)`).
+    Keyring,
+    /// Memory that was sealed against changes (`mseal(2)`) is not any more.
+    SealedMemory,
+    /// An attribute of a process that the kernel keeps (`prctl(2)`, `/proc/PID`).
+    ProcessAttribute,
+    /// A wait that counts from its beginning lasts longer.
+    RelativeTimeout,
+    /// A lease of a file (`fcntl(2)`, F_SETLEASE).
+    FileLease,
+    /// What a Landlock domain forbids (`landlock(7)`) is allowed afterwards.
+    Landlock,
+}
+
+impl LossKind {
+    /// Whether the service may behave otherwise than before, so that somebody has to accept it
+    /// (`ums migrate --accept-loss`). What is not so only answers a question to the kernel, or
+    /// changes how fast something is; it is told and no more.
+    pub fn needs_consent(self) -> bool {
+        match self {
+            Self::Multicast
+            | Self::UrgentData
+            | Self::UnreadDatagrams
+            | Self::EventfdSemaphore
+            | Self::SemaphoreUndo
+            | Self::Keyring
+            | Self::FileLease
+            | Self::Landlock => true,
+            Self::SocketOption
+            | Self::PeerCredentials
+            | Self::PeerName
+            | Self::CpuAffinity
+            | Self::SealedMemory
+            | Self::ProcessAttribute
+            | Self::RelativeTimeout => false,
+        }
+    }
+
+    /// What becomes of it, for people.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::SocketOption => "an option of a socket has another value",
+            Self::Multicast => "a socket leaves a multicast group",
+            Self::UrgentData => "an urgent byte is read as an ordinary one",
+            Self::PeerCredentials => {
+                "the other end of a unix connection is told as another process"
+            }
+            Self::PeerName => "the other end of a unix connection is told without its name",
+            Self::UnreadDatagrams => "datagrams that were not read yet are gone",
+            Self::EventfdSemaphore => "an eventfd semaphore becomes a plain counter",
+            Self::SemaphoreUndo => "semaphores are not put back when a process ends",
+            Self::CpuAffinity => "a thread may run on other CPUs",
+            Self::Keyring => "keys of a kernel keyring are gone",
+            Self::SealedMemory => "sealed memory can be changed",
+            Self::ProcessAttribute => "an attribute of a process has its default value",
+            Self::RelativeTimeout => "a wait lasts longer than it was asked to",
+            Self::FileLease => "a file lease is gone",
+            Self::Landlock => "what Landlock forbade is allowed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_loss_as_it_is_written() {
+        let loss = Loss {
+            kind: LossKind::SemaphoreUndo,
+            pid: 7,
+            detail: "set 0".to_owned(),
+        };
+        let text = r#"{"kind":"semaphore-undo","pid":7,"detail":"set 0"}"#;
+        assert_eq!(serde_json::to_string(&loss).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Loss>(text).unwrap(), loss);
+    }
+}
