@@ -63,6 +63,8 @@ pub struct Agent {
     node: Node,
     services: Mutex<BTreeMap<ServiceName, Service>>,
     migrations: Mutex<BTreeMap<MigrationId, Migration>>,
+    /// Held from looking for a free name, address or port until it is taken.
+    admission: Mutex<()>,
     /// Migrations that are over here: a request of theirs that comes late changes nothing.
     ended: Mutex<VecDeque<MigrationId>>,
 }
@@ -90,6 +92,7 @@ impl Agent {
             node,
             services: Mutex::new(services),
             migrations: Mutex::new(BTreeMap::new()),
+            admission: Mutex::new(()),
             ended: Mutex::new(VecDeque::new()),
         };
         agent.take_up_migrations();
@@ -118,6 +121,13 @@ impl Agent {
 
     fn migrations(&self) -> MutexGuard<'_, BTreeMap<MigrationId, Migration>> {
         self.migrations
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// One service after the other looks for what is free and takes it. Blocks.
+    pub fn admission(&self) -> MutexGuard<'_, ()> {
+        self.admission
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -340,10 +350,13 @@ impl Agent {
         let network = self.config.service_network;
         let known = Known {
             services: specifications().map(|s| s.name.clone()).collect(),
-            addresses: specifications().map(|s| s.address).collect(),
+            addresses: services
+                .iter()
+                .map(|service| service.record.address().on_bridge)
+                .collect(),
             ports: specifications()
                 .flat_map(|s| &s.ports)
-                .map(|p| p.system_port)
+                .map(network::Port::of)
                 .collect(),
             service_network: (self.network_base(), network.prefix_len),
             images: self

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::keeper;
 use ums_core::facts::{NodeFacts, NodeLimits};
-use ums_core::specification::ImageId;
+use ums_core::specification::{ImageId, Transport};
+
+use crate::network::{self, Port};
 
 mod memory;
 mod parse;
@@ -63,7 +65,7 @@ pub struct Known {
     /// Their addresses.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Ports of the system that lead to them.
-    pub ports: BTreeSet<u16>,
+    pub ports: BTreeSet<Port>,
     /// The service network.
     pub service_network: (Ipv4Addr, u8),
     /// Images in the store.
@@ -101,7 +103,11 @@ impl Node {
     /// Gathers all facts.
     pub fn facts(&self, known: Known) -> Result<NodeFacts, FactsError> {
         let mut ports = known.ports;
-        ports.extend(listening()?);
+        ports.extend(network::listening_ports());
+        let numbers = |transport| {
+            let of_it = ports.iter().filter(move |port| port.transport == transport);
+            of_it.map(|port| port.number).collect()
+        };
         Ok(NodeFacts {
             architecture: architecture(),
             cpu_features: cpu_features()?,
@@ -114,7 +120,9 @@ impl Node {
             services: known.services.into_iter().map(String::from).collect(),
             addresses: known.addresses,
             service_network: known.service_network,
-            ports,
+            ports: numbers(Transport::Tcp),
+            udp_ports: numbers(Transport::Udp),
+            readdresses: true,
             images: known.images,
             limits: self.limits(),
         })
@@ -212,16 +220,6 @@ fn proc_paths() -> BTreeSet<String> {
         .collect()
 }
 
-/// Ports on which something listens in our network namespace.
-fn listening() -> Result<BTreeSet<u16>, FactsError> {
-    let mut ports = parse::listening(&read("/proc/self/net/tcp")?);
-    // Without IPv6 there is no such file.
-    if let Ok(text) = fs::read_to_string("/proc/self/net/tcp6") {
-        ports.extend(parse::listening(&text));
-    }
-    Ok(ports)
-}
-
 /// Runs CRIU for an answer, and returns what it says.
 fn ask(criu: &Path, question: &[&str], patience: Duration) -> io::Result<String> {
     let mut child = Command::new(criu)
@@ -255,7 +253,7 @@ mod test {
         Known {
             services: BTreeSet::from(["web".parse().unwrap()]),
             addresses: BTreeSet::new(),
-            ports: BTreeSet::from([8080]),
+            ports: BTreeSet::from([Port::tcp(8080)]),
             service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
             images: BTreeSet::new(),
         }
@@ -269,6 +267,10 @@ mod test {
         let facts = node.facts(known()).unwrap();
         assert!(facts.ports.contains(&8080));
         assert!(facts.ports.contains(&listener.local_addr().unwrap().port()));
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let facts_then = node.facts(known()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert!(facts_then.udp_ports.contains(&port));
         assert!(facts.memory_available_bytes > 1 << 20);
         assert!(facts.disk_available_bytes > 0);
         assert!(!facts.kernel.is_empty() && !facts.cpu_features.is_empty());

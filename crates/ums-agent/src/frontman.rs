@@ -170,7 +170,7 @@ pub async fn yield_to_service(agent: &Arc<Agent>, name: ServiceName) -> Result<(
         let upstreams = specification.ports.iter().map(|port| {
             (
                 port.system_port,
-                (specification.address, port.service_port).into(),
+                (service.record.address().on_bridge, port.service_port).into(),
             )
         });
         client

@@ -33,9 +33,7 @@ use ums_core::specification::PublishedPort;
 
 use crate::config::Network;
 
-pub use address::{
-    addresses_in_use, contains, free_address, gateway, listening_ports, mac, ports_in_use,
-};
+pub use address::{contains, free_address, gateway, listening_ports, mac, ports_in_use};
 use inside::Set;
 pub use inside::{IN_DEVICE, OUT_DEVICE, Packets};
 pub use rules::{Conflict, Endpoint, Port, Table};
@@ -45,6 +43,29 @@ use tool::Tools;
 /// The bridge on which all services of the system are.
 pub const BRIDGE: &str = "ums0";
 
+/// Where a service is in the network of its system.
+///
+/// The two are the same where its own address was free. Where another service had it, the service has
+/// another address on the bridge, and its own inside, where it and its connections know no other: `eth0`
+/// translates between them (see [`inside::translation`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// On the system's bridge: where endpoints lead.
+    pub on_bridge: Ipv4Addr,
+    /// In the service's namespace: its own, which moves with it.
+    pub inside: Ipv4Addr,
+}
+
+impl From<Ipv4Addr> for Address {
+    /// Its own address on the bridge.
+    fn from(own: Ipv4Addr) -> Self {
+        Self {
+            on_bridge: own,
+            inside: own,
+        }
+    }
+}
+
 /// Largest packet on all of a service's devices, bytes: Ethernet's.
 pub const MTU: u16 = 1500;
 
@@ -52,8 +73,10 @@ pub const MTU: u16 = 1500;
 /// another device than questions, also from its own address once the service is elsewhere, nobody
 /// is told of better ways, and a packet of a connection that a socket has goes where the rules say,
 /// not straight to the socket (which early demultiplexing would do, over all marks and routes; it
-/// is off for IPv6 by the same setting).
-const INSIDE_SETTINGS: [(&str, &str); 7] = [
+/// is off for IPv6 by the same setting). Neighbours are told of the address on the bridge alone.
+const INSIDE_SETTINGS: [(&str, &str); 9] = [
+    ("net/ipv4/conf/all/arp_ignore", "1"),
+    ("net/ipv4/conf/all/arp_announce", "2"),
     ("net/ipv4/ip_early_demux", "0"),
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/conf/all/accept_local", "1"),
@@ -241,24 +264,25 @@ impl Driver {
         &self,
         service: &ServiceName,
         netns: &Path,
-        address: Ipv4Addr,
+        address: impl Into<Address>,
     ) -> Result<(), NetworkError> {
+        let address = address.into();
         self.wire(service, netns, address).await?;
         self.join(service, netns, address).await
     }
 
     /// Makes all of a service's network but its place on the bridge, which another of its name may
-    /// still have. Its hardware address follows from its address, so that it moves too.
+    /// still have. Its hardware address follows from its address on the bridge.
     pub async fn wire(
         &self,
         service: &ServiceName,
         netns: &Path,
-        address: Ipv4Addr,
+        address: Address,
     ) -> Result<(), NetworkError> {
-        self.check(address)?;
-        let prefix_len = self.network.prefix_len;
+        self.check(address.on_bridge)?;
+        self.check(address.inside)?;
         let _changing = self.changing.lock().await;
-        let mac = mac(address);
+        let mac = mac(address.on_bridge);
         let end = match self.end_of(service, netns, &mac).await? {
             Some(end) => end,
             None => {
@@ -272,27 +296,86 @@ impl Driver {
                 free
             }
         };
-        let ready = format!("link set dev {end} alias ums:{service} addrgenmode none up\n");
+        let label = address::label(service, address.on_bridge);
+        let ready = format!("link set dev {end} alias {label} addrgenmode none up\n");
         self.batch(&["-batch", "-"], &ready, None).await?;
+        // From here on the bridge stays: while it was made the last service may have gone.
+        if !self.has_link(BRIDGE).await? {
+            self.bridge().await?;
+        }
         self.lay_inside(netns).await?;
+        if address.on_bridge != address.inside {
+            let settings = || set("net/ipv4/tcp_mtu_probing", "1");
+            tool::within(netns, settings).await??;
+            self.nft(&inside::translation(address), Some(netns)).await?;
+        }
+        self.batch(
+            &["-batch", "-"],
+            &self.addresses_inside(address),
+            Some(netns),
+        )
+        .await
+    }
+
+    /// Commands that give a service's namespace its addresses and routes.
+    ///
+    /// An address that is not the one on the bridge is on `lo`, where no neighbour hears of it, and is
+    /// what the service's own packets come from.
+    fn addresses_inside(&self, address: Address) -> String {
+        let prefix_len = self.network.prefix_len;
+        let Address { on_bridge, inside } = address;
         // The bridge's hardware address is known: the first answer after a move waits for nobody.
         let (gateway, bridge) = (self.gateway(), address::mac(self.gateway()));
-        let mut inside = format!(
-            "link set dev lo up\n\
-             addr replace {address}/{prefix_len} dev eth0\n\
-             link set dev eth0 up\n\
-             neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent\n\
-             route replace default via {gateway} dev eth0\n"
-        );
+        let known = format!("lladdr {bridge} dev eth0 nud permanent");
+        let mut text = "link set dev lo up\n".to_owned();
+        let network = format!("{}/{prefix_len}", address::base(self.network));
+        text.push_str(&match on_bridge == inside {
+            true => format!(
+                "addr replace {inside}/{prefix_len} dev eth0\n\
+                 link set dev eth0 up\n\
+                 neigh replace {gateway} {known}\n\
+                 route replace default via {gateway} dev eth0\n"
+            ),
+            false => format!(
+                "addr replace {inside}/32 dev lo\n\
+                 addr replace {on_bridge}/32 dev eth0\n\
+                 link set dev eth0 up\n\
+                 neigh replace {gateway} {known}\n\
+                 route replace {network} dev eth0 scope link src {inside}\n\
+                 route replace default via {gateway} dev eth0 src {inside}\n"
+            ),
+        });
         if has_v6() {
-            let ((address, prefix_len), (gateway, _)) = (self.v6(address), self.v6(gateway));
-            inside.push_str(&format!(
-                "addr replace {address}/{prefix_len} dev eth0 nodad\n\
-                 neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent\n\
-                 route replace ::/0 via {gateway} dev eth0\n"
-            ));
+            let ((own, prefix_len), (gateway, _)) = (self.v6(inside), self.v6(gateway));
+            let (outer, _) = self.v6(on_bridge);
+            let network = address::v6_network(self.network);
+            text.push_str(&match on_bridge == inside {
+                true => format!(
+                    "addr replace {own}/{prefix_len} dev eth0 nodad\n\
+                     neigh replace {gateway} {known}\n\
+                     route replace ::/0 via {gateway} dev eth0\n"
+                ),
+                false => format!(
+                    "addr replace {own}/128 dev lo nodad\n\
+                     addr replace {outer}/128 dev eth0 nodad\n\
+                     neigh replace {gateway} {known}\n\
+                     route replace {network} dev eth0 src {own}\n\
+                     route replace ::/0 via {gateway} dev eth0 src {own}\n"
+                ),
+            });
         }
-        self.batch(&["-batch", "-"], &inside, Some(netns)).await
+        text
+    }
+
+    /// Addresses on the bridge, and whose each is. What has left and is kept for its Frontman still has
+    /// its own.
+    pub async fn addresses(&self) -> Result<BTreeMap<Ipv4Addr, ServiceName>, NetworkError> {
+        let links = self.links().await?;
+        let ours = links
+            .iter()
+            .filter(|link| link["ifname"].as_str().is_some_and(address::is_veth));
+        let labels = ours.filter_map(|link| link["ifalias"].as_str());
+        Ok(labels.filter_map(address::labelled).collect())
     }
 
     /// Gives a service that was [wired](Self::wire) its place on the bridge, and takes it from
@@ -301,10 +384,10 @@ impl Driver {
         &self,
         service: &ServiceName,
         netns: &Path,
-        address: Ipv4Addr,
+        address: Address,
     ) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
-        let mac = mac(address);
+        let mac = mac(address.on_bridge);
         let (ours, links) = tokio::join!(self.end_of(service, netns, &mac), self.links());
         let links = links?;
         let not_wired = || NetworkError::NotWired(service.clone());

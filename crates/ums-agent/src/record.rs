@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::specification::Specification;
+
+use crate::network::Address;
 
 /// The record of one service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +26,20 @@ pub struct Record {
     /// From where its older connections come, once it has arrived from another system.
     #[serde(default)]
     pub inbound: Option<Arriving>,
+    /// Its address on the bridge of this system, where another service had its own.
+    #[serde(default)]
+    pub on_bridge: Option<Ipv4Addr>,
+}
+
+impl Record {
+    /// Where it is in this system's network.
+    pub fn address(&self) -> Address {
+        let inside = self.specification.address;
+        Address {
+            on_bridge: self.on_bridge.unwrap_or(inside),
+            inside,
+        }
+    }
 }
 
 /// From where a service arrives.

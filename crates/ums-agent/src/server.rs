@@ -126,7 +126,8 @@ async fn list(State(agent): Shared) -> impl IntoResponse {
 }
 
 async fn run(State(agent): Shared, Json(request): Json<RunRequest>) -> impl IntoResponse {
-    answer(services::run(&agent, request).await)
+    // In a task of its own: half a service is nobody's.
+    answer(detached(async move { services::run(&agent, request).await }).await)
 }
 
 async fn describe(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
@@ -134,7 +135,7 @@ async fn describe(State(agent): Shared, Path(name): Path<ServiceName>) -> impl I
 }
 
 async fn remove(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
-    empty(services::remove(&agent, &name).await)
+    empty(detached(async move { services::remove(&agent, &name).await }).await)
 }
 
 async fn migrations(State(agent): Shared) -> impl IntoResponse {

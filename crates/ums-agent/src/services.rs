@@ -1,6 +1,8 @@
 //! Services that are started and removed here, outside a migration.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +12,12 @@ use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::freezer::Freezer;
 use ums_checkpoint::keeper::protocol::Request;
 use ums_core::id::ServiceName;
-use ums_core::specification::Specification;
+use ums_core::specification::{ImageId, PublishedPort, Specification};
 
 use crate::agent::{Agent, Service};
 use crate::bundle;
 use crate::container;
-use crate::network;
+use crate::network::{self, Port};
 use crate::problem;
 use crate::record::{self, Record};
 use crate::{frontman, tunnel};
@@ -96,9 +98,17 @@ pub async fn blocking<T: Send + 'static>(
 /// Creates and starts a service.
 pub async fn run(agent: &Arc<Agent>, request: RunRequest) -> Result<ServiceView, Problem> {
     let this = Arc::clone(agent);
-    let specification = blocking(move || specify(&this, request)).await?;
+    let of = request.rootfs.clone();
+    let image = blocking(move || import(&this, &of)).await?;
+    let kept = kept_addresses(agent).await?;
     let this = Arc::clone(agent);
-    let service = blocking(move || prepare(&this, specification, None)).await?;
+    let service = blocking(move || {
+        // What is free is free until it is taken: two that are started at once must not be given the same.
+        let _admission = this.admission();
+        let specification = specify(&this, request, image, &kept)?;
+        prepare(&this, specification, None, None)
+    })
+    .await?;
     match start(agent, &service).await {
         Ok(()) => {
             let this = Arc::clone(agent);
@@ -115,30 +125,79 @@ pub async fn run(agent: &Arc<Agent>, request: RunRequest) -> Result<ServiceView,
     }
 }
 
-fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem> {
-    let rootfs = std::path::Path::new(&request.rootfs);
-    let image = agent.images.import(rootfs).map_err(|error| {
-        let detail = problem::chain(&error);
-        Problem::refused(
-            400,
-            "rootfs",
-            "the root filesystem can't be imported",
-            detail,
-        )
-    })?;
-    let network = agent.config.service_network;
-    let used = agent.all_services();
-    let used: Vec<_> = used
-        .iter()
-        .map(|service| &service.record.specification)
-        .collect();
-    let in_use = network::addresses_in_use(used.iter().copied());
-    let address = request
-        .address
-        .or_else(|| network::free_address(network, &in_use));
-    let Some(address) = address else {
+/// Copies a root filesystem into the image store, unless it is there.
+fn import(agent: &Agent, rootfs: &str) -> Result<ImageId, Problem> {
+    agent.images.import(Path::new(rootfs)).map_err(|error| {
+        let title = "the root filesystem can't be imported";
+        Problem::refused(400, "rootfs", title, problem::chain(&error))
+    })
+}
+
+/// Addresses on the bridge and whose they are, those included that are kept for a service that has left.
+pub async fn kept_addresses(
+    agent: &Arc<Agent>,
+) -> Result<BTreeMap<Ipv4Addr, ServiceName>, Problem> {
+    let failed = problem::failed("network", "the addresses in use can't be seen");
+    agent.network.addresses().await.map_err(|e| failed(&e))
+}
+
+/// Addresses that other services than `name` have on the bridge.
+fn addresses_of_others(
+    agent: &Agent,
+    name: &ServiceName,
+    kept: &BTreeMap<Ipv4Addr, ServiceName>,
+) -> BTreeSet<Ipv4Addr> {
+    let kept = kept.iter().filter(|(_, service)| *service != name);
+    let mut in_use: BTreeSet<_> = kept.map(|(address, _)| *address).collect();
+    let services = agent.all_services();
+    let others = services.iter().map(|service| &service.record);
+    let others = others.filter(|record| record.specification.name != *name);
+    in_use.extend(others.map(|record| record.address().on_bridge));
+    in_use
+}
+
+fn free_address(
+    agent: &Agent,
+    name: &ServiceName,
+    in_use: &BTreeSet<Ipv4Addr>,
+) -> Result<Ipv4Addr, Problem> {
+    let (network, system) = (agent.config.service_network, &agent.config.system);
+    network::free_address(network, system, name, in_use).ok_or_else(|| {
         let detail = "every address of the service network is in use: remove a service";
-        return Err(problem::conflict("addresses", "no address is free", detail));
+        problem::conflict("addresses", "no address is free", detail)
+    })
+}
+
+/// The address on this system's bridge for a service that arrives, if it is to be another than its own.
+/// Where what it left behind at an earlier visit still leads its clients, it is that one's: they know no
+/// other.
+pub fn address_for_arrival(
+    agent: &Agent,
+    specification: &Specification,
+    kept: &BTreeMap<Ipv4Addr, ServiceName>,
+) -> Result<Option<Ipv4Addr>, Problem> {
+    let (name, own) = (&specification.name, specification.address);
+    let in_use = addresses_of_others(agent, name, kept);
+    let before = kept.iter().find(|(_, service)| *service == name);
+    let on_bridge = match before {
+        Some((address, _)) if !in_use.contains(address) => *address,
+        _ if in_use.contains(&own) => free_address(agent, name, &in_use)?,
+        _ => own,
+    };
+    Ok((on_bridge != own).then_some(on_bridge))
+}
+
+fn specify(
+    agent: &Agent,
+    request: RunRequest,
+    image: ImageId,
+    kept: &BTreeMap<Ipv4Addr, ServiceName>,
+) -> Result<Specification, Problem> {
+    let network = agent.config.service_network;
+    let in_use = addresses_of_others(agent, &request.name, kept);
+    let address = match request.address {
+        Some(address) => address,
+        None => free_address(agent, &request.name, &in_use)?,
     };
     agent.network.check(address).map_err(|error| {
         let title = "the address can't be used";
@@ -181,23 +240,23 @@ fn specify(agent: &Agent, request: RunRequest) -> Result<Specification, Problem>
             detail,
         )
     })?;
-    free_ports(&specification, &used)?;
+    free_ports(agent, &specification)?;
     agent.can_confine(&specification)?;
     Ok(specification)
 }
 
 /// Refuses ports that another service or program has.
-pub fn free_ports(wanted: &Specification, others: &[&Specification]) -> Result<(), Problem> {
-    let taken = network::ports_in_use(others.iter().copied(), &network::listening_ports());
-    match wanted
-        .ports
-        .iter()
-        .find(|port| taken.contains(&port.system_port))
-    {
+pub fn free_ports(agent: &Agent, wanted: &Specification) -> Result<(), Problem> {
+    let services = agent.all_services();
+    let others = services.iter().map(|service| &service.record.specification);
+    let others = others.filter(|other| other.name != wanted.name);
+    let taken = network::ports_in_use(others, &network::listening_ports());
+    let is_taken = |port: &&PublishedPort| taken.contains(&Port::of(port));
+    match wanted.ports.iter().find(is_taken) {
         Some(port) => {
+            let (number, transport) = (port.system_port, port.transport.name());
             let detail = format!(
-                "port {} of this system is in use: publish another, or end what has it",
-                port.system_port
+                "port {number}/{transport} of this system is in use: publish another, or end what has it"
             );
             Err(problem::conflict("port-taken", "the port is taken", detail))
         }
@@ -210,6 +269,7 @@ pub fn prepare(
     agent: &Agent,
     specification: Specification,
     arriving: Option<record::Arriving>,
+    on_bridge: Option<Ipv4Addr>,
 ) -> Result<Service, Problem> {
     let places = agent.config.places(&specification.name);
     let version = record::VERSION;
@@ -219,6 +279,7 @@ pub fn prepare(
         gate: None,
         inbound: arriving.clone(),
         arriving,
+        on_bridge,
     };
     let service = Service { record, places };
     agent.add_service(service.clone())?;
@@ -275,7 +336,7 @@ pub async fn connect(agent: &Arc<Agent>, service: &Service) -> Result<(), Proble
     let netns = netns(agent, service).await?;
     let wired = agent
         .network
-        .wire(&specification.name, &netns, specification.address);
+        .wire(&specification.name, &netns, service.record.address());
     wired.await.map_err(|error| failed(&error))
 }
 
@@ -285,7 +346,7 @@ pub async fn join(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> 
     let specification = &service.record.specification;
     let joining = agent
         .network
-        .join(&specification.name, &netns, specification.address);
+        .join(&specification.name, &netns, service.record.address());
     let failed = problem::failed("network", "the service can't take its place");
     joining.await.map_err(|error| failed(&error))
 }
@@ -294,7 +355,7 @@ pub async fn join(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> 
 pub async fn publish(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     let failed = problem::failed("network", "the ports can't be published");
     let specification = &service.record.specification;
-    let (name, address) = (&specification.name, specification.address);
+    let (name, address) = (&specification.name, service.record.address().on_bridge);
     let published = agent.network.publish(name, address, &specification.ports);
     published.await.map_err(|error| failed(&error))
 }

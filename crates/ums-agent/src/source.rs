@@ -752,7 +752,7 @@ pub async fn delete_source(
     let (this, of) = (Arc::clone(agent), service.clone());
     let status = blocking(move || this.keeper_if_any(&of)).await?;
     let netns = status.as_ref().map(netns_path);
-    let address = service.record.specification.address;
+    let address = service.record.address().on_bridge;
     // Clients with a connection from before learn that it is over; else they would wait.
     let dropped = agent
         .network

@@ -20,7 +20,7 @@ use ums_core::facts::NodeFacts;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::{self, Estimates, Wishes};
 use ums_core::receiver::{self, Message, Rejected, State};
-use ums_core::specification::Specification;
+use ums_core::specification::{Specification, Transport};
 
 use crate::clock::{boot, monotonic_ns, unix_ms};
 use crate::journal::Incoming;
@@ -179,9 +179,12 @@ fn promise(facts: &mut NodeFacts, incoming: &Incoming) {
     } = &service.specification;
     facts.services.insert(name.to_string());
     facts.addresses.insert(*address);
-    facts
-        .ports
-        .extend(ports.iter().map(|port| port.system_port));
+    for port in ports {
+        match port.transport {
+            Transport::Tcp => facts.ports.insert(port.system_port),
+            Transport::Udp => facts.udp_ports.insert(port.system_port),
+        };
+    }
     let memory = service.memory_bytes;
     facts.memory_available_bytes = facts.memory_available_bytes.saturating_sub(memory);
     let disk = service

@@ -39,8 +39,16 @@ pub struct NodeFacts {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// The service network, as address and prefix length.
     pub service_network: (Ipv4Addr, u8),
-    /// TCP ports that services or others hold on this system.
+    /// TCP ports that services or others hold on this system. (An earlier release counts the UDP ports
+    /// of its services here.)
     pub ports: BTreeSet<u16>,
+    /// UDP ports that services or others hold on this system.
+    #[serde(default)]
+    pub udp_ports: BTreeSet<u16>,
+    /// Whether a service whose address is taken here gets another one for its place on the network, and
+    /// keeps its own inside.
+    #[serde(default)]
+    pub readdresses: bool,
     /// Images present.
     pub images: BTreeSet<ImageId>,
     /// What it can't confine a service by, and how many processes it can restore.

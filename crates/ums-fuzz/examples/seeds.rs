@@ -553,6 +553,8 @@ fn node() -> NodeFacts {
         addresses: [[10, 88, 0, 9].into()].into(),
         service_network: ([10, 88, 0, 0].into(), 16),
         ports: [80].into(),
+        udp_ports: [].into(),
+        readdresses: true,
         images: Default::default(),
         limits: Default::default(),
     }

@@ -172,6 +172,54 @@ fn go_on_after(test: &str, reason: &str, strike: impl FnOnce(&Testbed)) {
     remove(testbed);
 }
 
+/// Where another service has its address, a service keeps its own inside: its connections go on, and new
+/// clients reach it, there and back again.
+#[test]
+fn a_service_whose_address_is_taken_moves_with_its_connections() {
+    let test = "a_service_whose_address_is_taken_moves_with_its_connections";
+    let Some(testbed) = systems(test, 1000) else {
+        return;
+    };
+    start_ledger(&testbed, &testbed.b, 1).expect("the ledger runs");
+    let taken = address_of(&testbed.b, "ledger");
+    streams::start_with(&testbed, &testbed.a, None, 0, &["--address", &taken])
+        .expect("the service runs");
+    assert_eq!(address_of(&testbed.a, "streams"), taken);
+    let at_a = SocketAddr::from((testbed.a.ip(), streams::PORT));
+    let at_b = SocketAddr::from((testbed.b.ip(), streams::PORT));
+    let open = |at| testbed.world.in_network(|| Echo::open(at, 1));
+    let mut first = open(at_a).expect("a connection");
+    first.exchange().expect("an answer");
+    moved(&testbed, &testbed.a, &testbed.b, "streams");
+    first.exchange().expect("an answer from the new place");
+    let mut second = open(at_b).expect("a connection to the new place");
+    second.exchange().expect("an answer");
+    at(&testbed, &testbed.a, streams::PORT, echo::once);
+    let ledger = SocketAddr::from((testbed.b.ip(), LEDGER_PORT));
+    let verified = || ums_testbed::ledger::verify(ledger).map(drop);
+    testbed.world.in_network(verified).expect("its neighbour");
+    moved(&testbed, &testbed.b, &testbed.a, "streams");
+    first.exchange().expect("an answer at home");
+    second.exchange().expect("an answer at home");
+    for system in [&testbed.a, &testbed.b] {
+        at(&testbed, system, streams::PORT, echo::once);
+    }
+    testbed.world.in_network(verified).expect("its neighbour");
+    drop((first, second));
+    remove(testbed);
+}
+
+/// The service's own address, as `ums list` has it.
+fn address_of(system: &System, service: &str) -> String {
+    let text = system.ums_ok(&["list", "--json"]).expect("a list");
+    let list: serde_json::Value = serde_json::from_str(&text).expect("a list");
+    let specifications = list.as_array().into_iter().flatten();
+    let mut specifications = specifications.map(|view| &view["specification"]);
+    let own = specifications.find(|specification| specification["name"] == service);
+    let address = own.expect("it is listed")["address"].as_str();
+    address.expect("an address").to_owned()
+}
+
 /// A Frontman stays as long as a connection from before the move lives, however silent, and then for
 /// its time.
 #[test]

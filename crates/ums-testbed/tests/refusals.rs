@@ -195,14 +195,14 @@ fn a_peer_that_does_not_answer() {
 }
 
 #[test]
-fn a_name_an_address_and_a_port_that_are_taken() {
-    let test = "a_name_an_address_and_a_port_that_are_taken";
+fn a_name_and_a_port_that_are_taken() {
+    let test = "a_name_and_a_port_that_are_taken";
     let Some(testbed) = systems_with_hog(test, RATE_MBIT, 1) else {
         return;
     };
     start_hog(&testbed, &testbed.b, "hog", 1).expect("another hog runs there");
     let (name, port) = ("service named `hog`", format!("port {HOG_PORT}"));
-    let words = [name, "address", &port, "ums rm", "--address"];
+    let words = [name, &port, "ums rm"];
     hog_is_refused(&testbed, &["--to", "b"], &words);
     assert_eq!(instances(&testbed, "/bin/ums-hog"), 2, "both run on");
     ask_hog(&testbed, &testbed.b, Request::Status).expect("the other one answers");

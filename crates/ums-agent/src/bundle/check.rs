@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ums_core::specification::{Specification, Volume};
+use ums_core::specification::{PublishedPort, Specification, Volume};
 
 /// Longest path inside a container, bytes (`PATH_MAX`).
 const PATH_LEN_MAX: usize = 4096;
@@ -61,6 +61,14 @@ pub enum InvalidSpecification {
     /// An address that no service can have.
     #[error("prefix length {0} is not between 8 and 30")]
     PrefixLength(u8),
+    /// One port of the system can't lead to two places.
+    #[error("port {port}/{transport} of the system is published twice: publish each once")]
+    PortTwice {
+        /// Its number.
+        port: u16,
+        /// Its transport protocol.
+        transport: &'static str,
+    },
     /// A memory limit that no program can start in.
     #[error("a memory limit of {0} bytes is below 1 MiB: nothing could start in it")]
     MemoryLimit(u64),
@@ -106,7 +114,20 @@ pub fn check(specification: &Specification) -> Result<(), InvalidSpecification> 
     {
         return Err(InvalidSpecification::MemoryLimit(limit));
     }
+    ports(&specification.ports)?;
     volumes(&specification.volumes)
+}
+
+fn ports(published: &[PublishedPort]) -> Result<(), InvalidSpecification> {
+    let mut seen = BTreeSet::new();
+    let key = |port: &PublishedPort| (port.transport, port.system_port);
+    match published.iter().find(|port| !seen.insert(key(port))) {
+        Some(port) => Err(InvalidSpecification::PortTwice {
+            port: port.system_port,
+            transport: port.transport.name(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn texts(what: &'static str, texts: &[String]) -> Result<(), InvalidSpecification> {

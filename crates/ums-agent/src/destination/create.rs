@@ -62,23 +62,6 @@ async fn create_once(
             detail,
         )
     })?;
-    let others = agent.all_services();
-    let others: Vec<_> = others
-        .iter()
-        .map(|service| &service.record.specification)
-        .collect();
-    if let Some(other) = others
-        .iter()
-        .find(|other| other.address == specification.address)
-    {
-        let detail = format!("service `{}` has the address {}", other.name, other.address);
-        return Err(problem::conflict(
-            "address-taken",
-            "the address is taken",
-            detail,
-        ));
-    }
-    services::free_ports(&specification, &others)?;
     agent.can_confine(&specification)?;
     let image_needed = !agent.images.present(&specification.image);
     let endpoints = agent.endpoints(&specification);
@@ -86,8 +69,19 @@ async fn create_once(
         migration: id,
         source: request.source,
     };
+    let kept = services::kept_addresses(agent).await?;
     let this = Arc::clone(agent);
-    let service = blocking(move || services::prepare(&this, specification, Some(arriving))).await?;
+    let service = blocking(move || {
+        let _admission = this.admission();
+        services::free_ports(&this, &specification)?;
+        let on_bridge = services::address_for_arrival(&this, &specification, &kept)?;
+        services::prepare(&this, specification, Some(arriving), on_bridge)
+    })
+    .await?;
+    if let Some(address) = service.record.on_bridge {
+        let own = service.record.specification.address;
+        tracing::info!(migration = %id, %own, %address, "its address is taken here: it has another on the bridge");
+    }
     if let Err(problem) = services::connect(agent, &service).await {
         if let Err(error) = services::destroy_arriving(agent, &service).await {
             tracing::warn!(migration = %id, %error, "a container that was not made left something");

@@ -14,20 +14,6 @@ pub(super) fn cpu_features(cpuinfo: &str) -> Option<BTreeSet<String>> {
     Some(features.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Local ports in the state LISTEN in the text of `/proc/net/tcp` or `tcp6`.
-pub(super) fn listening(table: &str) -> BTreeSet<u16> {
-    const LISTEN: &str = "0A";
-    let port = |line: &str| {
-        let mut words = line.split_whitespace().skip(1);
-        let (local, _, state) = (words.next()?, words.next()?, words.next()?);
-        if state != LISTEN {
-            return None;
-        }
-        u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()
-    };
-    table.lines().skip(1).filter_map(port).collect()
-}
-
 /// `Version: 4.2.1`, the last part may lack.
 pub(super) fn criu_version(said: &str) -> Option<Version> {
     let text = said
@@ -87,16 +73,6 @@ mod test {
         let arm = "processor\t: 0\nFeatures\t: fp asimd\n";
         assert!(cpu_features(arm).unwrap().contains("asimd"));
         assert_eq!(cpu_features("nonsense"), None);
-    }
-
-    #[test]
-    fn only_listeners_count() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n\
-             \x20  0: 0100007F:1E61 00000000:0000 0A 00000000:00000000 00:00000000\n\
-             \x20  1: 0100007F:B5C4 0100007F:1E61 01 00000000:00000000 00:00000000\n\
-             \x20  2: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0\n\
-             garbage\n";
-        assert_eq!(listening(table), BTreeSet::from([0x1E61, 80]));
     }
 
     #[test]

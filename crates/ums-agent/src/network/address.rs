@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ums_core::id::ServiceName;
-use ums_core::specification::{PublishedPort, Specification};
+use ums_core::id::{ServiceName, SystemName};
+use ums_core::specification::{Specification, Transport};
+
+use super::rules::Port;
 
 use crate::config::Network;
 
@@ -16,6 +18,9 @@ const VETH_DIGITS: usize = 11;
 
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTENING: u8 = 10;
+
+/// State of a socket in `/proc/net/udp` that has no peer (TCP_CLOSE, `include/net/tcp_states.h`).
+const UNCONNECTED: u8 = 7;
 
 /// Where the IPv6 addresses of services begin: `um` and `s` behind the prefix of local addresses.
 const V6_NETWORK: Ipv6Addr = Ipv6Addr::new(0xfd75, 0x6d73, 0, 0, 0, 0, 0, 0);
@@ -84,51 +89,86 @@ pub(super) fn is_veth(name: &str) -> bool {
     })
 }
 
-/// Addresses that services have.
-pub fn addresses_in_use<'a>(
-    services: impl IntoIterator<Item = &'a Specification>,
-) -> BTreeSet<Ipv4Addr> {
-    services
-        .into_iter()
-        .map(|service| service.address)
-        .collect()
+/// An address that a service can have and none has; `None` when there is none left.
+///
+/// The first one to be looked at follows from the names of system and service (their BLAKE3 hash), the
+/// others from there on in order: so two systems, whose services have to have addresses of their own to
+/// move to each other, seldom choose the same one, and a service that is started again has the address
+/// that it had.
+pub fn free_address(
+    network: Network,
+    system: &SystemName,
+    service: &ServiceName,
+    in_use: &BTreeSet<Ipv4Addr>,
+) -> Option<Ipv4Addr> {
+    let first = u64::from(u32::from(gateway(network))) + 1;
+    let last = u64::from(u32::from(base(network)) | !mask(network));
+    let count = last.checked_sub(first).filter(|count| *count > 0)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(system.as_str().as_bytes());
+    // No name has this byte, so that no two pairs of names read the same.
+    hasher.update(b"/");
+    hasher.update(service.as_str().as_bytes());
+    let mut begin = [0; 8];
+    hasher.finalize_xof().fill(&mut begin);
+    let begin = u64::from_le_bytes(begin) % count;
+    // Looks at no more addresses than are in use, and one.
+    (0..count)
+        .map(|step| first + (begin + step) % count)
+        .filter_map(|address| u32::try_from(address).ok().map(Ipv4Addr::from))
+        .find(|address| !in_use.contains(address))
 }
 
-/// The lowest address that a service can have and none has.
-pub fn free_address(network: Network, in_use: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-    let first = u32::from(gateway(network)) + 1;
-    let last = u32::from(base(network)) | !mask(network);
-    // Looks at no more addresses than are in use, and one.
-    (first..last)
-        .map(Ipv4Addr::from)
-        .find(|address| !in_use.contains(address))
+/// What our end of a service's veth pair is labelled with (`ip link … alias`).
+pub(super) fn label(service: &ServiceName, address: Ipv4Addr) -> String {
+    format!("ums:{service}:{address}")
+}
+
+/// Whose end it is and which address belongs to it, by its label; `None` where it has none of ours.
+pub(super) fn labelled(label: &str) -> Option<(Ipv4Addr, ServiceName)> {
+    let (service, address) = label.strip_prefix("ums:")?.rsplit_once(':')?;
+    Some((address.parse().ok()?, service.parse().ok()?))
 }
 
 /// Ports of the system that services or other programs have; `listening` as from
 /// [`listening_ports`]. Those that a Frontman has are in [`Table`](super::Table).
 pub fn ports_in_use<'a>(
     services: impl IntoIterator<Item = &'a Specification>,
-    listening: &BTreeSet<u16>,
-) -> BTreeSet<u16> {
+    listening: &BTreeSet<Port>,
+) -> BTreeSet<Port> {
     let published = services.into_iter().flat_map(|service| &service.ports);
-    let ports = published.map(|port: &PublishedPort| port.system_port);
+    let ports = published.map(Port::of);
     ports.chain(listening.iter().copied()).collect()
 }
 
-/// TCP ports that programs of this network namespace listen on.
-pub fn listening_ports() -> BTreeSet<u16> {
-    let files = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-    let texts = files
-        .iter()
-        .filter_map(|file| std::fs::read_to_string(file).ok());
-    texts.flat_map(|text| listening(&text)).collect()
+/// Ports that programs of this network namespace have: TCP ports that they listen on, and UDP ports
+/// that take datagrams from everybody.
+pub fn listening_ports() -> BTreeSet<Port> {
+    let tables = [
+        ("tcp", Transport::Tcp),
+        ("tcp6", Transport::Tcp),
+        ("udp", Transport::Udp),
+        ("udp6", Transport::Udp),
+    ];
+    let ports = tables.into_iter().flat_map(|(table, transport)| {
+        // Without IPv6 there are no such files.
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+        listening(&text.unwrap_or_default(), transport)
+    });
+    ports.collect()
 }
 
-fn listening(text: &str) -> Vec<u16> {
+/// Ports in a table of `/proc/net`. A UDP socket that is connected hears its peer alone, and has the
+/// state of an established connection.
+fn listening(text: &str, transport: Transport) -> Vec<Port> {
+    let wanted = match transport {
+        Transport::Tcp => LISTENING,
+        Transport::Udp => UNCONNECTED,
+    };
     let sockets = text.lines().skip(1).filter_map(socket);
     sockets
-        .filter(|(_, _, state)| *state == LISTENING)
-        .map(|(_, port, _)| port)
+        .filter(|(_, _, state)| *state == wanted)
+        .map(|(_, number, _)| Port { transport, number })
         .collect()
 }
 
@@ -184,17 +224,48 @@ mod test {
     }
 
     #[test]
-    fn free_addresses_are_given_in_order_until_there_are_none() {
+    fn free_addresses_are_given_until_there_are_none() {
+        let (system, service) = ("a".parse().unwrap(), "web".parse().unwrap());
+        let free = |in_use: &BTreeSet<_>| free_address(network(), &system, &service, in_use);
         let mut in_use = BTreeSet::new();
-        while let Some(address) = free_address(network(), &in_use) {
-            assert!(in_use.insert(address));
+        while let Some(address) = free(&in_use) {
+            assert!(usable(network(), address) && in_use.insert(address));
         }
         assert_eq!(in_use.len(), 5);
         in_use.remove(&Ipv4Addr::new(10, 88, 0, 12));
-        assert_eq!(
-            free_address(network(), &in_use),
-            Some(Ipv4Addr::new(10, 88, 0, 12))
-        );
+        assert_eq!(free(&in_use), Some(Ipv4Addr::new(10, 88, 0, 12)));
+        for tiny in ["10.88.0.0/30", "10.88.0.0/31", "10.88.0.0/32"] {
+            let Ok(tiny) = tiny.parse() else { continue };
+            let first = free_address(tiny, &system, &service, &BTreeSet::new());
+            assert!(first.is_none_or(|address| usable(tiny, address)));
+        }
+    }
+
+    #[test]
+    fn systems_and_services_choose_different_addresses_and_always_the_same() {
+        let network: Network = "10.88.0.0/16".parse().unwrap();
+        let none = BTreeSet::new();
+        let chosen = |system: &str, service: &str| {
+            let (system, service) = (system.parse().unwrap(), service.parse().unwrap());
+            free_address(network, &system, &service, &none).unwrap()
+        };
+        let names = [("a", "web"), ("b", "web"), ("a", "db"), ("b", "db")];
+        let all: BTreeSet<_> = names
+            .map(|(system, service)| chosen(system, service))
+            .into();
+        assert_eq!(all.len(), names.len());
+        assert_eq!(chosen("a", "web"), chosen("a", "web"));
+    }
+
+    #[test]
+    fn a_label_tells_whose_address_it_is() {
+        let (service, address): (ServiceName, _) =
+            ("web".parse().unwrap(), Ipv4Addr::new(10, 88, 0, 5));
+        let text = label(&service, address);
+        assert_eq!(labelled(&text), Some((address, service)));
+        for other in ["ums:web", "", "ums:web:x", "eth:web:10.88.0.5"] {
+            assert_eq!(labelled(other), None, "{other}");
+        }
     }
 
     #[test]
@@ -214,9 +285,19 @@ mod test {
             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n\
             1: 0100007F:1F91 0100007F:1F90 01 00000000:00000000\n\
             nonsense\n";
-        assert_eq!(listening(text), [8080]);
+        assert_eq!(listening(text, Transport::Tcp), [Port::tcp(8080)]);
+        let udp = |number| Port {
+            transport: Transport::Udp,
+            number,
+        };
+        let text = "  sl  local_address rem_address   st\n\
+            0: 00000000:0035 00000000:0000 07 00000000:00000000\n\
+            1: 0100007F:A001 0100007F:0035 01 00000000:00000000\n";
+        assert_eq!(listening(text, Transport::Udp), [udp(53)]);
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(listening_ports().contains(&udp(socket.local_addr().unwrap().port())));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(listening_ports().contains(&listener.local_addr().unwrap().port()));
+        assert!(listening_ports().contains(&Port::tcp(listener.local_addr().unwrap().port())));
         assert!(has_sockets(Ipv4Addr::LOCALHOST));
         assert!(!has_sockets(Ipv4Addr::new(192, 0, 2, 1)));
     }

@@ -88,6 +88,14 @@ impl Port {
         Self { transport, number }
     }
 
+    /// The system's port that leads to a published one.
+    pub fn of(published: &PublishedPort) -> Self {
+        Self {
+            transport: published.transport,
+            number: published.system_port,
+        }
+    }
+
     fn element(self) -> String {
         format!("{} . {}", self.transport.name(), self.number)
     }
@@ -169,10 +177,8 @@ impl Table {
         let endpoint = |port: &PublishedPort| {
             let to = SocketAddrV4::new(address, port.service_port);
             let service = service.clone();
-            let number = port.system_port;
-            let transport = port.transport;
             (
-                Port { transport, number },
+                Port::of(port),
                 Endpoint {
                     service,
                     to,

@@ -328,7 +328,16 @@ pub(crate) struct Echo {
 
 impl Echo {
     pub(crate) fn start(namespace: &Namespace, port: u16, name: &'static str) -> Self {
-        let bound = namespace.enter(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
+        Self::start_at(namespace, (Ipv4Addr::UNSPECIFIED, port), name)
+    }
+
+    /// One that listens at this address alone.
+    pub(crate) fn start_at(
+        namespace: &Namespace,
+        address: (Ipv4Addr, u16),
+        name: &'static str,
+    ) -> Self {
+        let bound = namespace.enter(move || TcpListener::bind(address));
         let listener = bound.join().unwrap().unwrap();
         let open = Arc::new(Mutex::new(Vec::new()));
         let (accepting, opened) = (listener.try_clone().unwrap(), open.clone());

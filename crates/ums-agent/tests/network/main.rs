@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use fixture::{Echo, Fixture, Outcome, ask, eventually, outcome, skip_unless_root};
-use ums_agent::network::{Packets, Port};
+use ums_agent::network::{Address, Packets, Port};
+use ums_core::specification::{PublishedPort, Transport};
 use ums_frontman::control::{Phase, Upstreams};
 
 #[test]
@@ -45,6 +46,67 @@ fn a_published_service_answers_everybody() {
         );
         let links = service.namespace.ip("link show dev eth0").await;
         assert!(links.contains("02:75:0a:58:00:05"), "{links}");
+    });
+}
+
+/// Two services have the same address inside, and neither hears of it.
+#[test]
+fn a_service_whose_address_is_taken_has_another_on_the_bridge() {
+    skip_unless_root!("a_service_whose_address_is_taken_has_another_on_the_bridge");
+    Fixture::run(async |f| {
+        let first = f.service("web", 5).await;
+        let _echo = Echo::start(&first.namespace, 80, "first");
+        let second: ums_core::id::ServiceName = "db".parse().unwrap();
+        let namespace = fixture::Namespace::create();
+        let address = Address {
+            on_bridge: Ipv4Addr::new(10, 88, 0, 7),
+            inside: first.address,
+        };
+        for _ in 0..2 {
+            let attached = f.driver.attach(&second, &namespace.path(), address).await;
+            attached.unwrap();
+        }
+        let ports = [PublishedPort {
+            transport: Transport::Tcp,
+            system_port: 9090,
+            service_port: 80,
+        }];
+        let published = f.driver.publish(&second, address.on_bridge, &ports).await;
+        published.unwrap();
+        // It listens at what it takes for its address, and at no other.
+        let _echo = Echo::start_at(&namespace, (address.inside, 80), "second");
+        let mut client = f.client.connect(f.endpoint(9090)).await.unwrap();
+        assert_eq!(ask(&mut client, "1").await, "second: 1");
+        let mut client = f.client.connect(f.endpoint(8080)).await.unwrap();
+        assert_eq!(ask(&mut client, "1").await, "first: 1");
+        // Its way out, and to its neighbour by the system's endpoint.
+        let _outside = Echo::start(&f.client, 7, "outside");
+        let out = SocketAddrV4::new(fixture::CLIENT, 7);
+        let mut out = namespace.connect(out).await.unwrap();
+        assert_eq!(ask(&mut out, "1").await, "outside: 1");
+        assert_eq!(out.local_addr().unwrap().ip(), address.inside);
+        let mut neighbour = namespace.connect(f.endpoint(8080)).await.unwrap();
+        assert_eq!(ask(&mut neighbour, "1").await, "first: 1");
+        let known = f.driver.addresses().await.unwrap();
+        let wanted = [
+            (first.address, first.name.clone()),
+            (address.on_bridge, second),
+        ];
+        assert_eq!(known, wanted.into());
+    });
+}
+
+/// The bridge goes with a system's last service, also while another one is on its way in.
+#[test]
+fn a_service_is_attached_although_the_bridge_has_just_gone() {
+    skip_unless_root!("a_service_is_attached_although_the_bridge_has_just_gone");
+    Fixture::run(async |f| {
+        f.driver.ensure_bridge().await.unwrap();
+        assert!(f.driver.release().await.unwrap());
+        let service = f.service("web", 5).await;
+        let _echo = Echo::start(&service.namespace, 80, "web");
+        let mut client = f.client.connect(f.endpoint(8080)).await.unwrap();
+        assert_eq!(ask(&mut client, "1").await, "web: 1");
     });
 }
 

@@ -772,6 +772,8 @@ impl Agent {
             addresses: specification.iter().map(|it| it.address).collect(),
             service_network: ([10, 88, 0, 0].into(), 16),
             ports: BTreeSet::new(),
+            udp_ports: BTreeSet::new(),
+            readdresses: true,
             images: BTreeSet::new(),
             limits: Default::default(),
         }

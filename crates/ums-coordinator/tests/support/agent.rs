@@ -563,6 +563,8 @@ fn facts(world: &mut Inner, me: &str) -> NodeFacts {
             .collect(),
         service_network: ([10, 88, 0, 0].into(), 16),
         ports: BTreeSet::new(),
+        udp_ports: [].into(),
+        readdresses: true,
         images: BTreeSet::new(),
         limits: Default::default(),
     }

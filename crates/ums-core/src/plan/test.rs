@@ -20,6 +20,8 @@ pub(crate) fn node() -> NodeFacts {
         addresses: BTreeSet::new(),
         service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
         ports: BTreeSet::new(),
+        udp_ports: [].into(),
+        readdresses: true,
         images: BTreeSet::new(),
         limits: Default::default(),
     }

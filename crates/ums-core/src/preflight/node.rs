@@ -2,7 +2,7 @@
 
 use super::{Refusal, RefusalKind, mebibytes};
 use crate::facts::{NodeFacts, ServiceFacts};
-use crate::specification::Specification;
+use crate::specification::{PublishedPort, Specification, Transport};
 
 /// The oldest kernel that all parts work on, major and minor.
 ///
@@ -110,27 +110,26 @@ pub(super) fn taken(specification: &Specification, destination: &NodeFacts) -> V
             "delete it there (`ums rm`), or run this one under another name",
         ));
     }
-    if destination.addresses.contains(&specification.address) {
+    if destination.addresses.contains(&specification.address) && !destination.readdresses {
         refusals.push(Refusal::new(
             RefusalKind::AddressTaken,
             format!(
                 "address {} is taken at the destination",
                 specification.address
             ),
-            "give services of systems that exchange them addresses of their own \
-             (`ums run --address`)",
+            "run the current release of UMS there, which gives it another, or give services of \
+             systems that exchange them addresses of their own (`ums run --address`)",
         ));
     }
-    let taken = |port: &u16| destination.ports.contains(port);
-    for port in specification
-        .ports
-        .iter()
-        .map(|port| port.system_port)
-        .filter(taken)
-    {
+    let taken = |port: &&PublishedPort| match port.transport {
+        Transport::Tcp => destination.ports.contains(&port.system_port),
+        Transport::Udp => destination.udp_ports.contains(&port.system_port),
+    };
+    for port in specification.ports.iter().filter(taken) {
+        let (number, transport) = (port.system_port, port.transport.name());
         refusals.push(Refusal::new(
             RefusalKind::PortTaken,
-            format!("port {port} is taken at the destination"),
+            format!("port {number}/{transport} is taken at the destination"),
             "end what holds it there, or publish another port",
         ));
     }

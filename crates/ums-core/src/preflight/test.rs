@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 use crate::plan::test::{node, service};
+use crate::specification::Transport;
 
 const GIB: u64 = 1 << 30;
 
@@ -235,6 +236,25 @@ fn a_service_full_of_obstacles_gets_a_bounded_list() {
 }
 
 #[test]
+fn a_taken_address_does_not_stand_in_the_way_and_transports_are_told_apart() {
+    let refusals = judged(|_, service, destination| {
+        destination.addresses.insert(service.specification.address);
+        destination.udp_ports.insert(6379);
+    });
+    assert_eq!(kinds(&refusals), []);
+    let refusals = judged(|_, service, destination| {
+        service.specification.ports[0].transport = Transport::Udp;
+        destination.ports.insert(6379);
+    });
+    assert_eq!(kinds(&refusals), []);
+    let refusals = judged(|_, service, destination| {
+        service.specification.ports[0].transport = Transport::Udp;
+        destination.udp_ports.insert(6379);
+    });
+    assert_eq!(kinds(&refusals), [RefusalKind::PortTaken]);
+}
+
+#[test]
 fn name_address_and_each_port_must_be_free() {
     let refusals = judged(|_, service, destination| {
         destination
@@ -242,6 +262,8 @@ fn name_address_and_each_port_must_be_free() {
             .insert(service.specification.name.to_string());
         destination.addresses.insert(service.specification.address);
         destination.ports.extend([6379, 22]);
+        // An earlier release.
+        destination.readdresses = false;
     });
     assert_eq!(
         kinds(&refusals),

@@ -85,6 +85,17 @@ const UPLOADS: [Upload; 3] = [
 
 /// Starts the service on `system`; it calls `dial` if that is given, and holds `mib` MiB besides.
 pub fn start(testbed: &Testbed, system: &System, dial: Option<SocketAddr>, mib: u64) -> Result<()> {
+    start_with(testbed, system, dial, mib, &[])
+}
+
+/// The same, with further arguments of `ums run`.
+pub fn start_with(
+    testbed: &Testbed,
+    system: &System,
+    dial: Option<SocketAddr>,
+    mib: u64,
+    further: &[&str],
+) -> Result<()> {
     let root = root_of(testbed, "streams", testbed.tools().own("ums-streams")?)?;
     let ports = [
         format!("{PORT}:{PORT}"),
@@ -92,6 +103,7 @@ pub fn start(testbed: &Testbed, system: &System, dial: Option<SocketAddr>, mib: 
         format!("{WEBSOCKET_PORT}:{WEBSOCKET_PORT}"),
     ];
     let mut arguments = vec!["run", "streams", "--rootfs", &root];
+    arguments.extend(further);
     for port in &ports {
         arguments.extend(["--publish", port]);
     }

@@ -137,6 +137,8 @@ fn node() -> NodeFacts {
         addresses: [].into(),
         service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
         ports: [].into(),
+        udp_ports: [].into(),
+        readdresses: true,
         images: [].into(),
         limits: Default::default(),
     }
