@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
-use crate::repair;
+use crate::{link_remap, repair};
 
 /// How long tasks may take to freeze. A task in uninterruptible sleep (a hung disk) takes longer.
 pub const FREEZE_PATIENCE: Duration = Duration::from_secs(10);
@@ -97,6 +97,7 @@ impl Freezer {
             Ok(sockets) => tracing::info!(sockets, "connections taken back from a cut off dump"),
             Err(error) => tracing::warn!(%error, "connections may be lost"),
         }
+        link_remap::remove(&self.cgroup.processes());
         self.thaw()
     }
 

@@ -18,6 +18,7 @@ pub mod devices;
 pub mod freezer;
 pub mod keeper;
 mod keyring;
+mod link_remap;
 mod loopback;
 pub mod memory_dir;
 pub mod message;

@@ -83,6 +83,9 @@ pub struct Opts {
     /// Directory for the log and the lazy-pages socket.
     #[prost(int32, optional, tag = "17")]
     pub work_dir_fd: Option<i32>,
+    /// Give a name to an open file that has lost its own and has another.
+    #[prost(bool, optional, tag = "18")]
+    pub link_remap: Option<bool>,
     /// Restore the root task as our child, not CRIU's.
     #[prost(bool, optional, tag = "26")]
     pub rst_sibling: Option<bool>,

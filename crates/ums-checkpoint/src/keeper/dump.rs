@@ -9,11 +9,11 @@ use super::container::raw;
 use super::gate::Gate;
 use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
 use super::server::{Shared, monotonic_ns};
-use crate::carry;
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
+use crate::{carry, link_remap};
 
 /// CRIU's log during a dump, in the images directory.
 const LOG_NAME: &str = "dump.log";
@@ -118,6 +118,7 @@ fn freeze_and_dump(
     let log = || log_tail(&images.path(), LOG_NAME, LOG_LINES);
     // Until CRIU has let go of the sockets.
     let mut loopback = None;
+    let mut names = link_remap::Kept::default();
     let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
         match notify.script.as_deref() {
             // CRIU has set itself up and has not looked at the service yet: the service may run
@@ -149,16 +150,23 @@ fn freeze_and_dump(
         if !swrk.is_alive() {
             return Err("CRIU was lost at the end of the dump".to_owned());
         }
+        let kept = link_remap::keep(&shared.container.cgroup.processes());
+        names = kept.map_err(|error| names_lost(&error))?;
         Ok(())
     });
     swrk.end();
     lift(loopback);
     result.map_err(|error| error.to_string())?;
+    names.restore().map_err(|error| names_lost(&error))?;
     if !freezer.is_frozen().map_err(|error| error.to_string())? {
         return Err("the service is not frozen after the dump".to_owned());
     }
     shared.update(|state| state.dumped_at_ns = Some(monotonic_ns()));
     Ok(())
+}
+
+fn names_lost(error: &std::io::Error) -> String {
+    format!("an open file whose name was removed can't be kept under another name: {error}")
 }
 
 pub(super) fn hold_failed(error: &std::io::Error) -> String {
@@ -205,6 +213,7 @@ fn options(
         root: Some(shared.config.merged.display().to_string()),
         manage_cgroups_mode: Some(CGROUPS_IGNORE),
         ghost_limit: Some(GHOST_LIMIT),
+        link_remap: Some(true),
         external,
         freeze_cgroup: Some(freezer.display().to_string()),
         network_lock: Some(NETWORK_LOCK_SKIP),
@@ -218,6 +227,7 @@ pub(super) fn thaw(shared: &Arc<Shared>) -> Result<(), String> {
         Phase::Running | Phase::Frozen => {}
         ref phase => return Err(format!("a container that is {phase:?} can't be thawed")),
     }
+    link_remap::remove(&shared.container.cgroup.processes());
     shared
         .container
         .freezer()?
