@@ -26,3 +26,4 @@ mod repair;
 pub mod store;
 pub mod tree;
 pub mod uffd;
+mod watches;

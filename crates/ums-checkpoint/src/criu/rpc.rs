@@ -98,6 +98,9 @@ pub struct Opts {
     /// Largest deleted but open file to put into the image, bytes.
     #[prost(uint32, optional, tag = "35")]
     pub ghost_limit: Option<u32>,
+    /// Where files are looked for that are watched, and whose handles can't be opened.
+    #[prost(string, repeated, tag = "36")]
+    pub irmap_scan_paths: Vec<String>,
     /// Resources that are not CRIU's to carry.
     #[prost(string, repeated, tag = "37")]
     pub external: Vec<String>,

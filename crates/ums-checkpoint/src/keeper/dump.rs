@@ -13,7 +13,7 @@ use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, 
 use crate::criu::swrk::{Criu, log_tail};
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
-use crate::{carry, link_remap};
+use crate::{carry, link_remap, watches};
 
 /// CRIU's log during a dump, in the images directory.
 const LOG_NAME: &str = "dump.log";
@@ -94,6 +94,8 @@ fn freeze_and_dump(
         .write(INFO_NAME, &info)
         .map_err(|error| format!("images directory: {error}"))?;
 
+    let watched = watches::paths(&shared.container.cgroup.processes(), init);
+    let watched = watched.map_err(|error| error.to_string())?;
     let criu = Criu {
         bin: shared.config.bundle_bin.clone(),
         patience: SILENCE_MAX,
@@ -110,6 +112,7 @@ fn freeze_and_dump(
         .spawn(|_| Ok(()), &[pages.as_fd()], Some(Box::new(last_moment)))
         .map_err(|error| error.to_string())?;
     let opts = Opts {
+        irmap_scan_paths: watched,
         tcp_established: Some(connections == Connections::Carry),
         tcp_skip_in_flight: Some(true),
         tcp_close: Some(connections == Connections::Close),

@@ -1,0 +1,147 @@
+//! Which files are watched by inotify, by their paths.
+//!
+//! The kernel names a watched file by its number and a file handle. On an overlay such a handle can't
+//! be opened (kernel `filesystems/overlayfs.rst`, "NFS export"), so CRIU looks for the number at paths
+//! that it is told (`irmap_scan_paths`; CRIU `criu/irmap.c`). They are looked for here, once, while the
+//! service still runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+
+/// Files and directories that are looked at: as many as one service may have in its changed files and
+/// volumes.
+const LOOKS_MAX: usize = 1_000_000;
+
+/// A watched file: device, as the kernel has it (`MKDEV`), and number.
+type Watched = (u64, u64);
+
+/// Paths, in the container, of the files of its root filesystem that these processes watch. The
+/// deepest come first: CRIU looks at all below a path before it looks at the next one.
+///
+/// # Errors
+/// `NotFound` when one of them has no path.
+pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Vec<String>> {
+    let root = PathBuf::from(format!("/proc/{init}/root"));
+    let device = kernel_device(fs::metadata(&root)?.dev());
+    let mut wanted: BTreeSet<Watched> = pids.iter().flat_map(|pid| watched(*pid)).collect();
+    // Other filesystems give handles that can be opened.
+    wanted.retain(|(of, _)| *of == device);
+    let mut found = find(&root, wanted)?;
+    found.sort_by_key(|path| std::cmp::Reverse(path.matches('/').count()));
+    Ok(found)
+}
+
+/// What a process watches.
+fn watched(pid: i32) -> Vec<Watched> {
+    let mut found = Vec::new();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+    for descriptor in descriptors.into_iter().flatten().flatten() {
+        let link = fs::read_link(descriptor.path()).unwrap_or_default();
+        if link != Path::new("anon_inode:inotify") {
+            continue;
+        }
+        let number = descriptor.file_name();
+        let info = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
+        let text = fs::read_to_string(info).unwrap_or_default();
+        found.extend(text.lines().filter_map(parse));
+    }
+    found
+}
+
+/// A line of `fdinfo` (kernel `filesystems/proc.rst`, 3.8): `inotify wd:1 ino:98f2a sdev:3d mask:…`.
+fn parse(line: &str) -> Option<Watched> {
+    let fields = line.strip_prefix("inotify ")?.split(' ');
+    let fields: BTreeMap<&str, &str> = fields.filter_map(|field| field.split_once(':')).collect();
+    let number = |name: &str| u64::from_str_radix(fields.get(name)?, 16).ok();
+    Some((number("sdev")?, number("ino")?))
+}
+
+/// `MKDEV` of the kernel (`include/linux/kdev_t.h`), of a device as stat(2) has it.
+fn kernel_device(device: u64) -> u64 {
+    major(device) << 20 | minor(device)
+}
+
+/// The paths of these files below `root`, each without it.
+fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<Vec<String>> {
+    let (mut found, mut looks) = (Vec::new(), 0);
+    let mut directories = vec![root.to_owned()];
+    let mut check = |path: &Path, wanted: &mut BTreeSet<Watched>| -> io::Result<bool> {
+        let metadata = match path == root {
+            true => fs::metadata(path)?,
+            false => fs::symlink_metadata(path)?,
+        };
+        let id = (kernel_device(metadata.dev()), metadata.ino());
+        if wanted.remove(&id) {
+            let inside = path.strip_prefix(root).unwrap_or(path);
+            let inside = if inside.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                inside
+            };
+            found.push(format!("/{}", inside.display()));
+        }
+        Ok(metadata.is_dir())
+    };
+    let Some(device) = wanted.first().map(|(device, _)| *device) else {
+        return Ok(found);
+    };
+    check(root, &mut wanted)?;
+    while let Some(directory) = directories.pop() {
+        // It may go while it is looked at.
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            looks += 1;
+            if wanted.is_empty() || looks > LOOKS_MAX {
+                break;
+            }
+            let path = entry.path();
+            let is_here =
+                || fs::symlink_metadata(&path).is_ok_and(|m| kernel_device(m.dev()) == device);
+            if check(&path, &mut wanted).unwrap_or(false) && is_here() {
+                directories.push(path);
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    let text = format!(
+        "{} of the files that the service watches (inotify) have no path any more: end those watches, \
+         then migrate again",
+        wanted.len()
+    );
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn watches_are_read_and_found() {
+        let line = "inotify wd:2 ino:99032a sdev:3d mask:fff ignored_mask:0 fhandle-bytes:8 \
+                    fhandle-type:1 f_handle:2a039900";
+        assert_eq!(parse(line), Some((0x3d, 0x99_032a)));
+        assert_eq!(parse("inotify wd:2"), None);
+        assert_eq!(parse("pos:\t0"), None);
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("a/b")).unwrap();
+        fs::write(root.path().join("a/b/file"), "").unwrap();
+        let id = |path: &str| {
+            let metadata = fs::metadata(root.path().join(path)).unwrap();
+            (kernel_device(metadata.dev()), metadata.ino())
+        };
+        let wanted = BTreeSet::from([id("a/b/file"), id("a")]);
+        let mut found = find(root.path(), wanted).unwrap();
+        found.sort();
+        assert_eq!(found, ["/a", "/a/b/file"]);
+        let gone = BTreeSet::from([(id("a").0, u64::MAX)]);
+        let error = find(root.path(), gone).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(find(Path::new("/nonexistent"), BTreeSet::new()).is_ok());
+    }
+}
