@@ -5,8 +5,9 @@
 //! at a restore the end that is there first would be reset, because the other one is not there yet.
 //! CRIU's own network lock does that for all packets, but it is gone with the end of the dump, and
 //! takes a program (ADR 8); packets to and from others are held by rules of our caller's. What stays
-//! in the namespace is held here: by one rule of nf_tables that drops what arrives on a loopback
-//! device, as a wire would lose it. TCP sends it again.
+//! in the namespace is held here: by one rule of nf_tables that lets nothing out to the loopback device.
+//! Not at its other end: CRIU writes again what a socket had not sent yet, by an ordinary write, and
+//! the kernel would believe that it is on its way. This way it knows that it is not.
 //!
 //! The table belongs to our netlink socket (`NFT_TABLE_F_OWNER`, Linux 5.12): the kernel removes it
 //! when the socket is closed, so it can't outlive the keeper, however that ends. It is set and lifted
@@ -30,10 +31,10 @@ mod message;
 
 /// The table, in the service's namespace.
 const TABLE: &[u8] = b"ums-loopback\0";
-const CHAIN: &[u8] = b"arrive\0";
+const CHAIN: &[u8] = b"leave\0";
 
 /// With which CRIU marks the packets that it makes to put a socket into a half-closed state
-/// (`SOCCR_MARK` in CRIU's `soccr/soccr.h`): they come by the loopback device, and must arrive.
+/// (`SOCCR_MARK` in CRIU's `soccr/soccr.h`): they go by the loopback device, and must arrive.
 const CRIU_MARK: u32 = 0xc114;
 /// Before connection tracking, and before all rules of ours (`NF_IP_PRI_RAW` is -300).
 const PRIORITY: i32 = -310;
@@ -44,7 +45,7 @@ const ANSWER_WITHIN_SECONDS: i64 = 5;
 /// Answers are a header and the header that they answer.
 const ANSWER_LEN_MAX: usize = 8192;
 
-/// While it lives nothing arrives on the loopback device of a network namespace.
+/// While it lives nothing is sent over the loopback device of a network namespace.
 #[derive(Debug)]
 pub(crate) struct Hold(OwnedFd);
 
@@ -115,10 +116,10 @@ fn table(wanted: bool) -> Message {
 }
 
 fn chain() -> Message {
-    let prerouting: u32 = 0; // NF_INET_PRE_ROUTING
+    let output: u32 = 3; // NF_INET_LOCAL_OUT
     let hook = [
-        attribute(1, &prerouting.to_be_bytes()), // NFTA_HOOK_HOOKNUM
-        attribute(2, &PRIORITY.to_be_bytes()),   // NFTA_HOOK_PRIORITY
+        attribute(1, &output.to_be_bytes()),   // NFTA_HOOK_HOOKNUM
+        attribute(2, &PRIORITY.to_be_bytes()), // NFTA_HOOK_PRIORITY
     ];
     let body = [
         attribute(1, TABLE),       // NFTA_CHAIN_TABLE
@@ -133,12 +134,12 @@ fn chain() -> Message {
     }
 }
 
-/// `iif lo meta mark != CRIU_MARK drop`.
+/// `oif lo meta mark != CRIU_MARK drop`.
 fn rule() -> Message {
-    let (iif, mark) = (4, 3); // NFT_META_IIF, NFT_META_MARK
+    let (oif, mark) = (5, 3); // NFT_META_OIF, NFT_META_MARK
     let (equal, unequal) = (0, 1); // NFT_CMP_EQ, NFT_CMP_NEQ
     let expressions = [
-        load(iif),
+        load(oif),
         compare(equal, LOOPBACK_INDEX),
         load(mark),
         compare(unequal, CRIU_MARK),
@@ -221,8 +222,8 @@ mod test {
     }
 
     fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
-        from.send_to(b"x", to.local_addr().unwrap()).unwrap();
-        to.recv(&mut [0; 4]).is_ok()
+        let sent = from.send_to(b"x", to.local_addr().unwrap());
+        sent.is_ok() && to.recv(&mut [0; 4]).is_ok()
     }
 
     fn bound(address: &str) -> UdpSocket {
@@ -233,7 +234,7 @@ mod test {
     }
 
     #[test]
-    fn nothing_arrives_while_it_is_held_but_what_criu_makes() {
+    fn nothing_is_sent_while_it_is_held_but_what_criu_makes() {
         let Some(netns) = enter_a_namespace() else {
             return;
         };
