@@ -103,6 +103,10 @@ pub struct AgentConfig {
     /// Seconds that a peer may say nothing on the data path.
     #[arg(long, default_value_t = 30)]
     pub idle_seconds: u64,
+    /// Seconds that a service may stand still in a checkpoint for what does not depend on its size:
+    /// until all of it is frozen, and whenever nothing goes on. Then the checkpoint is given up.
+    #[arg(long, default_value_t = 5)]
+    pub freeze_seconds: u64,
     /// When pages are put in place here.
     #[arg(long, value_enum, default_value_t = RestoreMode::Auto)]
     pub restore: RestoreMode,

@@ -13,6 +13,7 @@ use ums_api::agent::{
 use ums_api::problem::{Effect, Fault, Problem};
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::criu::page_server;
+use ums_checkpoint::keeper::client;
 use ums_checkpoint::keeper::protocol::{
     self as keeper, CheckpointInfo, DumpRequest, INFO_NAME, Request, Status,
 };
@@ -531,7 +532,11 @@ async fn dump(
     let dumped = blocking(move || {
         let keeper = this.keeper(&of).map_err(|error| problem::keeper(&error))?;
         let fds = [at.as_fd(), theirs.as_fd(), gate.as_fd()];
-        let request = Request::Dump(DumpRequest { connections });
+        let freeze_ms = this.config.freeze_seconds.saturating_mul(1000);
+        let request = Request::Dump(DumpRequest {
+            connections,
+            freeze_ms,
+        });
         keeper
             .call(&request, &fds)
             .map_err(|error| problem::keeper(&error))
@@ -702,9 +707,13 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
     released.map_err(|error| problem::failed("network", "packets can't be released")(&error))
 }
 
-/// The keeper's status once no dump is under way: one whose pages nobody takes any more ends soon,
-/// frozen or not.
+/// The keeper's status once no dump is under way: one that is is ended.
 fn after_dump(agent: &Agent, service: &Service) -> Result<Status, Problem> {
+    // A keeper of an earlier version does not know the request, and closes the connection: its dump
+    // ends by itself, because nobody takes its pages any more.
+    if let Err(error @ client::Error::Failed { .. }) = agent.ask_keeper(service, &Request::Cut) {
+        return Err(problem::keeper(&error));
+    }
     let end = Instant::now() + DUMP_END_PATIENCE;
     loop {
         let status = agent

@@ -11,14 +11,15 @@ use std::io::Read;
 use ums_checkpoint::criu::page_server::{self, PAGE_LEN};
 use ums_checkpoint::keeper::client::Keeper;
 use ums_checkpoint::keeper::protocol::{
-    CheckpointInfo, Connections, DumpRequest, INDEX_NAME, INFO_NAME, KeeperConfig, Phase, Request,
-    RestoreRequest, Status,
+    CheckpointInfo, Connections, DumpRequest, FREEZE_MS, INDEX_NAME, INFO_NAME, KeeperConfig,
+    Phase, Request, RestoreRequest, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::store::{PageStore, Stored, index};
 
 /// No connection is open here.
 const CLOSE: DumpRequest = DumpRequest {
+    freeze_ms: FREEZE_MS,
     connections: Connections::Close,
 };
 
@@ -588,4 +589,148 @@ fn who_lacks_the_privilege_is_told_that_userfaultfd_is_not_permitted() {
     };
     let said = with("-sys_ptrace");
     assert!(said.contains("CAP_SYS_PTRACE"), "{said}");
+}
+
+/// Has the keeper checkpoint its container while `meanwhile` is done, and returns what it says.
+fn dump_while(
+    keeper: &Keeper,
+    request: DumpRequest,
+    meanwhile: impl FnOnce(),
+) -> Result<Status, ums_checkpoint::keeper::client::Error> {
+    let images = MemoryDir::new(64 << 20).unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::scope(|scope| {
+        let images = &images;
+        let dump = scope.spawn(move || {
+            let fds = [images.as_fd(), theirs.as_fd()];
+            keeper.call(&Request::Dump(request), &fds)
+        });
+        meanwhile();
+        drop(page_server::serve(&mut ours, |run, stream| {
+            let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
+            Ok(stream.read_exact(&mut bytes)?)
+        }));
+        drop(ours);
+        dump.join().unwrap()
+    })
+}
+
+/// The CRIU that a keeper runs, once it is there.
+fn criu_of(keeper: i32) -> nix::unistd::Pid {
+    let mut found = None;
+    wait_until("CRIU is there", || {
+        let children = format!("/proc/{keeper}/task");
+        let threads = std::fs::read_dir(children).unwrap().filter_map(Result::ok);
+        let children = threads
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        let pids: Vec<i32> = children
+            .flat_map(|text| {
+                let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+                pids.collect::<Vec<i32>>()
+            })
+            .collect();
+        found = pids.into_iter().find(|pid| {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            command.is_ok_and(|command| command.contains("swrk"))
+        });
+        found.is_some()
+    });
+    nix::unistd::Pid::from_raw(found.unwrap())
+}
+
+#[test]
+fn a_criu_that_hangs_does_not_keep_the_service_frozen() {
+    let Some((bundle, lower)) = ready("a_criu_that_hangs_does_not_keep_the_service_frozen") else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a10");
+    let source = a.start();
+    let status = run(&a, &source, COUNTING);
+    wait_until("it counts", || last_tick(&a.log()) > 3);
+    let impatient = DumpRequest {
+        freeze_ms: 500,
+        ..CLOSE
+    };
+    let result = dump_while(&source, impatient, || {
+        let criu = criu_of(status.keeper_pid);
+        nix::sys::signal::kill(criu, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    });
+    let error = result.unwrap_err().to_string();
+    assert!(
+        error.contains("given up after 0.5 s and the service runs on"),
+        "{error}"
+    );
+    let frozen_at = last_tick(&a.log());
+    wait_until("it counts on", || last_tick(&a.log()) > frozen_at + 3);
+    // And it can be tried again.
+    let (_images, _stored) = checkpoint(&source);
+    source.call(&Request::Thaw, &[]).unwrap();
+    source.call(&Request::Quit, &[]).unwrap();
+}
+
+#[test]
+fn a_checkpoint_is_given_up_when_it_is_cut_off() {
+    let Some((bundle, lower)) = ready("a_checkpoint_is_given_up_when_it_is_cut_off") else {
+        return;
+    };
+    let a = Place::new(&bundle, lower.path(), "a11");
+    let source = a.start();
+    let status = run(&a, &source, COUNTING);
+    let patient = DumpRequest {
+        freeze_ms: 3_600_000,
+        ..CLOSE
+    };
+    let result = dump_while(&source, patient, || {
+        let criu = criu_of(status.keeper_pid);
+        nix::sys::signal::kill(criu, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let other = Keeper::connect(&a.config.socket).unwrap();
+        assert_eq!(
+            other.call(&Request::Cut, &[]).unwrap().phase,
+            Phase::Running
+        );
+        // Nothing is under way now, and that is as good.
+        other.call(&Request::Cut, &[]).unwrap();
+    });
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("given up on request"), "{error}");
+    let frozen_at = last_tick(&a.log());
+    wait_until("it counts on", || last_tick(&a.log()) > frozen_at + 3);
+    source.call(&Request::Quit, &[]).unwrap();
+}
+
+#[test]
+fn a_process_that_a_signal_has_stopped_stays_stopped_and_goes_on_when_it_is_told_to() {
+    let name = "a_process_that_a_signal_has_stopped_stays_stopped_and_goes_on_when_it_is_told_to";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    // The child writes when it goes on; its parent says whether it stands, and lets it go on later.
+    let script = "(while true; do echo on >> /child; sleep 0.02; done) & c=$!; kill -STOP $c; i=0; \
+                  while true; do i=$((i+1)); read a b s rest < /proc/$c/stat; echo tick $i $s; \
+                  if [ $i -gt 100 ]; then kill -CONT $c; fi; sleep 0.02; done";
+    let a = Place::new(&bundle, lower.path(), "a12");
+    let b = Place::new(&bundle, lower.path(), "b12");
+    let source = a.start();
+    run(&a, &source, script);
+    wait_until("the child stands", || a.log().ends_with(" T\n"));
+    let (images, stored) = checkpoint(&source);
+    let frozen_at = last_tick(&a.log());
+    let destination = b.start();
+    copy_upper(&a, &b);
+    restore(&destination, &images, &stored);
+    destination.call(&Request::Resume, &[]).unwrap();
+    wait_until("it counts on", || last_tick(&b.log()) > frozen_at + 3);
+    assert!(
+        b.log().lines().all(|line| line.ends_with(" T")),
+        "{}",
+        b.log()
+    );
+    std::fs::write(b.config.upper.join("go"), "").unwrap();
+    wait_until("the child goes on", || {
+        b.config.upper.join("child").exists()
+    });
+    for keeper in [source, destination] {
+        keeper.call(&Request::Quit, &[]).unwrap();
+    }
 }

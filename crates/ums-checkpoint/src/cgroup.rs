@@ -66,9 +66,13 @@ impl Cgroup {
         self.hierarchies.iter().find(of_its_own).or_else(unified)
     }
 
-    /// Directory of the group in the hierarchy that freezes: the v1 freezer if there is one.
+    /// Directory of the group in the hierarchy that freezes: the unified one where it is mounted,
+    /// whatever controllers it has, since its freezer is no controller and is the better one (ADR 14);
+    /// else the v1 freezer.
     pub fn freezer_dir(&self) -> Option<PathBuf> {
-        self.home("freezer").map(|h| self.dir(h))
+        let unified = self.hierarchies.iter().find(|h| h.unified);
+        let hierarchy = unified.or_else(|| self.home("freezer"));
+        hierarchy.map(|h| self.dir(h))
     }
 
     /// Why a memory limit can't be set here; `None` when it can. Changes nothing.
@@ -315,10 +319,15 @@ mod test {
     }
 
     #[test]
-    fn the_v1_freezer_is_preferred_and_v2_serves_alone() {
+    fn the_unified_freezer_is_preferred_and_each_serves_alone() {
         let hybrid = group(HYBRID);
         assert_eq!(
             hybrid.freezer_dir().unwrap(),
+            Path::new("/sys/fs/cgroup/unified/ums/a/x")
+        );
+        let v1 = HYBRID.replace("cgroup2", "tmpfs");
+        assert_eq!(
+            group(&v1).freezer_dir().unwrap(),
             Path::new("/sys/fs/cgroup/freezer/ums/a/x")
         );
         let v2 = group("30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");

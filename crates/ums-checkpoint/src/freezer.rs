@@ -15,12 +15,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
-use crate::{link_remap, repair};
+use crate::{link_remap, repair, stuck};
 
-/// How long tasks may take to freeze. A task in uninterruptible sleep (a hung disk) takes longer.
+/// How long tasks may take to freeze where nobody says otherwise. A task in uninterruptible sleep (a
+/// hung disk) takes longer.
 pub const FREEZE_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two looks at the freezer, which has no event to wait for in version 1.
 const LOOK_PAUSE: Duration = Duration::from_micros(200);
+/// How long a service runs between two attempts to freeze it when no child of a vfork(2) is there.
+const VFORK_PAUSE: Duration = Duration::from_millis(1);
 /// How long killed tasks may take to be gone.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,23 +52,57 @@ impl Freezer {
         &self.dir
     }
 
+    /// Whether the group freezes as those of version 2 do: tasks that are frozen can be traced and
+    /// killed, and CRIU can take over those that are stopped by a signal.
+    pub fn is_unified(&self) -> bool {
+        self.unified
+    }
+
     /// Freezes every task, and returns when all are frozen.
     ///
     /// # Errors
-    /// `TimedOut` when a task does not freeze; the group is thawed again then.
-    pub fn freeze(&self) -> io::Result<()> {
+    /// `TimedOut` when a task does not freeze within this time; the group is thawed again then.
+    pub fn freeze(&self, within: Duration) -> io::Result<()> {
         self.write(true)?;
-        let end = Instant::now() + FREEZE_PATIENCE;
+        let end = Instant::now() + within;
         while !self.is_frozen()? {
             if Instant::now() > end {
+                let who = stuck::describe(&stuck::unfrozen(&self.cgroup.processes()));
                 self.thaw()?;
-                let text = "a task of the service does not freeze: it is stuck in the kernel, \
-                            for example on a disk or network mount that does not answer";
+                let text = format!(
+                    "the service does not freeze within {} s: {who}",
+                    within.as_secs_f32()
+                );
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
             std::thread::sleep(LOOK_PAUSE);
         }
         Ok(())
+    }
+
+    /// Freezes every task at a moment in which none of them waits for a child that it has made by
+    /// vfork(2): CRIU can't stop one that does. Between two attempts the service runs.
+    ///
+    /// # Errors
+    /// `TimedOut` when there was no such moment within this time; the group is thawed then.
+    pub fn freeze_without_vfork(&self, within: Duration) -> io::Result<()> {
+        let end = Instant::now() + within;
+        loop {
+            self.freeze(end.saturating_duration_since(Instant::now()))?;
+            let waiting = stuck::waiting_for_vfork(&self.cgroup.processes());
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            self.thaw()?;
+            if Instant::now() > end {
+                let text = format!(
+                    "{}; a vfork(2) that lasts can't be moved",
+                    stuck::describe(&waiting)
+                );
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            std::thread::sleep(VFORK_PAUSE);
+        }
     }
 
     /// Freezes every task before it executes another instruction of its program; does not wait for it.
@@ -91,7 +128,7 @@ impl Freezer {
     /// their connections is theirs again before the first of them runs.
     pub fn release(&self) -> io::Result<()> {
         // One that is stuck in the kernel does not run either.
-        let _ = self.freeze();
+        let _ = self.freeze(FREEZE_PATIENCE);
         match repair::end(&self.cgroup.processes()) {
             Ok(0) => {}
             Ok(sockets) => tracing::info!(sockets, "connections taken back from a cut off dump"),

@@ -24,6 +24,7 @@ pub mod memory_dir;
 pub mod message;
 mod repair;
 pub mod store;
+pub mod stuck;
 pub mod tree;
 pub mod uffd;
 mod watches;

@@ -338,6 +338,7 @@ fn keeper(corpora: &Corpora) -> Done {
             "dump",
             protocol::Request::Dump(protocol::DumpRequest {
                 connections: protocol::Connections::Carry,
+                freeze_ms: protocol::FREEZE_MS,
             }),
         ),
         (

@@ -79,6 +79,8 @@ pub(crate) struct Limits {
     pub(crate) keep_images_seconds: u64,
     /// Seconds that a peer may say nothing on the data path.
     pub(crate) idle_seconds: u64,
+    /// Seconds that a service may stand still for what does not depend on its size.
+    pub(crate) freeze_seconds: u64,
 }
 
 /// The settings in force.
@@ -175,6 +177,7 @@ impl Config {
                     .map_or(7 * 24 * 3600, |number| number.0),
                 // Six times as long as a healthy peer is ever silent.
                 idle_seconds: limits.idle_seconds.map_or(30, |number| number.0),
+                freeze_seconds: limits.freeze_seconds.map_or(5, |number| number.0),
             },
             peers: layer.peers,
             bin_dir,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use ums_checkpoint::stuck;
 use ums_core::facts::{Obstacle, ObstacleKind};
 
 use super::parse::{self, Status};
@@ -127,7 +128,13 @@ pub(super) fn obstacles(init: i32, tree: &[Process]) -> Result<Vec<Obstacle>, In
             refuse("process that is being traced (a debugger)".to_owned());
         }
         if status.state == 'D' && stays_uninterruptible(*pid) {
-            refuse("process that waits for a device and can't be interrupted".to_owned());
+            let what = match stuck::waiting_for_vfork(&[*pid]).is_empty() {
+                false => "process that waits for a child which it has made by vfork(2)",
+                true => {
+                    "process that waits in the kernel, for a disk or a device, and can't be interrupted"
+                }
+            };
+            refuse(what.to_owned());
         }
         for (kind, own) in NAMESPACES.iter().zip(&own) {
             let nested = namespace(*pid, kind);

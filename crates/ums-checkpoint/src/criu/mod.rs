@@ -2,6 +2,7 @@
 
 pub mod image;
 pub mod page_server;
+pub mod patience;
 pub mod rpc;
 pub mod swrk;
 pub mod watch;

@@ -1,22 +1,21 @@
 //! One run of `criu swrk`: CRIU as a child that takes one request over a socket pair.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
-};
-use nix::sys::time::TimeVal;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use prost::Message;
 
-use super::rpc::{Notify, Opts, Request, RequestType, Response, Version};
-use super::watch::{LastMoment, Watched};
+use super::patience::{Patience, Waited};
+use super::rpc::{Notify, Opts, Request, RequestType, Response};
+use super::watch::{Killer, LastMoment, Watched};
 use crate::message::own;
 
 /// The largest RPC message that we take from CRIU, bytes. Its answers are a few hundred.
@@ -49,8 +48,19 @@ pub enum Error {
          programs?"
     )]
     Watch(#[source] io::Error),
-    /// CRIU went away, or was silent for too long.
-    #[error("CRIU ended or fell silent when it should {during}; its log ends:\n{log}")]
+    /// CRIU does nothing any more, or takes too long for what takes everybody a moment.
+    #[error("CRIU hung when it should {during}; its log ends:\n{log}")]
+    Stuck {
+        /// The request.
+        during: &'static str,
+        /// End of CRIU's log.
+        log: String,
+    },
+    /// It can't be waited for.
+    #[error("no waiting for CRIU")]
+    Wait(#[source] io::Error),
+    /// CRIU went away.
+    #[error("CRIU ended when it should {during}; its log ends:\n{log}")]
     Lost {
         /// The request.
         during: &'static str,
@@ -77,18 +87,19 @@ pub enum Error {
 }
 
 /// Environment and place to run CRIU in.
-#[derive(Debug, Clone)]
 pub struct Criu {
     /// The C/R bundle's `bin` directory: `criu` and the programs that it executes.
     pub bin: std::path::PathBuf,
-    /// How long CRIU may be silent, for each message.
-    pub patience: Duration,
+    /// How long CRIU may do nothing.
+    pub patience: Patience,
 }
 
 /// A running `criu swrk`.
-#[derive(Debug)]
 pub struct Swrk {
     process: Watched,
+    patience: Patience,
+    /// When the next message must be there at the latest.
+    end: Option<Instant>,
     socket: OwnedFd,
     inherited: Vec<i32>,
 }
@@ -102,7 +113,7 @@ impl Criu {
     ///
     /// `last_moment` is called when CRIU is about to end, of whatever cause: see [`watch`](super::watch).
     pub fn spawn(
-        &self,
+        self,
         place: impl FnOnce(u32) -> io::Result<()>,
         inherit: &[BorrowedFd<'_>],
         last_moment: Option<LastMoment>,
@@ -119,8 +130,6 @@ impl Criu {
             None,
             SockFlag::SOCK_CLOEXEC,
         )?;
-        let patience = TimeVal::new(self.patience.as_secs() as i64, 0);
-        setsockopt(&ours, sockopt::ReceiveTimeout, &patience)?;
         let program = self.bin.join("criu");
         // CRIU takes its end as standard input: the one descriptor that Command hands over
         // without unsafe code.
@@ -148,27 +157,11 @@ impl Criu {
         let process = Watched::new(child, last_moment).map_err(Error::Watch)?;
         Ok(Swrk {
             process,
+            patience: self.patience,
+            end: None,
             socket: ours,
             inherited,
         })
-    }
-
-    /// The version of the CRIU that would be run.
-    pub fn version(&self) -> Result<Version, Error> {
-        let (during, log) = ("tell its version", || "(no log)".to_owned());
-        let mut swrk = self.spawn(|_| Ok(()), &[], None)?;
-        let request = Request {
-            kind: RequestType::Version as i32,
-            opts: Some(Opts {
-                images_dir_fd: -1,
-                ..Opts::default()
-            }),
-            notify_success: None,
-        };
-        swrk.send(&request, during, &log)?;
-        let response = swrk.receive(during, &log)?;
-        swrk.end();
-        response.version.ok_or(Error::Failed { during, log: log() })
     }
 }
 
@@ -208,10 +201,33 @@ impl Swrk {
         log: &dyn Fn() -> String,
     ) -> Result<Response, Error> {
         let mut buffer = vec![0; MESSAGE_LEN_MAX];
+        let waited = self.patience.wait(self.id(), self.end.take(), |look| {
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let look = PollTimeout::try_from(look).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut fds, look) {
+                Ok(ready) => Ok(ready > 0),
+                Err(Errno::EINTR) => Ok(false),
+                Err(errno) => Err(errno.into()),
+            }
+        });
+        match waited.map_err(Error::Wait)? {
+            Waited::Ready => {}
+            Waited::InVain => return Err(Error::Stuck { during, log: log() }),
+        }
         match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(len) if len > 0 => Response::decode(&buffer[..len]).map_err(Error::Malformed),
             _ => Err(Error::Lost { during, log: log() }),
         }
+    }
+
+    /// The next message must come within this time, whatever CRIU does.
+    pub fn must_answer_within(&mut self, time: Duration) {
+        self.end = Some(Instant::now() + time);
+    }
+
+    /// What ends CRIU, for another thread.
+    pub fn killer(&self) -> io::Result<Killer> {
+        self.process.killer()
     }
 
     /// Makes one request and answers CRIU's notifications until it is over.

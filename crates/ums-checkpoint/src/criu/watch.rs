@@ -81,6 +81,11 @@ impl Watched {
         self.id
     }
 
+    /// What ends it, for others to hold.
+    pub fn killer(&self) -> io::Result<Killer> {
+        self.process.try_clone().map(Killer)
+    }
+
     /// Whether it is still there: not exited, not killed.
     pub fn is_alive(&self) -> bool {
         let mut death = [PollFd::new(&self.process, PollFlags::IN)];
@@ -89,6 +94,17 @@ impl Watched {
             tv_nsec: 0,
         };
         matches!(poll(&mut death, Some(&now)), Ok(0))
+    }
+}
+
+/// Ends a watched process from wherever it is held; says nothing of whether it still ran.
+#[derive(Debug)]
+pub struct Killer(OwnedFd);
+
+impl Killer {
+    /// Kills it, if it still runs.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 }
 

@@ -5,14 +5,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::container::raw;
 use super::gate::Gate;
 use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
-use super::server::{Shared, monotonic_ns};
+use super::server::{Shared, State, monotonic_ns};
+use crate::criu::patience::{Excused, Patience};
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
-use crate::criu::swrk::{Criu, log_tail};
+use crate::criu::swrk::{self, Criu, Swrk, log_tail};
+use crate::freezer::Freezer;
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
+use crate::stuck::{self, Task};
 use crate::{carry, link_remap, watches};
 
 /// CRIU's log during a dump, in the images directory.
@@ -23,9 +28,8 @@ pub(super) const LOG_LINES: usize = 12;
 pub(super) const GHOST_LIMIT: u32 = 256 << 20;
 /// Key of the network namespace in the images.
 pub(super) const NETNS_KEY: &str = "ums-netns";
-/// How long CRIU may be silent. Most of a dump is one silence while pages flow, and whoever takes
-/// the pages breaks it off when they stall; this bounds what is left: a CRIU that hangs by itself.
-const SILENCE_MAX: Duration = Duration::from_secs(3600);
+/// How long a dump that is cut off may take to end.
+const CUT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Checkpoints the container. On success it is frozen by its control group, and stays so.
 pub(super) fn dump(
@@ -48,6 +52,7 @@ pub(super) fn dump(
         (Phase::Running, Some(pid)) => {
             state.phase = Phase::Dumping;
             state.frozen_at_ns = None;
+            state.cut = false;
             Ok(pid)
         }
         (Phase::Dead { code }, _) => Err(format!("the service has exited with code {code}")),
@@ -55,8 +60,8 @@ pub(super) fn dump(
             "a container that is {phase:?} can't be checkpointed"
         )),
     })?;
-    let images = (&images, request.connections);
-    let result = freeze_and_dump(shared, images, &pages, init, &mut gate);
+    let result = freeze_and_dump(shared, (&images, &pages), request, init, &mut gate);
+    shared.update(|state| state.dumping = None);
     if result.is_err() {
         // Nothing was promised to anybody yet: the service goes on.
         gate.give_up();
@@ -76,12 +81,17 @@ pub(super) fn dump(
 
 fn freeze_and_dump(
     shared: &Shared,
-    (images, connections): (&MemoryDir, Connections),
-    pages: &OwnedFd,
+    (images, pages): (&MemoryDir, &OwnedFd),
+    request: DumpRequest,
     init: i32,
     gate: &mut Gate,
 ) -> Result<(), String> {
     let freezer = shared.container.freezer()?;
+    let (connections, bound) = (
+        request.connections,
+        Duration::from_millis(request.freeze_ms),
+    );
+    can_be_taken_over(shared, &freezer)?;
     let info = CheckpointInfo {
         stdio: shared
             .container
@@ -98,7 +108,7 @@ fn freeze_and_dump(
     let watched = watched.map_err(|error| error.to_string())?;
     let criu = Criu {
         bin: shared.config.bundle_bin.clone(),
-        patience: SILENCE_MAX,
+        patience: Patience::new(bound).unless(not_taken(pages)?),
     };
     // A CRIU that is killed lets go of the tasks that it holds: they stay where they are until what
     // it had taken over is theirs again.
@@ -111,6 +121,8 @@ fn freeze_and_dump(
     let mut swrk = criu
         .spawn(|_| Ok(()), &[pages.as_fd()], Some(Box::new(last_moment)))
         .map_err(|error| error.to_string())?;
+    begin_cuttable(shared, &swrk)?;
+    let criu_id = swrk.id();
     let opts = Opts {
         irmap_scan_paths: watched,
         tcp_established: Some(connections == Connections::Carry),
@@ -129,8 +141,11 @@ fn freeze_and_dump(
             Some("pre-dump") => {
                 gate.before_freeze()?;
                 shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
-                freezer.freeze().map_err(|error| error.to_string())?;
+                let frozen = freezer.freeze_without_vfork(bound);
+                frozen.map_err(|error| error.to_string())?;
                 gate.frozen()?;
+                // To stop every task takes CRIU a moment, however large they are.
+                swrk.must_answer_within(bound);
                 let carry = carry::capture(&carry::processes(&shared.container.cgroup));
                 let written = carry.and_then(|carry| carry.write(images));
                 return written.map_err(|error| {
@@ -149,7 +164,7 @@ fn freeze_and_dump(
         // CRIU holds every task and waits for us: from this freeze on the service can't run,
         // whatever happens to CRIU. That CRIU is still there afterwards proves that no task was
         // let go before the freeze had them all.
-        freezer.freeze().map_err(|error| error.to_string())?;
+        freezer.freeze(bound).map_err(|error| error.to_string())?;
         if !swrk.is_alive() {
             return Err("CRIU was lost at the end of the dump".to_owned());
         }
@@ -157,9 +172,15 @@ fn freeze_and_dump(
         names = kept.map_err(|error| names_lost(&error))?;
         Ok(())
     });
+    let untraced = match &result {
+        Err(swrk::Error::Stuck { .. }) => {
+            stuck::untraced(&shared.container.cgroup.processes(), criu_id)
+        }
+        _ => Vec::new(),
+    };
     swrk.end();
     lift(loopback);
-    result.map_err(|error| error.to_string())?;
+    result.map_err(|error| explain(shared, &error, &untraced, bound))?;
     names.restore().map_err(|error| names_lost(&error))?;
     if !freezer.is_frozen().map_err(|error| error.to_string())? {
         return Err("the service is not frozen after the dump".to_owned());
@@ -170,6 +191,84 @@ fn freeze_and_dump(
 
 fn names_lost(error: &std::io::Error) -> String {
     format!("an open file whose name was removed can't be kept under another name: {error}")
+}
+
+/// Before anything is frozen: with a freezer of version 1 CRIU would wait for ever for a task that a
+/// signal has stopped (`ptrace_attach` in the kernel waits until it is traced, which it can't be
+/// while it is frozen).
+fn can_be_taken_over(shared: &Shared, freezer: &Freezer) -> Result<(), String> {
+    if freezer.is_unified() {
+        return Ok(());
+    }
+    let stopped = stuck::stopped(&shared.container.cgroup.processes());
+    match stopped.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "{}, and this host has a freezer of version 1 alone, with which it can't be moved: let it \
+             go on (SIGCONT), or mount cgroup2 below /sys/fs/cgroup",
+            stuck::describe(&stopped)
+        )),
+    }
+}
+
+/// Whether CRIU's page socket, of which this is a copy, takes no more: whoever reads it is slow.
+fn not_taken(pages: &OwnedFd) -> Result<Excused, String> {
+    let pages = pages.try_clone().map_err(|error| error.to_string())?;
+    Ok(Box::new(move || {
+        let mut fds = [PollFd::new(pages.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::ZERO) == Ok(0)
+    }))
+}
+
+/// Lets others end this dump.
+fn begin_cuttable(shared: &Shared, swrk: &Swrk) -> Result<(), String> {
+    let killer = swrk.killer().map_err(|error| error.to_string())?;
+    shared.update(|state| {
+        // Asked for while CRIU was being started.
+        if state.cut {
+            killer.kill();
+        }
+        state.dumping = Some(killer);
+    });
+    Ok(())
+}
+
+/// What became of a dump, and of the service, for people.
+fn explain(shared: &Shared, error: &swrk::Error, untraced: &[Task], bound: Duration) -> String {
+    if shared.state().cut {
+        return "the checkpoint was given up on request".to_owned();
+    }
+    if !matches!(error, swrk::Error::Stuck { .. }) {
+        return error.to_string();
+    }
+    let who = match untraced.is_empty() {
+        true => "CRIU itself stood still".to_owned(),
+        false => stuck::describe(untraced),
+    };
+    format!(
+        "the freeze was given up after {} s and the service runs on: {who}. {error}",
+        bound.as_secs_f32()
+    )
+}
+
+/// Gives up a dump that is under way. The service runs on when this returns.
+pub(super) fn cut(shared: &Arc<Shared>) -> Result<(), String> {
+    shared.update(|state| {
+        if state.phase == Phase::Dumping {
+            state.cut = true;
+            if let Some(criu) = &state.dumping {
+                criu.kill();
+            }
+        }
+    });
+    let ended = |state: &mut State| (state.phase != Phase::Dumping).then_some(());
+    let ended = shared.wait_at_most(CUT_PATIENCE, ended);
+    ended.ok_or_else(|| {
+        format!(
+            "the checkpoint has not ended {} s after CRIU was killed: see what the kernel says of it",
+            CUT_PATIENCE.as_secs()
+        )
+    })
 }
 
 pub(super) fn hold_failed(error: &std::io::Error) -> String {

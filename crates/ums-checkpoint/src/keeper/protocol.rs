@@ -84,6 +84,8 @@ pub enum Request {
     /// Checkpoint it. Descriptors: images directory, page-server socket, and a [`gate`](super::gate)
     /// if somebody has to act at the moment of the freeze.
     Dump(DumpRequest),
+    /// Give up a checkpoint that is under way, and let the service run on. Returns when it does.
+    Cut,
     /// Let it run on after a freeze.
     Thaw,
     /// Kill it without letting it execute another instruction.
@@ -101,6 +103,18 @@ pub enum Request {
 pub struct DumpRequest {
     /// What happens to TCP connections.
     pub connections: Connections,
+    /// How long the service may stand still for what does not depend on its size, milliseconds: until
+    /// every task is frozen and CRIU has it, and whenever CRIU does nothing. After that the checkpoint
+    /// is given up.
+    #[serde(default = "default_freeze_ms")]
+    pub freeze_ms: u64,
+}
+
+/// What a freeze may take unless somebody says otherwise, milliseconds.
+pub const FREEZE_MS: u64 = 5_000;
+
+fn default_freeze_ms() -> u64 {
+    FREEZE_MS
 }
 
 /// What happens to the established TCP connections of a service that moves. Dump and restore must

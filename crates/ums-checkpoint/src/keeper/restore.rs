@@ -11,6 +11,7 @@ use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
+use crate::criu::patience::Patience;
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
 use crate::criu::swrk::{Criu, log_tail};
 use crate::loopback::Hold;
@@ -19,8 +20,8 @@ use crate::store::{Mapped, index};
 
 /// CRIU's log during a restore, in the images directory.
 const LOG_NAME: &str = "restore.log";
-/// How long CRIU may be silent during a restore.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How long CRIU, and the processes that it restores, may do nothing during a restore.
+const STILL_MAX: Duration = Duration::from_secs(30);
 /// How long the descriptors of restored processes may be on their way when CRIU says that it has sent them.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -134,9 +135,11 @@ impl Restore {
         let held = Hold::new(shared.container.netns.as_fd());
         let mut loopback = Some(held.map_err(|error| hold_failed(&error))?);
         mount_root(&shared.config)?;
+        let group = shared.container.cgroup.clone();
+        let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));
         let criu = Criu {
             bin: shared.config.bundle_bin.clone(),
-            patience: SILENCE_MAX,
+            patience,
         };
         // CRIU's children are born in CRIU's control groups, so CRIU goes into the container's.
         let mut swrk = criu

@@ -15,6 +15,7 @@ use super::container::{self, Container};
 use super::protocol::{KeeperConfig, Phase, Reply, Request, Status};
 use super::{dump, guard, restore};
 use crate::carry::Lost;
+use crate::criu::watch::Killer;
 use crate::{keyring, message};
 
 /// Connections served at once: the agent's requests, most of which are a look at the state. One more
@@ -53,6 +54,10 @@ pub(super) struct State {
     pub(super) restore_error: Option<String>,
     /// What was decided for a held container: run (true) or die (false).
     pub(super) decision: Option<bool>,
+    /// What ends the CRIU of a dump that is under way.
+    pub(super) dumping: Option<Killer>,
+    /// Whether somebody wants that dump to end.
+    pub(super) cut: bool,
     /// Set once the keeper is to end.
     pub(super) quitting: bool,
 }
@@ -158,6 +163,8 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             lost: Vec::new(),
             restore_error: None,
             decision: None,
+            dumping: None,
+            cut: false,
             quitting: false,
         }),
         changed: Condvar::new(),
@@ -275,6 +282,7 @@ fn serve(request: Request, fds: Vec<OwnedFd>, shared: &Arc<Shared>) -> Result<()
         Request::Status => Ok(()),
         Request::Start { bundle } => container::start(shared, &bundle),
         Request::Dump(request) => dump::dump(shared, request, fds),
+        Request::Cut => dump::cut(shared),
         Request::Thaw => dump::thaw(shared),
         Request::Kill => container::kill(shared),
         Request::Restore(request) => restore::restore(shared, &request, fds),

@@ -299,7 +299,9 @@ fn shape(testbed: &Testbed, mbit: u32) -> Result<()> {
 }
 
 fn abort(testbed: &Testbed, reached: &Reached) -> Result<()> {
-    let asked = testbed.a.ums(&["abort", "ledger", "--reason", "a test"])?;
+    let asked = testbed
+        .a
+        .ums(&["abort", "ledger", "--reason", "a test", "--wait", "0"])?;
     let wanted = if reached.committed {
         exit::REFUSED
     } else {

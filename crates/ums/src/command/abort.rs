@@ -1,13 +1,18 @@
 //! `ums abort`.
 
+use std::time::{Duration, Instant};
+
 use anyhow::anyhow;
-use ums_api::client::{AbortRequest, HistoryQuery, MigrationView, paths};
+use ums_api::client::{AbortRequest, HistoryQuery, MigrationView, WatchQuery, paths};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::report::Outcome as Migrated;
 
 use super::{Outcome, print};
 use crate::connection::Connection;
 use crate::exit::{Exit, Failure};
+
+/// Pause between two looks whether it is given up.
+const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -17,6 +22,9 @@ pub(crate) struct Args {
     /// Why, for the report
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// How long to wait until it is given up, seconds; 0 only asks
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    wait: u64,
 }
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
@@ -24,11 +32,61 @@ pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
     let request = AbortRequest {
         reason: args.reason,
     };
-    let view: MigrationView = coordinator.post(&paths::abort(id), &request).await?;
-    print(&format!(
-        "asked {} to give up; {} goes on at {} (`ums status {id}`)\n",
-        view.report.source, view.report.service, view.report.source
-    ))
+    let asked: MigrationView = coordinator.post(&paths::abort(id), &request).await?;
+    let view = ended(id, asked, Duration::from_secs(args.wait), &coordinator).await?;
+    match (args.wait, view.report.outcome) {
+        (0, Migrated::Running) => print(&format!(
+            "asked {} to give up; `ums status {id}` shows what becomes of it\n",
+            view.report.source
+        )),
+        _ => said(&view),
+    }
+}
+
+/// The migration once it is over, or as it is after this time.
+async fn ended(
+    id: MigrationId,
+    mut view: MigrationView,
+    within: Duration,
+    coordinator: &Connection,
+) -> Result<MigrationView, Failure> {
+    let end = Instant::now() + within;
+    while view.report.outcome == Migrated::Running && Instant::now() < end {
+        tokio::time::sleep(LOOK).await;
+        let path = paths::migration(id, &WatchQuery::default());
+        view = coordinator.get(&path).await?;
+    }
+    Ok(view)
+}
+
+/// What was seen, and nothing else.
+fn said(view: &MigrationView) -> Outcome {
+    let report = &view.report;
+    let (id, service, source) = (report.migration_id, &report.service, &report.source);
+    match report.outcome {
+        Migrated::Abandoned | Migrated::Refused => {
+            print(&format!("given up: {service} goes on at {source}\n"))
+        }
+        Migrated::Completed => Err(Failure::new(
+            Exit::Refused,
+            anyhow!("it was too late: {service} runs at {}", report.destination),
+        )),
+        Migrated::Stuck => Err(Failure::new(
+            Exit::Stuck,
+            anyhow!(
+                "it can't be given up: {}; `ums status {id}` says more",
+                report.error.as_deref().unwrap_or("a person is needed")
+            ),
+        )),
+        Migrated::Running => Err(Failure::new(
+            Exit::Failed,
+            anyhow!(
+                "asked {source} to give up, and it has not yet ({}): {service} may still be frozen. \
+                 It is tried on; `ums status {id}` shows how far it is",
+                view.progress.phase
+            ),
+        )),
+    }
 }
 
 async fn find(which: &str, coordinator: &Connection) -> Result<MigrationId, Failure> {

@@ -217,6 +217,7 @@ fn agent_arguments(config: &Config) -> Result<Vec<OsString>, Failure> {
         limits.keep_images_seconds.to_string().into(),
     );
     flag("--idle-seconds", limits.idle_seconds.to_string().into());
+    flag("--freeze-seconds", limits.freeze_seconds.to_string().into());
     flag("--restore", config.restore.as_str().into());
     if let Some(limit) = config.bandwidth_limit {
         flag("--bandwidth-bytes", limit.to_string().into());

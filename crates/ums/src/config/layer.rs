@@ -171,6 +171,8 @@ pub(crate) struct LimitsLayer {
     pub(crate) keep_images_seconds: Option<Bounded<60, 31_536_000>>,
     /// Seconds that a peer may say nothing on the data path; a healthy one says something every 5.
     pub(crate) idle_seconds: Option<Bounded<15, 3600>>,
+    /// Seconds that a service may stand still for what does not depend on its size.
+    pub(crate) freeze_seconds: Option<Bounded<1, 600>>,
 }
 
 /// Where settings come from. The environment is a function, so that tests need not change it.

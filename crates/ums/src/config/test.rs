@@ -66,6 +66,7 @@ fn a_full_file_is_read() {
         hold_seconds = 5
         keep_images_seconds = 60
         idle_seconds = 120
+        freeze_seconds = 9
 
         [peers.b]
         address = "10.77.0.2:7000"
@@ -84,9 +85,10 @@ fn a_full_file_is_read() {
     assert_eq!(
         (
             config.limits.keep_images_seconds,
-            config.limits.idle_seconds
+            config.limits.idle_seconds,
+            config.limits.freeze_seconds
         ),
-        (60, 120)
+        (60, 120, 9)
     );
     assert_eq!(config.restore, Restore::Eager);
     let b = "b".parse().expect("a name");
