@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod leftovers;
 pub mod namespace;
 pub mod rootfs;
+pub mod specimen;
 pub mod streams;
 pub mod system;
 pub mod testbed;

@@ -1,0 +1,282 @@
+//! The table.
+
+use Evidence::{Specimen, Test};
+use Outcome::{Carried, Changed, Refused};
+
+/// What becomes of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The same afterwards.
+    Carried,
+    /// The move ends before the freeze.
+    Refused,
+    /// Not the same afterwards.
+    Changed,
+}
+
+/// What shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Evidence {
+    /// The test of this name.
+    Test(&'static str),
+    /// The specimen of this name.
+    Specimen(&'static str),
+}
+
+/// A state of a service.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) state: &'static str,
+    pub(crate) outcome: Outcome,
+    /// By what means, or what it is instead.
+    pub(crate) how: &'static str,
+    pub(crate) shown_by: Evidence,
+}
+
+const fn row(state: &'static str, outcome: Outcome, how: &'static str, shown_by: Evidence) -> Row {
+    Row {
+        state,
+        outcome,
+        how,
+        shown_by,
+    }
+}
+
+/// By what it is found before the freeze.
+const SEEN: &str = "seen in `/proc` before the freeze";
+
+/// How memory goes.
+const PAGES: &str = "pages by their addresses; CRIU makes the mapping";
+
+/// All rows, by what they belong to.
+pub(crate) const GROUPS: &[(&str, &[Row])] = &[
+    ("Memory: what is in it", MEMORY),
+    ("Processes", PROCESSES),
+    ("Files", FILES),
+    ("Connections", CONNECTIONS),
+    ("Kernel objects and devices", OBJECTS),
+    ("Confinement", CONFINEMENT),
+];
+
+const MEMORY: &[Row] = &[
+    row("anonymous memory", Carried, PAGES, Specimen("same")),
+    row(
+        "mappings that touch: read-only",
+        Carried,
+        PAGES,
+        Specimen("read-only"),
+    ),
+    row(
+        "mappings that touch: read and execute",
+        Carried,
+        PAGES,
+        Specimen("read-execute"),
+    ),
+    row(
+        "mappings that touch: read, write and execute",
+        Carried,
+        PAGES,
+        Specimen("read-write-execute"),
+    ),
+    row(
+        "mappings that touch: without access, with content",
+        Carried,
+        PAGES,
+        Specimen("no-access"),
+    ),
+    row(
+        "mappings that touch: `MADV_DONTFORK`",
+        Carried,
+        PAGES,
+        Specimen("dontfork"),
+    ),
+    row(
+        "mappings that touch: `MADV_DONTDUMP`",
+        Carried,
+        PAGES,
+        Specimen("dontdump"),
+    ),
+    row(
+        "mappings that touch: `MADV_WIPEONFORK`",
+        Carried,
+        PAGES,
+        Specimen("wipeonfork"),
+    ),
+    row(
+        "mappings that touch: `MADV_NOHUGEPAGE`",
+        Carried,
+        PAGES,
+        Specimen("nohugepage"),
+    ),
+    row(
+        "mappings that touch: `MADV_HUGEPAGE`",
+        Carried,
+        PAGES,
+        Specimen("hugepage"),
+    ),
+    row(
+        "mappings that touch: locked by `mlock`",
+        Carried,
+        PAGES,
+        Specimen("locked"),
+    ),
+    row(
+        "memory shared by `fork`, under a limit that allows for one copy",
+        Carried,
+        "stays shared",
+        Specimen("forked"),
+    ),
+    row(
+        "memory that is forked, moved by `mremap` and given back while its pages arrive",
+        Carried,
+        "a page stays missing until it is in",
+        Specimen("changing"),
+    ),
+    row(
+        "where userfaultfd is not used",
+        Carried,
+        "all pages are in before the service runs",
+        Test("memory_is_right_where_userfaultfd_is_not_used"),
+    ),
+];
+
+const PROCESSES: &[Row] = &[
+    row(
+        "process ids and monotonic clocks",
+        Carried,
+        "PID and time namespaces",
+        Test("process_ids_and_clocks_go_on_where_the_clock_of_the_node_is_another"),
+    ),
+    row(
+        "process put in from outside; a namespace inside the service's own",
+        Refused,
+        SEEN,
+        Test("namespaces_inside_and_processes_from_outside_are_named"),
+    ),
+    row(
+        "process of another user, where root lacks `CAP_SYS_RESOURCE`",
+        Refused,
+        SEEN,
+        Test("a_service_of_another_user_needs_a_capability_of_the_agent"),
+    ),
+];
+
+const FILES: &[Row] = &[
+    row(
+        "changed files and volumes",
+        Carried,
+        "sent before the freeze, the last difference in it",
+        Test("redis_moves_there_and_back_with_all_keys_and_the_counter_right"),
+    ),
+    row(
+        "open file that lost a name, or all; an image's file and the own program deleted",
+        Carried,
+        "CRIU's own names for them go along and are removed",
+        Test("open_files_move_that_have_lost_a_name"),
+    ),
+    row(
+        "inotify watches on files of the overlay",
+        Carried,
+        "their paths are found while the service runs",
+        Test("watches_move"),
+    ),
+    row(
+        "file open from outside the service's mounts",
+        Refused,
+        SEEN,
+        Test("a_file_from_another_mount_namespace_is_foreign"),
+    ),
+];
+
+const CONNECTIONS: &[Row] = &[
+    row(
+        "TCP and UDP with clients",
+        Carried,
+        "packets are held, then led through a tunnel",
+        Test("connections_to_streams_live_there_and_back_again"),
+    ),
+    row(
+        "TCP, where no tunnel can be",
+        Changed,
+        "reset once, at the switch",
+        Test("without_a_tunnel_connections_begin_anew_and_nothing_is_lost"),
+    ),
+    row(
+        "a transaction in a database",
+        Carried,
+        "with its connection",
+        Test("a_transaction_in_postgresql_lives_there_and_back_again"),
+    ),
+    row(
+        "TCP of the service to itself: idle, half closed, queues full, last word waiting",
+        Carried,
+        "what it sends itself is held while CRIU is at its sockets",
+        Test("connections_to_itself_move_in_every_state"),
+    ),
+    row(
+        "TCP of the service to itself that it does not accept",
+        Refused,
+        "the connections are looked at before the freeze",
+        Test("a_connection_to_itself_that_is_not_accepted_is_refused_before_the_freeze"),
+    ),
+    row(
+        "unix socket whose other end is outside the service",
+        Refused,
+        SEEN,
+        Test("what_can_not_be_carried_is_named"),
+    ),
+    row(
+        "an address that is taken at the destination",
+        Carried,
+        "translated at the service's edge",
+        Test("a_service_whose_address_is_taken_moves_with_its_connections"),
+    ),
+    row(
+        "datagrams (UDP) that were received and not read",
+        Changed,
+        "those not read within 30 ms are lost: CRIU carries no queue of a UDP socket",
+        Test("connections_to_streams_live_there_and_back_again"),
+    ),
+    row(
+        "socket of another family or protocol than TCP, UDP and unix (MPTCP)",
+        Refused,
+        SEEN,
+        Test("a_service_that_holds_what_cannot_be_carried"),
+    ),
+];
+
+const OBJECTS: &[Row] = &[
+    row(
+        "io_uring instance, Landlock ruleset",
+        Refused,
+        SEEN,
+        Test("a_service_that_holds_what_cannot_be_carried"),
+    ),
+    row(
+        "GPU, and kernel objects that CRIU does not know",
+        Refused,
+        SEEN,
+        Test("kernel_objects_and_devices_by_name"),
+    ),
+    row(
+        "device with state of its own",
+        Refused,
+        SEEN,
+        Test("what_can_not_be_carried_is_named"),
+    ),
+];
+
+const CONFINEMENT: &[Row] = &[
+    row(
+        "capabilities, masked paths, mounts, limits, device filter",
+        Carried,
+        "made anew and compared",
+        Test("what_confines_a_service_is_the_same_after_a_move"),
+    ),
+    row(
+        "the same where there is the unified hierarchy alone",
+        Carried,
+        "made anew and compared",
+        Test("what_confines_a_service_is_the_same_where_there_is_the_unified_hierarchy_alone"),
+    ),
+];
