@@ -20,7 +20,10 @@ use crate::memory_dir::MemoryDir;
 
 mod clock;
 mod descriptor;
+mod option;
 mod process;
+mod raw;
+mod socket;
 mod timer;
 
 pub use process::{Process, processes};
@@ -37,6 +40,7 @@ pub const NAME: &str = "ums-carry.json";
 #[serde(default)]
 pub struct Carry {
     timers: Vec<timer::Timer>,
+    sockets: socket::Sockets,
 }
 
 /// Something of a service that could not be set again.
@@ -62,12 +66,17 @@ impl Lost {
 pub fn capture(processes: &[Process]) -> io::Result<Carry> {
     let (reach, offsets) = (Reach::new(processes), offsets(processes)?);
     let mut carry = Carry::default();
+    let mut sockets = socket::Collector::default();
     for (place, kind) in descriptor::all(processes)? {
         let copy = reach.get(place)?;
         match kind {
             Kind::Timer => carry.timers.push(timer::capture(&copy, place, offsets)?),
+            Kind::Socket => {
+                sockets.add(&copy, place)?;
+            }
         }
     }
+    carry.sockets = sockets.finish();
     Ok(carry)
 }
 
@@ -99,8 +108,7 @@ impl Carry {
     /// Sets what stays as it is set, in restored processes that have not run yet. May be followed by
     /// any wait.
     pub fn hold(&self, processes: &[Process]) -> Vec<Lost> {
-        let _ = processes;
-        Vec::new()
+        self.sockets.apply(&Reach::new(processes))
     }
 
     /// Sets the rest, right before the first instruction.

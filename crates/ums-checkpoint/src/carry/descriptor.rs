@@ -30,12 +30,15 @@ pub(super) struct Place {
 pub(super) enum Kind {
     /// timerfd_create(2).
     Timer,
+    /// socket(2).
+    Socket,
 }
 
 /// What the link of a descriptor below `/proc/PID/fd` tells of its kind.
 fn kind(link: &str) -> Option<Kind> {
     match link {
         "anon_inode:[timerfd]" => Some(Kind::Timer),
+        _ if link.starts_with("socket:") => Some(Kind::Socket),
         _ => None,
     }
 }

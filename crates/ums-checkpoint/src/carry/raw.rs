@@ -1,0 +1,121 @@
+//! Options of sockets by their numbers, and the names of network devices as a socket's namespace has
+//! them: no safe wrapper knows the values of all.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::libc;
+
+/// Length of a device's name with its zero.
+const NAME_LEN: usize = libc::IFNAMSIZ;
+
+/// Reads an option into `buffer`, and returns how much of it the kernel filled.
+#[expect(unsafe_code, reason = "options whose values have no type here")]
+pub(super) fn get(socket: &OwnedFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = libc::socklen_t::try_from(buffer.len()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes to the buffer, which are there, and the new
+    // length to `len`; both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            buffer.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok((len as usize).min(buffer.len())),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets an option.
+#[expect(unsafe_code, reason = "options whose values have no type here")]
+pub(super) fn set(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(value.len()).unwrap_or(0);
+    // SAFETY: the kernel reads `len` bytes of the value, which outlives the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Reads an `int`.
+pub(super) fn get_int(socket: &OwnedFd, level: i32, name: i32) -> io::Result<i32> {
+    let mut value = [0; 4];
+    match get(socket, level, name, &mut value)? {
+        // The options of IPv4 are a byte where the caller has no room for more.
+        1 => Ok(i32::from(value[0])),
+        4 => Ok(i32::from_ne_bytes(value)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The name of a device; empty for none, which has the number 0.
+pub(super) fn device_name(socket: &OwnedFd, index: i32) -> io::Result<String> {
+    if index == 0 {
+        return Ok(String::new());
+    }
+    let mut request = request("")?;
+    request.ifr_ifru.ifru_ifindex = index;
+    interface(socket, libc::SIOCGIFNAME, &mut request)?;
+    let name = request.ifr_name.iter().take_while(|byte| **byte != 0);
+    Ok(name.map(|byte| char::from(byte.cast_unsigned())).collect())
+}
+
+/// The number of a device in the socket's namespace.
+pub(super) fn device_index(socket: &OwnedFd, name: &str) -> io::Result<i32> {
+    if name.is_empty() {
+        return Ok(0);
+    }
+    let mut request = request(name)?;
+    interface(socket, libc::SIOCGIFINDEX, &mut request)?;
+    #[expect(unsafe_code, reason = "a union of the kernel's")]
+    // SAFETY: SIOCGIFINDEX has filled this member, and any bytes are a number.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    Ok(index)
+}
+
+#[expect(unsafe_code, reason = "a union of the kernel's")]
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    if name.len() >= NAME_LEN || !name.is_ascii() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: bytes and a union of plain values: all zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+fn interface(socket: &OwnedFd, number: u64, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), number, request as *mut libc::ifreq) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn devices_have_a_name_and_a_number() {
+        let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let index = device_index(&socket, "lo").unwrap();
+        assert!(index > 0);
+        assert_eq!(device_name(&socket, index).unwrap(), "lo");
+        assert_eq!(device_name(&socket, 0).unwrap(), "");
+        assert!(device_index(&socket, "there-is-none").is_err());
+        assert!(device_index(&socket, "a-name-that-is-too-long").is_err());
+    }
+}
