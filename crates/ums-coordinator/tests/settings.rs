@@ -128,7 +128,7 @@ async fn a_peer_that_is_added_can_be_used_at_once_and_one_without_permission_no_
     });
     let id = two.b.migrate(SERVICE, "a").await.expect("admitted");
     let view = two.b.over(id.report.migration_id).await;
-    assert_eq!(view.report.outcome, Outcome::Abandoned, "{view:#?}");
+    assert_eq!(view.report.outcome, Outcome::Refused, "{view:#?}");
 }
 
 /// A peer that was forgotten is heard about its own migration, and about nothing else.
@@ -142,7 +142,7 @@ async fn who_was_forgotten_begins_nothing() {
     two.add("other");
     let second = two.a.migrate("other", "b").await.expect("admitted");
     let second = two.a.over(second.report.migration_id).await;
-    assert_eq!(second.report.outcome, Outcome::Abandoned, "{second:#?}");
+    assert_eq!(second.report.outcome, Outcome::Refused, "{second:#?}");
     assert_eq!(
         second.refusals.first().map(|refusal| refusal.kind),
         Some(ums_core::preflight::RefusalKind::PeerDenied)
