@@ -90,7 +90,10 @@ fn pair() -> (OwnedFd, OwnedFd) {
 }
 
 /// Kinds of sockets, each made afresh.
-fn kinds() -> Vec<(&'static str, Box<dyn Fn() -> OwnedFd>)> {
+/// Makes a socket.
+type Maker = Box<dyn Fn() -> OwnedFd>;
+
+fn kinds() -> Vec<(&'static str, Maker)> {
     vec![
         (
             "udp",
