@@ -47,7 +47,7 @@ pub const BRIDGE: &str = "ums0";
 ///
 /// The two are the same where its own address was free. Where another service had it, the service has
 /// another address on the bridge, and its own inside, where it and its connections know no other: `eth0`
-/// translates between them (see [`inside::translation`]).
+/// translates between them (see `inside::translation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     /// On the system's bridge: where endpoints lead.
