@@ -17,8 +17,10 @@ mod descriptor;
 mod files;
 mod mapping;
 mod parse;
+mod place;
 mod process;
 mod socket;
+mod state;
 #[cfg(test)]
 mod test;
 mod unix;
@@ -40,6 +42,10 @@ pub fn understand(text: &str) {
     parse::mappings(text).for_each(drop);
     let _ = parse::rollup(text, "Anonymous");
     let _ = parse::established(text);
+    let _ = parse::timer_of_a_thread(text);
+    let _ = parse::open_files_max(text);
+    let _ = parse::with_queue(text, parse::Table::Netlink);
+    let _ = parse::with_queue(text, parse::Table::Udp);
     let _ = parse::inode_of(text, "socket");
     let _ = descriptor::kernel_object(text);
     let _ = descriptor::character_device(text, (1, 3));
@@ -139,15 +145,20 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         losses: Vec::new(),
     };
     let mut sockets = BTreeMap::new();
+    let mut deleted = place::Deleted::default();
     for process in &tree {
         let mounts = files::mounts(process.pid);
-        let found = descriptor::obstacles(process, &mounts, &mut sockets);
+        let found = descriptor::obstacles(process, &mounts, &mut sockets, &mut deleted);
         seen.obstacles.extend(found);
+        seen.obstacles.extend(state::obstacles(process));
         seen.obstacles.extend(mapping::obstacles(process));
         if seen.obstacles.len() >= OBSTACLES_MAX {
             break;
         }
     }
+    seen.obstacles.extend(state::sharing(&tree));
+    seen.obstacles.extend(deleted.obstacles());
+    seen.obstacles.extend(state::held_data(init, &sockets));
     seen.obstacles.extend(unix::obstacles(init, &sockets)?);
     deduplicate(&mut seen.obstacles);
     Ok(seen)

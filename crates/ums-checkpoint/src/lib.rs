@@ -9,13 +9,14 @@
 //!
 //! Architecture invariants: knows no orchestrator, no network protocol of ours and no saga; it is
 //! the only crate with unsafe code, and that is confined to [`uffd`], [`store`], [`criu::watch`],
-//! [`carry`], [`devices`], the session keyring and the passing of descriptors.
+//! [`carry`], [`devices`], [`kcmp`], the session keyring and the passing of descriptors.
 
 pub mod carry;
 pub mod cgroup;
 pub mod criu;
 pub mod devices;
 pub mod freezer;
+pub mod kcmp;
 pub mod keeper;
 mod keyring;
 mod link_remap;

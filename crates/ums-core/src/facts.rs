@@ -140,6 +140,34 @@ pub enum ObstacleKind {
     Socket,
     /// System V shared memory or another object attached from outside.
     SharedMemory,
+    /// A POSIX message queue (`mq_overview(7)`).
+    MessageQueue,
+    /// Memory that the kernel can't read (`memfd_secret(2)`).
+    SecretMemory,
+    /// A pipe in packet mode (O_DIRECT).
+    PacketPipe,
+    /// A lease of a file (F_SETLEASE).
+    FileLease,
+    /// A directory of a process below /proc.
+    ProcessDirectory,
+    /// A deleted file that is open, and too large for the images.
+    DeletedFile,
+    /// A program that was run from a file in memory.
+    MemoryProgram,
+    /// A process whose first thread has ended while others go on.
+    MainThread,
+    /// A POSIX timer that signals one thread (SIGEV_THREAD_ID).
+    ThreadTimer,
+    /// A limit of open files that leaves no room for CRIU.
+    DescriptorLimit,
+    /// Two processes in one address space (CLONE_VM, vfork).
+    SharedAddressSpace,
+    /// Two processes with one working directory, root and umask (CLONE_FS).
+    SharedPlaces,
+    /// A netlink socket with messages that were not read.
+    UnreadMessages,
+    /// A UDP socket that holds data back.
+    HeldData,
     /// A user whose processes' limits CRIU may not read.
     OtherUser,
 }

@@ -75,6 +75,10 @@ pub enum RefusalKind {
     Socket,
     /// The service has shared memory attached from outside.
     SharedMemory,
+    /// A process of the service is in a state that can't be carried.
+    Process,
+    /// A deleted file that the service has open is too large.
+    DeletedFile,
     /// The service runs as a user whose processes' limits CRIU may not read.
     OtherUser,
     /// The destination has a service of this name.

@@ -259,8 +259,9 @@ fn a_downtime_that_cannot_be_met() {
     remove(testbed);
 }
 
-/// Makes one kernel object that can't be carried, says so, and waits.
-const OBSTACLES: [(&str, &str, &str); 3] = [
+/// Name, what a Perl program does to have it (by numbers of x86-64's system calls), and what it is called
+/// when it is refused.
+const OBSTACLES: [(&str, &str, &str); 11] = [
     (
         "uring",
         "my $p = qq(\\0) x 120; my $fd = syscall(425, 8, $p);",
@@ -275,6 +276,45 @@ const OBSTACLES: [(&str, &str, &str); 3] = [
         "mptcp",
         "my $socket; my $fd = socket($socket, 2, 1, 262) ? fileno($socket) : undef;",
         "MPTCP socket",
+    ),
+    (
+        "mqueue",
+        "my $name = qq(queue\\0); my $fd = syscall(240, $name, 66, 384, 0);",
+        "POSIX message queue",
+    ),
+    ("secret", "my $fd = syscall(447, 0);", "secret memory"),
+    (
+        "packets",
+        "my $ends = pack('ii', 0, 0); my $fd = syscall(293, $ends, 040000);",
+        "packet mode",
+    ),
+    (
+        "lease",
+        "open(my $new, '>', '/leased') or die; close $new; open(my $file, '<', '/leased') or die; \
+         my $fd = syscall(72, fileno($file), 1024, 0);",
+        "lease of a file",
+    ),
+    (
+        "procdir",
+        "opendir(my $directory, '/proc/self') or die; my $fd = 0;",
+        "directory of a process below /proc",
+    ),
+    (
+        "timer",
+        "my $event = pack('Qiiix44', 0, 14, 4, syscall(186)); my $id = pack('i', 0); \
+         my $fd = syscall(222, 1, $event, $id);",
+        "SIGEV_THREAD_ID",
+    ),
+    (
+        "limit",
+        "my $limit = pack('QQ', 4, 4096); my $fd = syscall(160, 7, $limit);",
+        "RLIMIT_NOFILE",
+    ),
+    (
+        "netlink",
+        "socket(my $socket, 16, 3, 0) or die; my $ask = pack('LSSLLCx3', 20, 18, 0x301, 1, 0, 0); \
+         my $fd = defined(send($socket, $ask, 0)) ? 0 : -1;",
+        "netlink socket with messages",
     ),
 ];
 

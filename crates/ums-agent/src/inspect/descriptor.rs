@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 use ums_core::facts::{Obstacle, ObstacleKind};
 
 use super::parse::{self, inode_of};
+use super::place::{self, Deleted};
 use super::process::Process;
 use super::{obstacle, proc_file, proc_path, socket};
 
@@ -27,6 +29,7 @@ pub(super) fn obstacles(
     process: &Process,
     mounts: &BTreeSet<u32>,
     sockets: &mut BTreeMap<u64, i32>,
+    deleted: &mut Deleted,
 ) -> Vec<Obstacle> {
     let mut found = Vec::new();
     for number in numbers(process.pid) {
@@ -40,8 +43,12 @@ pub(super) fn obstacles(
             found.extend(socket::obstacle_of(&path, process.inner));
         } else if let Some((kind, detail)) = judge(&link, &metadata) {
             found.push(obstacle(kind, process.inner, detail));
-        } else if link.starts_with('/') && is_foreign(process.pid, &number, &link, mounts) {
-            found.push(obstacle(ObstacleKind::ForeignFile, process.inner, link));
+        } else if link.starts_with("pipe:") {
+            found.extend(pipe(process, &number));
+        } else if link.starts_with('/') {
+            deleted.note(&link, &metadata, process.inner);
+            let kind = file(process, (&number, &path), (&link, &metadata), mounts);
+            found.extend(kind.map(|kind| obstacle(kind, process.inner, link)));
         }
     }
     found
@@ -100,12 +107,30 @@ pub(super) fn character_device(path: &str, device: (u64, u64)) -> Option<Obstacl
     }
 }
 
-fn is_foreign(pid: i32, number: &str, link: &str, mounts: &BTreeSet<u32>) -> bool {
+/// A pipe that keeps the writes apart (O_DIRECT).
+fn pipe(process: &Process, number: &str) -> Option<Obstacle> {
+    let info = proc_file(process.pid, &format!("fdinfo/{number}"))?;
+    let packets = parse::descriptor_info(&info)?.direct;
+    let what = format!("descriptor {number}");
+    packets.then(|| obstacle(ObstacleKind::PacketPipe, process.inner, what))
+}
+
+/// What is wrong with a descriptor that has a path.
+fn file(
+    process: &Process,
+    (number, path): (&str, &Path),
+    (link, metadata): (&str, &Metadata),
+    mounts: &BTreeSet<u32>,
+) -> Option<ObstacleKind> {
+    let text = proc_file(process.pid, &format!("fdinfo/{number}"))?;
+    let info = parse::descriptor_info(&text)?;
     // A file of memory only has no place.
-    if link.starts_with("/memfd:") || mounts.is_empty() {
-        return false;
+    let has_a_place = !link.starts_with("/memfd:") && !mounts.is_empty();
+    if has_a_place && !mounts.contains(&info.mount) {
+        return Some(place::foreign(path));
     }
-    let info = proc_file(pid, &format!("fdinfo/{number}"));
-    info.and_then(|text| parse::descriptor_info(&text))
-        .is_some_and(|info| !mounts.contains(&info.mount))
+    if metadata.is_dir() && place::is_of_a_process(link) {
+        return Some(ObstacleKind::ProcessDirectory);
+    }
+    parse::has_lease(&text).then_some(ObstacleKind::FileLease)
 }

@@ -55,11 +55,15 @@ pub(super) fn mount_ids(text: &str) -> BTreeSet<u32> {
 pub(super) struct DescriptorInfo {
     pub mount: u32,
     pub writable: bool,
+    /// O_DIRECT: of a pipe, that each write is read by itself.
+    pub direct: bool,
 }
 
 pub(super) fn descriptor_info(text: &str) -> Option<DescriptorInfo> {
     const ACCESS_MODE: u32 = 0o3;
     const PATH_ONLY: u32 = 0o10_000_000;
+    // The machine's own number: it is another one on arm64.
+    const DIRECT: u32 = nix::libc::O_DIRECT as u32;
     let field = |name: &str| {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -70,7 +74,60 @@ pub(super) fn descriptor_info(text: &str) -> Option<DescriptorInfo> {
     Some(DescriptorInfo {
         mount: field("mnt_id")?.parse().ok()?,
         writable,
+        direct: flags & DIRECT != 0,
     })
+}
+
+/// Whether `/proc/PID/fdinfo/N` tells of a lease (`fcntl(2)`, F_SETLEASE).
+pub(super) fn has_lease(text: &str) -> bool {
+    let lock = |line: &str| {
+        line.strip_prefix("lock:")?
+            .split_whitespace()
+            .nth(1)
+            .map(str::to_owned)
+    };
+    text.lines().filter_map(lock).any(|kind| kind == "LEASE")
+}
+
+/// The thread that a timer of `/proc/PID/timers` signals (SIGEV_THREAD_ID), if there is such a timer.
+pub(super) fn timer_of_a_thread(text: &str) -> Option<i32> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("notify:"));
+    lines.find_map(|line| line.split_once("/tid.")?.1.trim().parse().ok())
+}
+
+/// The soft limit of open files in `/proc/PID/limits`; `u64::MAX` when there is none.
+pub(super) fn open_files_max(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let rest = lines.find_map(|line| line.strip_prefix("Max open files"))?;
+    match rest.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        limit => limit.parse().ok(),
+    }
+}
+
+/// Tables of sockets below `/proc/PID/net`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Table {
+    /// `netlink`: the bytes that wait to be read are asked for.
+    Netlink,
+    /// `udp` and its like: the bytes that wait to be sent.
+    Udp,
+}
+
+/// Inode numbers of the sockets of a table whose queue is not empty.
+pub(super) fn with_queue(text: &str, table: Table) -> Vec<u64> {
+    let waits = |column: &str| match table {
+        Table::Netlink => column.parse().is_ok_and(|bytes: u64| bytes > 0),
+        Table::Udp => column
+            .split_once(':')
+            .and_then(|(sent, _)| u64::from_str_radix(sent, 16).ok())
+            .is_some_and(|bytes| bytes > 0),
+    };
+    let inode = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        waits(columns.get(4)?).then(|| columns.get(9)?.parse().ok())?
+    };
+    text.lines().skip(1).filter_map(inode).collect()
 }
 
 /// One line of `/proc/PID/maps` that has a path or a name.
@@ -169,6 +226,37 @@ mod test {
          CapEff:\t00000000a80425fb\n";
 
     #[test]
+    fn leases_timers_and_limits() {
+        let info =
+            "pos:\t0\nflags:\t02120000\nlock:\t1: LEASE  ACTIVE    READ 25378 fe:00:1 0 EOF\n";
+        assert!(has_lease(info));
+        assert!(!has_lease(&info.replace("LEASE ", "FLOCK ")));
+        let timers = "ID: 0\nsignal: 14/0\nnotify: signal/pid.7\nClockID: 1\n";
+        assert_eq!(timer_of_a_thread(timers), None);
+        assert_eq!(
+            timer_of_a_thread(&timers.replace("pid.7", "tid.9")),
+            Some(9)
+        );
+        let limits = "Max open files            1024                 4096     files\n";
+        assert_eq!(open_files_max(limits), Some(1024));
+        assert_eq!(
+            open_files_max(&limits.replace("1024", "unlimited")),
+            Some(u64::MAX)
+        );
+    }
+
+    #[test]
+    fn queues_of_sockets() {
+        let netlink = "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n\
+             0 0 7 00000001 768 0 0 2 0 41\n0 0 8 0 0 0 0 2 0 42\n";
+        assert_eq!(with_queue(netlink, Table::Netlink), [41]);
+        let udp = "sl local_address rem_address st tx_queue rx_queue\n\
+             1: 0100007F:1C21 00000000:0000 07 00000301:00000000 00:00000000 00000000 0 0 51 2 0 0\n\
+             2: 0100007F:1C22 00000000:0000 07 00000000:00000301 00:00000000 00000000 0 0 52 2 0 0\n";
+        assert_eq!(with_queue(udp, Table::Udp), [51]);
+    }
+
+    #[test]
     fn a_status() {
         let expected = Status {
             state: 'S',
@@ -199,21 +287,24 @@ mod test {
             info("0100000"),
             Some(DescriptorInfo {
                 mount: 17,
-                writable: false
+                writable: false,
+                direct: false,
             })
         );
         assert_eq!(
             info("0100001"),
             Some(DescriptorInfo {
                 mount: 17,
-                writable: true
+                writable: true,
+                direct: false,
             })
         );
         assert_eq!(
             info("0102002"),
             Some(DescriptorInfo {
                 mount: 17,
-                writable: true
+                writable: true,
+                direct: false,
             })
         );
         assert!(

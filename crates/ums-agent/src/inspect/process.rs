@@ -45,6 +45,13 @@ pub(super) struct Process {
     status: Status,
 }
 
+impl Process {
+    /// Whether the first thread has ended and others go on.
+    pub(super) fn main_thread_ended(&self) -> bool {
+        self.status.state == 'Z' && self.threads > 1
+    }
+}
+
 /// The processes in the PID namespace of `init` and in those nested in it, `init` first.
 pub(super) fn tree(init: i32) -> Result<Vec<Process>, InspectError> {
     let namespace = namespace(init, "pid").ok_or(InspectError::Gone(init))?;

@@ -87,6 +87,7 @@ fn loss(Loss { kind, pid, detail }: &Loss, more: usize) -> Refusal {
     )
 }
 
+/// A table: the kind, what it is, what to do.
 fn obstacle(obstacle: &Obstacle) -> Refusal {
     let Obstacle { kind, pid, detail } = obstacle;
     let (kind, what, remedy) = match kind {
@@ -124,6 +125,80 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             RefusalKind::SharedMemory,
             "has shared memory attached that lies outside the container",
             "let the container have an IPC namespace of its own, and its memory made inside",
+        ),
+        ObstacleKind::MessageQueue => (
+            RefusalKind::Descriptor,
+            "has a POSIX message queue open, which CRIU can't carry",
+            "let the service close it (`mq_close`) before the migration, or use a System V message \
+             queue or a socket",
+        ),
+        ObstacleKind::SecretMemory => (
+            RefusalKind::Descriptor,
+            "has secret memory (`memfd_secret`), which nobody but the process itself can read",
+            "turn secret memory off in the service's own settings",
+        ),
+        ObstacleKind::PacketPipe => (
+            RefusalKind::Descriptor,
+            "has a pipe in packet mode (O_DIRECT), which CRIU can't carry",
+            "let the service use a plain pipe or a seqpacket socket",
+        ),
+        ObstacleKind::FileLease => (
+            RefusalKind::Descriptor,
+            "holds a lease of a file (F_SETLEASE), which can't be taken again at the destination",
+            "turn leases off in the service's own settings (Samba: `kernel oplocks = no`)",
+        ),
+        ObstacleKind::ProcessDirectory => (
+            RefusalKind::Descriptor,
+            "has a directory of a process below /proc open, which is another one at the destination",
+            "let the service close it before the migration",
+        ),
+        ObstacleKind::DeletedFile => (
+            RefusalKind::DeletedFile,
+            "has deleted files open that are too large for a checkpoint",
+            "let the service close or empty them (a log that was rotated: let it open its log again)",
+        ),
+        ObstacleKind::MemoryProgram => (
+            RefusalKind::Process,
+            "runs a program that lies in memory only (memfd), which can't be opened at the \
+             destination",
+            "run it from a file of the service",
+        ),
+        ObstacleKind::MainThread => (
+            RefusalKind::Process,
+            "has ended its first thread while others go on, which CRIU can't carry",
+            "let the service's first thread wait for the others instead of ending (`pthread_exit`)",
+        ),
+        ObstacleKind::ThreadTimer => (
+            RefusalKind::Process,
+            "has a POSIX timer that signals one thread (SIGEV_THREAD_ID), which CRIU can't carry",
+            "let the service delete it (a profiler uses such timers: stop it), or use timerfd",
+        ),
+        ObstacleKind::DescriptorLimit => (
+            RefusalKind::Process,
+            "may open too few files for CRIU to look at it (RLIMIT_NOFILE)",
+            "raise its soft limit (`prlimit --pid PID --nofile=1024:`), or let it close some",
+        ),
+        ObstacleKind::SharedAddressSpace => (
+            RefusalKind::Process,
+            "shares its memory with another process (CLONE_VM, or a `vfork` that is under way), \
+             which CRIU can't carry",
+            "wait until a `vfork` is over and ask again, or let the service use threads or `fork`",
+        ),
+        ObstacleKind::SharedPlaces => (
+            RefusalKind::Process,
+            "shares its working directory and umask with another process (CLONE_FS), which CRIU \
+             can't carry",
+            "let the service start it with `fork`, or end it before the migration",
+        ),
+        ObstacleKind::UnreadMessages => (
+            RefusalKind::Socket,
+            "holds a socket whose messages CRIU can't take out",
+            "let the service read them and ask again, or close the socket before the migration",
+        ),
+        ObstacleKind::HeldData => (
+            RefusalKind::Socket,
+            "holds a socket whose data CRIU can't take out",
+            "let the service send what it holds back and ask again",
         ),
         ObstacleKind::OtherUser => (
             RefusalKind::OtherUser,

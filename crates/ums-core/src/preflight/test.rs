@@ -198,6 +198,20 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::Socket, RefusalKind::Socket),
         (ObstacleKind::SharedMemory, RefusalKind::SharedMemory),
         (ObstacleKind::OtherUser, RefusalKind::OtherUser),
+        (ObstacleKind::MessageQueue, RefusalKind::Descriptor),
+        (ObstacleKind::SecretMemory, RefusalKind::Descriptor),
+        (ObstacleKind::PacketPipe, RefusalKind::Descriptor),
+        (ObstacleKind::FileLease, RefusalKind::Descriptor),
+        (ObstacleKind::ProcessDirectory, RefusalKind::Descriptor),
+        (ObstacleKind::DeletedFile, RefusalKind::DeletedFile),
+        (ObstacleKind::MemoryProgram, RefusalKind::Process),
+        (ObstacleKind::MainThread, RefusalKind::Process),
+        (ObstacleKind::ThreadTimer, RefusalKind::Process),
+        (ObstacleKind::DescriptorLimit, RefusalKind::Process),
+        (ObstacleKind::SharedAddressSpace, RefusalKind::Process),
+        (ObstacleKind::SharedPlaces, RefusalKind::Process),
+        (ObstacleKind::UnreadMessages, RefusalKind::Socket),
+        (ObstacleKind::HeldData, RefusalKind::Socket),
     ];
     for (obstacle, kind) in pairs {
         let detail = "what was seen".to_owned();

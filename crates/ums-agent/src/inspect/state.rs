@@ -1,0 +1,118 @@
+//! States of processes that CRIU refuses: known from `/proc` and `kcmp(2)` before anything is frozen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use ums_checkpoint::kcmp::{self, Shared};
+use ums_core::facts::{Obstacle, ObstacleKind};
+
+use super::process::Process;
+use super::{obstacle, parse, proc_file, proc_path};
+
+/// Descriptors that CRIU opens inside of a process while it looks at it.
+const DESCRIPTORS_NEEDED: u64 = 3;
+
+/// How often, and how far apart, something is looked at that is over in a moment where all is well.
+const PATIENCE: (u32, Duration) = (5, Duration::from_millis(20));
+
+/// What one process is.
+pub(super) fn obstacles(process: &Process) -> Vec<Obstacle> {
+    let (pid, inner) = (process.pid, process.inner);
+    let mut found = Vec::new();
+    if process.main_thread_ended() {
+        let what = format!("{} threads of it go on", process.threads - 1);
+        found.push(obstacle(ObstacleKind::MainThread, inner, what));
+    }
+    let program = fs::read_link(proc_path(pid, "exe")).unwrap_or_default();
+    let program = program.to_string_lossy();
+    if program.starts_with("/memfd:") {
+        found.push(obstacle(ObstacleKind::MemoryProgram, inner, program));
+    }
+    let timers = proc_file(pid, "timers").unwrap_or_default();
+    if let Some(thread) = parse::timer_of_a_thread(&timers) {
+        let what = format!("its signal goes to thread {thread}");
+        found.push(obstacle(ObstacleKind::ThreadTimer, inner, what));
+    }
+    found.extend(descriptors_are_short(process));
+    found
+}
+
+/// CRIU's own code inside of the process opens some descriptors.
+fn descriptors_are_short(process: &Process) -> Option<Obstacle> {
+    let limit = parse::open_files_max(&proc_file(process.pid, "limits")?)?;
+    let open = super::descriptor::numbers(process.pid);
+    let numbers = open.iter().filter_map(|number| number.parse::<u64>().ok());
+    let below = numbers.filter(|number| *number < limit).count() as u64;
+    let what = format!("{below} of {limit} are open, and {DESCRIPTORS_NEEDED} more are needed");
+    (limit - below.min(limit) < DESCRIPTORS_NEEDED)
+        .then(|| obstacle(ObstacleKind::DescriptorLimit, process.inner, what))
+}
+
+/// What processes have in common that CRIU makes for each alone (its `dump_task_kobj_ids` refuses it).
+/// A `vfork` is over in a moment, mostly: looked at again.
+pub(super) fn sharing(tree: &[Process]) -> Vec<Obstacle> {
+    let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
+    let inner: BTreeMap<i32, i32> = tree
+        .iter()
+        .map(|process| (process.pid, process.inner))
+        .collect();
+    let mut found = Vec::new();
+    for (what, kind) in [
+        (Shared::Memory, ObstacleKind::SharedAddressSpace),
+        (Shared::Places, ObstacleKind::SharedPlaces),
+    ] {
+        for (other, pid) in lasting(|| kcmp::pairs(&pids, what).into_iter().collect()) {
+            let detail = format!("with process {}", inner[&other]);
+            found.push(obstacle(kind, inner[&pid], detail));
+        }
+    }
+    found
+}
+
+/// Data that CRIU can't take out of sockets. `sockets`: inode number → process id in the service.
+pub(super) fn held_data(init: i32, sockets: &BTreeMap<u64, i32>) -> Vec<Obstacle> {
+    let read = |name: &str| proc_file(init, name).unwrap_or_default();
+    let own = |inodes: Vec<u64>| -> BTreeSet<u64> {
+        let own = inodes.into_iter();
+        own.filter(|inode| sockets.contains_key(inode)).collect()
+    };
+    let unread = lasting(|| {
+        own(parse::with_queue(
+            &read("net/netlink"),
+            parse::Table::Netlink,
+        ))
+    });
+    let corked = lasting(|| {
+        let texts = [read("net/udp"), read("net/udp6"), read("net/udplite")];
+        let found = texts
+            .iter()
+            .flat_map(|text| parse::with_queue(text, parse::Table::Udp));
+        own(found.collect())
+    });
+    let unread = unread.into_iter().map(|inode| {
+        let what = "netlink socket with messages that it has not read";
+        obstacle(ObstacleKind::UnreadMessages, sockets[&inode], what)
+    });
+    let corked = corked.into_iter().map(|inode| {
+        let what = "UDP socket that holds data back (UDP_CORK, MSG_MORE)";
+        obstacle(ObstacleKind::HeldData, sockets[&inode], what)
+    });
+    unread.chain(corked).collect()
+}
+
+/// What is there each time that one looks.
+fn lasting<T: Ord>(look: impl Fn() -> BTreeSet<T>) -> BTreeSet<T> {
+    let (times, pause) = PATIENCE;
+    let mut found = look();
+    for _ in 1..times {
+        if found.is_empty() {
+            break;
+        }
+        thread::sleep(pause);
+        let again = look();
+        found.retain(|one| again.contains(one));
+    }
+    found
+}
