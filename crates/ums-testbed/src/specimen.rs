@@ -1,8 +1,8 @@
-//! Specimens: small services, each of which is in one state that memory can be in and checks it
+//! Specimens: small services, each of which is in one state that a process can be in and checks it
 //! itself, over and over, wherever it runs.
 //!
 //! They are C programs, compiled when they are needed: such states (mappings with flags of their own,
-//! moved and given back at any time) are made by raw system calls, and unsafe code has no place here.
+//! stopped children) are made by raw system calls, and unsafe code has no place here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -41,4 +41,11 @@ pub const ALL: &[Specimen] = &[
         arguments: &["32"],
         memory: None,
     },
+    Specimen {
+        name: "stopped",
+        program: "stopped",
+        source: include_str!("../../specimens/stopped.c"),
+        arguments: &[],
+        memory: None,
+    },
 ];

@@ -142,6 +142,12 @@ const MEMORY: &[Row] = &[
 
 const PROCESSES: &[Row] = &[
     row(
+        "child stopped by SIGSTOP, by SIGTSTP",
+        Carried,
+        "stays stopped, goes on with SIGCONT, its parent is told",
+        Specimen("stopped"),
+    ),
+    row(
         "process ids and monotonic clocks",
         Carried,
         "PID and time namespaces",
