@@ -89,10 +89,10 @@ fn pair() -> (OwnedFd, OwnedFd) {
     (client.into(), served.into())
 }
 
-/// Kinds of sockets, each made afresh.
 /// Makes a socket.
 type Maker = Box<dyn Fn() -> OwnedFd>;
 
+/// Kinds of sockets, each made afresh.
 fn kinds() -> Vec<(&'static str, Maker)> {
     vec![
         (
