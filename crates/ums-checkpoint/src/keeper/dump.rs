@@ -251,7 +251,8 @@ fn explain(shared: &Shared, error: &swrk::Error, untraced: &[Task], bound: Durat
     )
 }
 
-/// Gives up a dump that is under way. The service runs on when this returns.
+/// Gives up a dump that is under way: the service runs on then. One that was complete before stays
+/// complete, and the service frozen, for [`thaw`] to let it run.
 pub(super) fn cut(shared: &Arc<Shared>) -> Result<(), String> {
     shared.update(|state| {
         if state.phase == Phase::Dumping {

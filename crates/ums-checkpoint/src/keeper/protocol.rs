@@ -84,7 +84,8 @@ pub enum Request {
     /// Checkpoint it. Descriptors: images directory, page-server socket, and a [`gate`](super::gate)
     /// if somebody has to act at the moment of the freeze.
     Dump(DumpRequest),
-    /// Give up a checkpoint that is under way, and let the service run on. Returns when it does.
+    /// Give up a checkpoint that is under way, and let the service run on. Returns when none is under
+    /// way any more; one that is complete stays so.
     Cut,
     /// Let it run on after a freeze.
     Thaw,
