@@ -94,7 +94,7 @@ impl Freezer {
                 return Ok(());
             }
             self.thaw()?;
-            if Instant::now() > end {
+            if Instant::now() + VFORK_PAUSE >= end {
                 let text = format!(
                     "{}; a vfork(2) that lasts can't be moved",
                     stuck::describe(&waiting)

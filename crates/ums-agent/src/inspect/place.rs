@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::statfs::statfs;
+use ums_checkpoint::keeper::GHOST_LIMIT;
 use ums_core::facts::{Obstacle, ObstacleKind};
 
 use super::obstacle;
@@ -16,7 +17,7 @@ const MESSAGE_QUEUE: i64 = 0x1980_0202;
 const SECRET_MEMORY: i64 = 0x5345_434d;
 
 /// The largest deleted file that a checkpoint carries (CRIU's `ghost-limit`), bytes.
-const DELETED_MAX: u64 = 256 << 20;
+const DELETED_MAX: u64 = GHOST_LIMIT as u64;
 /// What all of them may have together, bytes: the images of a checkpoint lie in memory, at most 1 GiB of
 /// them, and hold other things too.
 const ALL_DELETED_MAX: u64 = 960 << 20;

@@ -24,8 +24,8 @@ use crate::{carry, link_remap, watches};
 const LOG_NAME: &str = "dump.log";
 /// Lines of CRIU's log in an error message.
 pub(super) const LOG_LINES: usize = 12;
-/// Deleted but open files are carried up to this size, bytes.
-pub(super) const GHOST_LIMIT: u32 = 256 << 20;
+/// Deleted but open files are carried up to this size each, bytes.
+pub const GHOST_LIMIT: u32 = 256 << 20;
 /// Key of the network namespace in the images.
 pub(super) const NETNS_KEY: &str = "ums-netns";
 /// How long a dump that is cut off may take to end.

@@ -31,4 +31,5 @@ pub mod protocol;
 mod restore;
 mod server;
 
+pub use dump::GHOST_LIMIT;
 pub use server::{processes_max, run};
