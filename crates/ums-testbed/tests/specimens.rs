@@ -1,4 +1,4 @@
-//! Services with memory in every state that is listed in `ums_testbed::specimen` are moved there and
+//! Services in every state that is listed in `ums_testbed::specimen` are moved there and
 //! back, at once and after a while, and find it as it was.
 
 mod common;
@@ -25,8 +25,8 @@ fn moves(testbed: &Testbed, specimen: &Specimen) -> anyhow::Result<()> {
 }
 
 #[test]
-fn memory_of_every_shape_is_the_same_after_moves() {
-    let test = "memory_of_every_shape_is_the_same_after_moves";
+fn every_specimen_is_the_same_after_moves() {
+    let test = "every_specimen_is_the_same_after_moves";
     let Some(testbed) = systems(test, RATE_MBIT) else {
         return;
     };

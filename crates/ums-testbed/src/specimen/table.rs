@@ -48,4 +48,18 @@ pub const ALL: &[Specimen] = &[
         arguments: &[],
         memory: None,
     },
+    Specimen {
+        name: "options",
+        program: "options",
+        source: include_str!("../../specimens/options.c"),
+        arguments: &[],
+        memory: None,
+    },
+    Specimen {
+        name: "timers",
+        program: "timers",
+        source: include_str!("../../specimens/timers.c"),
+        arguments: &[],
+        memory: None,
+    },
 ];

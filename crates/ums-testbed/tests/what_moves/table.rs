@@ -196,6 +196,12 @@ const FILES: &[Row] = &[
 
 const CONNECTIONS: &[Row] = &[
     row(
+        "options of sockets: UDP, TCP that listens, is connected, or is fresh",
+        Carried,
+        "read in the freeze, and set again before the first instruction where they differ",
+        Specimen("options"),
+    ),
+    row(
         "TCP and UDP with clients",
         Carried,
         "packets are held, then led through a tunnel",
@@ -252,6 +258,12 @@ const CONNECTIONS: &[Row] = &[
 ];
 
 const OBJECTS: &[Row] = &[
+    row(
+        "timers behind descriptors (timerfd): periodic and unread, set to a moment",
+        Carried,
+        "set again before the first instruction, to the moment that is due",
+        Specimen("timers"),
+    ),
     row(
         "io_uring instance, Landlock ruleset",
         Refused,
