@@ -8,6 +8,7 @@ mod bundle;
 mod check;
 mod fuzz;
 mod paths;
+mod previous;
 mod run;
 mod self_test;
 mod setup;

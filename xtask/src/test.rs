@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{bundle, paths, run, show};
+use crate::{bundle, paths, previous, run, show};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -37,6 +37,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     fs::write(&skip_log, "").with_context(|| format!("cannot empty {}", skip_log.display()))?;
     let mut variables = show::environment(&bundle, &bin);
     variables.push(("UMS_SKIP_LOG", skip_log.clone().into()));
+    if let Some(directory) = previous::ensure()? {
+        variables.push(("UMS_PREVIOUS_BIN_DIR", directory.into()));
+    }
     if args.long {
         variables.push(("UMS_TEST_LONG", "1".into()));
     }

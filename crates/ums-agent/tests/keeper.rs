@@ -1,6 +1,6 @@
 //! The C/R module with real CRIU and runc: one container held by keepers on one node.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use std::io::Read;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use ums_checkpoint::criu::page_server::{self, PAGE_LEN};
 use ums_checkpoint::keeper::client::Keeper;
 use ums_checkpoint::keeper::protocol::{
     CheckpointInfo, Connections, DumpRequest, FREEZE_MS, INDEX_NAME, INFO_NAME, KeeperConfig,
-    Phase, Request, RestoreRequest, Status,
+    PROTOCOL, Phase, Reply, Request, RestoreRequest, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
+use ums_checkpoint::message;
 use ums_checkpoint::store::{PageStore, Stored, index};
 
 /// No connection is open here.
@@ -733,4 +735,33 @@ fn a_process_that_a_signal_has_stopped_stays_stopped_and_goes_on_when_it_is_told
     for keeper in [source, destination] {
         keeper.call(&Request::Quit, &[]).unwrap();
     }
+}
+
+/// An agent of a later release asks for what this one's keepers don't know.
+#[test]
+fn a_keeper_answers_what_it_does_not_understand() {
+    let Some(bundle) = bundle() else {
+        return skip(
+            "a_keeper_answers_what_it_does_not_understand",
+            "no C/R bundle",
+        );
+    };
+    let root = rootfs();
+    let place = Place::new(&bundle, root.path(), "asked");
+    let keeper = place.start();
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    let address = UnixAddr::new(&place.config.socket).unwrap();
+    connect(socket.as_raw_fd(), &address).unwrap();
+    message::send(socket.as_fd(), &"Dance", &[]).unwrap();
+    let answer = message::receive::<Reply>(socket.as_fd()).unwrap();
+    let Some((Reply::Failed { reason, status }, _)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(reason.contains("earlier release"), "{reason}");
+    assert_eq!(status.protocol, PROTOCOL);
+    message::send(socket.as_fd(), &Request::Status, &[]).unwrap();
+    let answer = message::receive::<Reply>(socket.as_fd()).unwrap();
+    assert!(matches!(answer, Some((Reply::Done(_), _))), "{answer:?}");
+    keeper.call(&Request::Quit, &[]).unwrap();
 }

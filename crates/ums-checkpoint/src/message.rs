@@ -50,6 +50,17 @@ pub fn send<T: Serialize>(
 pub fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    match receive_any(socket)? {
+        Some((message, fds)) => Ok(Some((message?, fds))),
+        None => Ok(None),
+    }
+}
+
+/// A message, or why it was not understood, and the descriptors that came with it.
+pub type Received<T> = (Result<T, serde_json::Error>, Vec<OwnedFd>);
+
+/// The same, for who has an answer also to what it does not understand.
+pub fn receive_any<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<Received<T>>> {
     let mut bytes = vec![0; MESSAGE_LEN_MAX];
     let mut space = nix::cmsg_space!([i32; FDS_MAX]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -74,7 +85,7 @@ pub fn receive<T: DeserializeOwned>(
     if len == 0 {
         return Ok(None);
     }
-    Ok(Some((serde_json::from_slice(&bytes[..len])?, fds)))
+    Ok(Some((serde_json::from_slice(&bytes[..len]), fds)))
 }
 
 /// Receives one descriptor that comes with a byte or with nothing, as CRIU's helpers send it.

@@ -354,6 +354,7 @@ fn keeper(corpora: &Corpora) -> Done {
         corpora.put_json(&["keeper"], name, &request)?;
     }
     let status = Status {
+        protocol: protocol::PROTOCOL,
         phase: Phase::Dead { code: 137 },
         keeper_pid: 70,
         netns_fd: 5,

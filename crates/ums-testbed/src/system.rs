@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::namespace::{Layout, Namespace};
-use crate::tools::{Tools, children_of, wait_for};
+use crate::tools::{PROGRAMS, Tools, children_of, wait_for};
 
 /// Port of the Coordinator for its peers.
 pub const PEER_PORT: u16 = 7443;
@@ -77,6 +77,22 @@ impl System {
     /// Lines for its configuration, beside what it needs; to be given before its Coordinator starts.
     pub fn set(&mut self, settings: &str) {
         settings.clone_into(&mut self.settings);
+    }
+
+    /// Gives it programs of its own, copied from a directory, or replaces those that it has, as a
+    /// package does: a file at the same path, while programs run from the one before. To be called
+    /// the first time before its Coordinator starts.
+    pub fn install(&mut self, from: &Path) -> Result<()> {
+        let bin = self.directory.join("bin");
+        std::fs::create_dir_all(&bin)?;
+        for program in PROGRAMS {
+            let (staged, place) = (bin.join(format!(".{program}")), bin.join(program));
+            std::fs::copy(from.join(program), &staged)
+                .and_then(|_| std::fs::rename(&staged, &place))
+                .with_context(|| format!("cannot install {}", place.display()))?;
+        }
+        self.tools = self.tools.with_bin_dir(bin);
+        Ok(())
     }
 
     /// Its name, which is the name in its certificate.

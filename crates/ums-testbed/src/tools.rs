@@ -14,6 +14,9 @@ const TAIL_LINES: usize = 20;
 /// How often a condition is looked at: short beside what is measured, long beside its cost.
 const POLL: Duration = Duration::from_millis(5);
 
+/// The programs under test.
+pub(crate) const PROGRAMS: [&str; 3] = ["ums", "ums-agent", "ums-frontman"];
+
 /// Where the programs under test and the checkpoint/restore bundle lie.
 #[derive(Debug, Clone)]
 pub struct Tools {
@@ -32,6 +35,17 @@ impl Tools {
             bin_dir: std::path::absolute(bin_dir)?,
             bundle: std::path::absolute(bundle)?,
         })
+    }
+
+    /// Where the programs of the previous release are, if `cargo xtask test` could build them.
+    pub fn previous() -> Option<PathBuf> {
+        std::env::var_os("UMS_PREVIOUS_BIN_DIR").map(PathBuf::from)
+    }
+
+    /// The same, with the programs under test in another directory.
+    pub(crate) fn with_bin_dir(&self, bin_dir: PathBuf) -> Self {
+        let bundle = self.bundle.clone();
+        Self { bin_dir, bundle }
     }
 
     /// Directory of `ums`, `ums-agent` and the others.
@@ -84,8 +98,7 @@ impl Tools {
                 "no checkpoint/restore bundle at {at}: run `cargo xtask bundle`"
             ));
         }
-        let needed = ["ums", "ums-agent", "ums-frontman"];
-        let missing: Vec<&str> = needed
+        let missing: Vec<&str> = PROGRAMS
             .into_iter()
             .filter(|name| !self.bin_dir.join(name).exists())
             .collect();

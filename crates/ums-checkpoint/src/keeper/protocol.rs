@@ -1,4 +1,10 @@
 //! What an agent asks of a keeper.
+//!
+//! A keeper outlives the agent that started it, and the release that it is of: a later agent talks to
+//! it. So each answer tells the version of the protocol; what a later version adds to an answer or to an
+//! image is passed over by who does not know it and has a default for who misses it; and a request that
+//! a keeper does not understand is answered, not cut off. A request that an earlier keeper would
+//! misunderstand, because it passes over what matters, needs a new name.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,6 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::carry::Lost;
 use crate::criu::page_server::PageOwner;
+
+/// Version of this protocol. 1 hangs up on what it does not understand, and does not tell its version.
+pub const PROTOCOL: u32 = 2;
+
+fn first_protocol() -> u32 {
+    1
+}
 
 /// What a keeper is started with; it does not change while it lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +76,6 @@ pub const INFO_NAME: &str = "ums-checkpoint.json";
 
 /// What the destination's keeper has to know of the source's container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CheckpointInfo {
     /// CRIU's names of the pipes that are standard output and standard error.
     pub stdio: Vec<String>,
@@ -161,6 +173,9 @@ pub enum Reply {
 /// What a keeper knows of its container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
+    /// The version of the protocol that the keeper speaks: [`PROTOCOL`] of its release.
+    #[serde(default = "first_protocol")]
+    pub protocol: u32,
     /// What the container is doing.
     pub phase: Phase,
     /// The keeper's process id.
@@ -204,4 +219,36 @@ pub enum Phase {
         /// Exit code, or 128 plus the signal.
         code: i32,
     },
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    /// What a keeper of the first version answers.
+    const FIRST: &str = r#"{"Done":{"phase":"Running","keeper_pid":7,"netns_fd":5,"init_pid":9,
+        "pages_missing":0,"frozen_at_ns":null,"dumped_at_ns":null,"resumed_at_ns":1,"restore_us":2}}"#;
+
+    #[test]
+    fn an_earlier_keeper_is_understood() {
+        let Reply::Done(status) = serde_json::from_str(FIRST).unwrap() else {
+            panic!("it is done");
+        };
+        assert_eq!((status.protocol, status.phase), (1, Phase::Running));
+    }
+
+    #[test]
+    fn what_a_later_release_adds_is_passed_over() {
+        let later = FIRST.replace(
+            "\"phase\"",
+            "\"mood\":{\"good\":true},\"protocol\":9,\"phase\"",
+        );
+        let Reply::Done(status) = serde_json::from_str(&later).unwrap() else {
+            panic!("it is done");
+        };
+        assert_eq!((status.protocol, status.phase), (9, Phase::Running));
+        let info = r#"{"stdio":["pipe:[1]"],"owners":[],"weather":"fine"}"#;
+        let info: CheckpointInfo = serde_json::from_str(info).unwrap();
+        assert_eq!(info.stdio, ["pipe:[1]"]);
+    }
 }

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 
 use super::container::{self, Container};
-use super::protocol::{KeeperConfig, Phase, Reply, Request, Status};
+use super::protocol::{KeeperConfig, PROTOCOL, Phase, Reply, Request, Status};
 use super::{dump, guard, restore};
 use crate::carry::Lost;
 use crate::criu::watch::Killer;
@@ -112,6 +112,7 @@ impl Shared {
     pub(super) fn status(&self) -> Status {
         let state = self.state();
         Status {
+            protocol: PROTOCOL,
             phase: state.phase.clone(),
             keeper_pid: std::process::id() as i32,
             netns_fd: self.container.netns.as_raw_fd(),
@@ -257,9 +258,12 @@ impl Drop for Place {
 }
 
 fn serve_connection(connection: &OwnedFd, shared: &Arc<Shared>) {
-    while let Ok(Some((request, fds))) = message::receive::<Request>(connection.as_fd()) {
-        let quit = request == Request::Quit;
-        let reply = match serve(request, fds, shared) {
+    while let Ok(Some((request, fds))) = message::receive_any::<Request>(connection.as_fd()) {
+        let quit = matches!(request, Ok(Request::Quit));
+        let served = request
+            .map_err(|error| not_understood(&error))
+            .and_then(|request| serve(request, fds, shared));
+        let reply = match served {
             Ok(()) => Reply::Done(shared.status()),
             Err(reason) => Reply::Failed {
                 reason,
@@ -275,6 +279,15 @@ fn serve_connection(connection: &OwnedFd, shared: &Arc<Shared>) {
             break;
         }
     }
+}
+
+/// An agent of a later release asks for what there was not when this keeper was started.
+fn not_understood(error: &serde_json::Error) -> String {
+    format!(
+        "the service's keeper is of an earlier release (version {PROTOCOL} of its protocol) and does not \
+         know what is asked of it ({error}): the service goes on, and gets a new keeper when it is \
+         started again"
+    )
 }
 
 fn serve(request: Request, fds: Vec<OwnedFd>, shared: &Arc<Shared>) -> Result<(), String> {
