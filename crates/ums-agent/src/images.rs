@@ -283,7 +283,11 @@ impl ImageStore {
         }
         let published = self.sync(temporary).and_then(|()| {
             let to = self.dir.join(id.as_str());
-            fs::rename(temporary, &to).map_err(ImageError::io("rename to", &to))
+            match fs::rename(temporary, &to) {
+                // Somebody else has put the same there meanwhile.
+                Err(_) if self.present(id) => remove_tree(temporary),
+                renamed => renamed.map_err(ImageError::io("rename to", &to)),
+            }
         });
         published.inspect_err(|_| discard(temporary))?;
         let dir = fs::File::open(&self.dir).map_err(ImageError::io("open", &self.dir))?;

@@ -6,7 +6,8 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -36,14 +37,20 @@ pub fn send<T: Serialize>(
         &rights[..]
     };
     let slices = [IoSlice::new(&bytes)];
-    sendmsg::<()>(
-        socket.as_raw_fd(),
-        &slices,
-        control,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &slices, control, flags, None))?;
     Ok(())
+}
+
+/// Again, when a signal came in between: on a socket with a time-out the kernel leaves that to us
+/// (signal(7), SA_RESTART). A call that moved something does not fail so.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
 }
 
 /// Receives one message; `None` when the other side has closed.
@@ -61,6 +68,8 @@ pub type Received<T> = (Result<T, serde_json::Error>, Vec<OwnedFd>);
 
 /// The same, for who has an answer also to what it does not understand.
 pub fn receive_any<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<Received<T>>> {
+    // What is received below borrows its buffers and can't be tried again: wait here.
+    uninterrupted(|| recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK))?;
     let mut bytes = vec![0; MESSAGE_LEN_MAX];
     let mut space = nix::cmsg_space!([i32; FDS_MAX]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -140,5 +149,17 @@ mod test {
         assert_eq!((message, fds.len()), (vec![1, 2], 1));
         drop(a);
         assert!(receive::<u32>(b.as_fd()).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_interrupted_call_is_made_again() {
+        let mut answers = vec![
+            Err(Errno::EAGAIN),
+            Ok(7),
+            Err(Errno::EINTR),
+            Err(Errno::EINTR),
+        ];
+        assert_eq!(uninterrupted(|| answers.pop().unwrap()), Ok(7));
+        assert_eq!(uninterrupted(|| answers.pop().unwrap()), Err(Errno::EAGAIN));
     }
 }

@@ -6,16 +6,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ums_core::report::Outcome;
+use ums_core::facts::LossKind;
+use ums_core::preflight::RefusalKind;
 
 use crate::rootfs;
 use crate::system::System;
 use crate::testbed::Testbed;
 use crate::tools::{run, wait_for};
 
+mod moves;
 mod table;
 
 pub use table::ALL;
@@ -45,6 +48,21 @@ pub struct Specimen {
     pub arguments: &'static [&'static str],
     /// Its memory limit, as `ums run --memory` takes it.
     pub memory: Option<&'static str>,
+    /// What becomes of it.
+    pub expected: Expected,
+}
+
+/// What becomes of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// It is the same after every move.
+    Carried,
+    /// `ums plan` and `ums migrate` say that it can't move, for a reason of this kind with these words;
+    /// nothing is frozen for it.
+    Refused(RefusalKind, &'static [&'static str]),
+    /// `ums plan` and the report say that the move changes it, in words that hold these. The specimen
+    /// does not check what is changed.
+    Declared(LossKind, &'static [&'static str]),
 }
 
 /// What a specimen has written so far.
@@ -87,18 +105,6 @@ impl Specimen {
         self.goes_on(system)
     }
 
-    /// Moves it `from` one system `to` the other.
-    pub fn migrate(&self, testbed: &Testbed, from: &System, to: &System) -> Result<()> {
-        let report = testbed.migrate(from, to, self.name, &[])?;
-        let (name, outcome, error) = (self.name, report.outcome, report.error);
-        ensure!(
-            outcome == Outcome::Completed,
-            "the move of {name} to {} ended as {outcome:?}: {error:?}",
-            to.name()
-        );
-        Ok(())
-    }
-
     /// Waits until it has checked its state twice more at `system`; an error when that does not come
     /// about, or when it has ever seen damage.
     pub fn goes_on(&self, system: &System) -> Result<()> {
@@ -127,6 +133,9 @@ impl Specimen {
 
     /// A root filesystem with the program, made once in each testbed.
     fn rootfs(&self, testbed: &Testbed) -> Result<String> {
+        // Several specimens of one program may be started at once.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = testbed
             .directory()
             .join(format!("rootfs-specimen-{}", self.program));
@@ -146,7 +155,15 @@ impl Specimen {
             .and_then(|()| std::fs::write(&source, self.source))
             .with_context(|| format!("cannot write in {}", directory.display()))?;
         let mut compiler = Command::new("cc");
-        compiler.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+        compiler.args([
+            "-std=gnu11",
+            "-O1",
+            "-pthread",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-o",
+        ]);
         run(compiler.args([&program, &source])).context("cannot compile a specimen")?;
         Ok(program)
     }

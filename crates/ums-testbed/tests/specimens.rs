@@ -1,45 +1,81 @@
-//! Services in every state that is listed in `ums_testbed::specimen` are moved there and
-//! back, at once and after a while, and find it as it was.
+//! Services in every state that is listed in `ums_testbed::specimen`: what is carried is moved there and
+//! back, at once and after a while, and finds it as it was; what is refused goes on undisturbed; what a
+//! move changes is told before and after it.
 
 mod common;
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::{remove, systems};
-use ums_testbed::specimen::{ALL, Specimen};
+use ums_testbed::specimen::{ALL, Expected, Specimen};
 use ums_testbed::testbed::Testbed;
 
 /// The link's rate where it does not matter, Mbit/s.
 const RATE_MBIT: u32 = 1000;
+/// Specimens at a time: a system sends as many services as this at once, by default.
+const AT_A_TIME: usize = 4;
 
-/// There, back at once (its pages may not all be in), and once more with rounds in between.
-fn moves(testbed: &Testbed, specimen: &Specimen) -> anyhow::Result<()> {
-    let (a, b) = (&testbed.a, &testbed.b);
-    specimen.start(testbed, a)?;
-    specimen.migrate(testbed, a, b)?;
-    specimen.migrate(testbed, b, a)?;
-    specimen.goes_on(a)?;
-    specimen.migrate(testbed, a, b)?;
-    specimen.goes_on(b)?;
-    specimen.migrate(testbed, b, a)?;
-    specimen.goes_on(a)?;
-    specimen.remove(a)
+/// Names of the specimens to look at, with commas in between; all of them where it is not set.
+const ONLY: &str = "UMS_SPECIMENS";
+
+fn wanted(specimen: &Specimen) -> bool {
+    let only = std::env::var(ONLY).unwrap_or_default();
+    only.is_empty() || only.split(',').any(|name| name == specimen.name)
+}
+
+/// What of these is not as expected.
+fn failures(testbed: &Testbed, specimens: &[&Specimen]) -> Vec<String> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(specimen) = specimens.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = specimen.is_as_expected(testbed) {
+                let told = format!("{}: {error:#}", specimen.name);
+                failed.lock().expect("nobody panics with it").push(told);
+                // It may be at either; the testbed takes along what can't be removed.
+                let _ = specimen.remove(&testbed.a);
+                let _ = specimen.remove(&testbed.b);
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(work))));
+    failed.into_inner().expect("nobody panicked with it")
+}
+
+/// Those that `of_this` holds of must be as expected.
+fn are_as_expected(test: &str, of_this: impl Fn(&Specimen) -> bool) {
+    let specimens: Vec<&Specimen> = ALL
+        .iter()
+        .filter(|one| wanted(one) && of_this(one))
+        .collect();
+    if specimens.is_empty() {
+        return;
+    }
+    let Some(testbed) = systems(test, RATE_MBIT) else {
+        return;
+    };
+    let failed = failures(&testbed, &specimens);
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    remove(testbed);
 }
 
 #[test]
 fn every_specimen_is_the_same_after_moves() {
-    let test = "every_specimen_is_the_same_after_moves";
-    let Some(testbed) = systems(test, RATE_MBIT) else {
-        return;
-    };
-    let mut failed = Vec::new();
-    for specimen in ALL {
-        let moved = moves(&testbed, specimen);
-        if let Err(error) = moved {
-            failed.push(format!("{}: {error:#}", specimen.name));
-            // It may be at either; the testbed takes along what can't be removed.
-            let _ = specimen.remove(&testbed.a);
-            let _ = specimen.remove(&testbed.b);
-        }
-    }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
-    remove(testbed);
+    are_as_expected("every_specimen_is_the_same_after_moves", |specimen| {
+        specimen.expected == Expected::Carried
+    });
+}
+
+#[test]
+fn what_is_refused_is_not_frozen_for_it() {
+    are_as_expected("what_is_refused_is_not_frozen_for_it", |specimen| {
+        matches!(specimen.expected, Expected::Refused(..))
+    });
+}
+
+#[test]
+fn what_a_move_changes_is_told_before_and_after() {
+    are_as_expected("what_a_move_changes_is_told_before_and_after", |specimen| {
+        matches!(specimen.expected, Expected::Declared(..))
+    });
 }

@@ -109,6 +109,26 @@ fn every_difference_that_a_service_sees_makes_another_image() {
 }
 
 #[test]
+fn the_same_tree_is_imported_twice_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let store = store(dir.path());
+    // Two that have read the tree and know of no image yet.
+    let import = || store.import(&top).unwrap();
+    let (one, other) = std::thread::scope(|scope| {
+        let both = [scope.spawn(import), scope.spawn(import)];
+        let [one, other] = both.map(|thread| thread.join().unwrap());
+        (one, other)
+    });
+    assert_eq!(one, other);
+    let names = fs::read_dir(dir.path().join("images")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name());
+    let images: Vec<_> = names.filter(|name| *name != *STAMPS).collect();
+    assert_eq!(images, [one.as_str()]);
+}
+
+#[test]
 fn a_second_import_reads_nothing_and_a_changed_tree_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let top = dir.path().join("a");

@@ -115,7 +115,7 @@ impl Keeper {
         let patience = TimeVal::new(CONNECT_PATIENCE.as_secs() as i64, 0);
         setsockopt(&socket, sockopt::SendTimeout, &patience).map_err(failed)?;
         let address = UnixAddr::new(path).map_err(failed)?;
-        connect(socket.as_raw_fd(), &address).map_err(failed)?;
+        message::uninterrupted(|| connect(socket.as_raw_fd(), &address)).map_err(failed)?;
         Ok(Self {
             socket,
             path: path.to_owned(),
