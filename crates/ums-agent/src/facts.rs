@@ -19,6 +19,7 @@ use ums_core::specification::{ImageId, Transport};
 
 use crate::network::{self, Port};
 
+mod cpu;
 mod memory;
 mod parse;
 
@@ -205,7 +206,7 @@ fn architecture() -> String {
 
 fn cpu_features() -> Result<BTreeSet<String>, FactsError> {
     const PATH: &str = "/proc/cpuinfo";
-    let features = parse::cpu_features(&read(PATH)?);
+    let features = parse::cpu_features(&read(PATH)?).map(cpu::features);
     features.ok_or_else(|| FactsError::Unexpected {
         path: PATH.into(),
         what: "CPU flags",

@@ -18,7 +18,8 @@ pub use loss::{Loss, LossKind};
 pub struct NodeFacts {
     /// Machine architecture as `uname -m` says it.
     pub architecture: String,
-    /// CPU features by their `/proc/cpuinfo` names.
+    /// CPU features by the names of Linux: those in `/proc/cpuinfo`, and on x86 those that the CPU has and
+    /// that kernel has no name for.
     pub cpu_features: BTreeSet<String>,
     /// Kernel release as `uname -r` says it.
     pub kernel: String,

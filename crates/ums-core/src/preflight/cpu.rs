@@ -63,9 +63,9 @@ const X86_FAMILIES: [&str; 5] = ["sse", "avx", "amx_", "xsave", "vaes"];
 
 /// Instructions that userspace can execute and that fault, or do something else, where they are
 /// missing. Hints that older processors ignore (`erms`, `3dnowprefetch`, `cldemote`), the kernel's
-/// own features (`smep`, `pcid`, `xsaves`' supervisor states) and the names of bugs and of
-/// virtualization features are left out.
-const X86_INSTRUCTIONS: [&str; 58] = [
+/// own features (`smep`, `pcid`, `xsaves`' supervisor states), what the kernel offers on top
+/// (`user_shstk`), and the names of bugs and of virtualization features are left out.
+const X86_INSTRUCTIONS: [&str; 57] = [
     "3dnow",
     "3dnowext",
     "abm",
@@ -119,7 +119,6 @@ const X86_INSTRUCTIONS: [&str; 58] = [
     "ssse3",
     "syscall",
     "tbm",
-    "user_shstk",
     "vpclmulqdq",
     "waitpkg",
     "xgetbv1",
@@ -145,6 +144,7 @@ mod test {
             "arch_capabilities",
             "hypervisor",
             "md_clear",
+            "user_shstk",
         ] {
             assert!(!is_for_userspace("x86_64", name), "{name}");
         }
