@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ums_api::agent::{MigrationState, ServiceStatus, ServiceView};
 use ums_api::problem::Problem;
@@ -65,6 +65,8 @@ pub struct Agent {
     migrations: Mutex<BTreeMap<MigrationId, Migration>>,
     /// Held from looking for a free name, address or port until it is taken.
     admission: Mutex<()>,
+    /// What stands in the way of clients here, for people.
+    warnings: Mutex<Vec<String>>,
     /// Migrations that are over here: a request of theirs that comes late changes nothing.
     ended: Mutex<VecDeque<MigrationId>>,
 }
@@ -74,7 +76,8 @@ impl Agent {
     pub fn load(config: AgentConfig, data_port: u16) -> anyhow::Result<Self> {
         let identity = Identity::load(&config.ca, &config.cert, &config.key)?;
         let images = ImageStore::open(&config.state_dir, Bounds::default())?;
-        let network = network::Driver::new(Some(config.bundle_bin()), config.service_network);
+        let network = network::Driver::new(Some(config.bundle_bin()), config.service_network)
+            .keeping(config.run_dir.join("endpoints.nft"));
         let eager_restore = eager_restore(config.restore);
         if let Some(reason) = &eager_restore {
             tracing::info!(reason, "pages are put in place before a service runs");
@@ -93,6 +96,7 @@ impl Agent {
             services: Mutex::new(services),
             migrations: Mutex::new(BTreeMap::new()),
             admission: Mutex::new(()),
+            warnings: Mutex::default(),
             ended: Mutex::new(VecDeque::new()),
         };
         agent.take_up_migrations();
@@ -364,9 +368,20 @@ impl Agent {
                 .list()
                 .map_err(|e| problem::failed("images", "image store")(&e))?,
         };
-        self.node
-            .facts(known)
-            .map_err(|e| problem::failed("facts", "facts of the node")(&e))
+        let facts = self.node.facts(known);
+        let facts = facts.map_err(|e| problem::failed("facts", "facts of the node")(&e))?;
+        let warnings = self.warnings.lock();
+        let warnings = warnings.unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(NodeFacts { warnings, ..facts })
+    }
+
+    /// Keeps what stands in the way of clients here, for the facts of the node; news is logged.
+    pub fn warn(&self, warnings: Vec<String>) {
+        let mut told = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter().filter(|warning| !told.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
+        *told = warnings;
     }
 
     /// Refuses a service that this node can't confine, before anything is made of it. Blocks.

@@ -124,6 +124,7 @@ impl Node {
             ports: numbers(Transport::Tcp),
             udp_ports: numbers(Transport::Udp),
             readdresses: true,
+            warnings: Vec::new(),
             images: known.images,
             limits: self.limits(),
         })

@@ -85,6 +85,7 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
         served = api.into_future() => served?,
         served = destination::listen(Arc::clone(&agent), data) => served?,
         () = reconcile::run(Arc::clone(&agent)) => {}
+        () = reconcile::keep_rules(Arc::clone(&agent)) => {}
         _ = end.recv() => {}
     }
     let _ = std::fs::remove_file(&socket);

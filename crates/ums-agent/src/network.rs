@@ -11,13 +11,15 @@
 //! Endpoints are the elements of one nftables map, so publishing, taking and giving back each
 //! replace elements in one transaction: a packet sees the old state or the new one. Address
 //! translation is asked only for the first packet of a connection, so established connections stay
-//! where they are. Each element carries the name of its service, and the kernel is the only place
-//! where this state is kept: an agent that was killed finds all of it again.
+//! where they are. Each element carries the name of its service, and the kernel is where
+//! this state is kept: an agent that was killed finds all of it again. A copy is kept for when somebody
+//! flushes the kernel's rules (see `kept`).
 //!
 //! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
 
 mod address;
 mod inside;
+mod kept;
 mod rules;
 mod sockets;
 mod tool;
@@ -36,6 +38,7 @@ use crate::config::Network;
 pub use address::{contains, free_address, gateway, listening_ports, mac, ports_in_use};
 use inside::Set;
 pub use inside::{IN_DEVICE, OUT_DEVICE, Packets};
+pub use kept::Removals;
 pub use rules::{Conflict, Endpoint, Port, Table};
 pub use sockets::{Connections, Flow};
 use tool::Tools;
@@ -186,6 +189,8 @@ pub struct Driver {
     network: Network,
     /// What is read from the kernel must still hold when the change is made.
     changing: Mutex<()>,
+    /// Where the rules are kept, for when somebody removes them.
+    kept: Option<PathBuf>,
 }
 
 impl Driver {
@@ -195,7 +200,15 @@ impl Driver {
             tools: Tools::new(bin_dir),
             network,
             changing: Mutex::new(()),
+            kept: None,
         }
+    }
+
+    /// The same, keeping its rules in a file too, so that they can be [put back](Self::put_back). The file
+    /// is to be where nothing survives a boot, as the rules don't.
+    pub fn keeping(self, file: PathBuf) -> Self {
+        let kept = Some(file);
+        Self { kept, ..self }
     }
 
     /// Address of the bridge: where services find the world, and where Frontmen listen.
@@ -210,8 +223,10 @@ impl Driver {
     pub async fn ensure_bridge(&self) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
         self.bridge().await?;
-        let change = rules::Change::default();
-        self.apply(change).await
+        let table = self.held().await?;
+        self.apply(rules::Change::default()).await?;
+        self.keep(&table);
+        Ok(())
     }
 
     async fn bridge(&self) -> Result<(), NetworkError> {
@@ -655,15 +670,7 @@ impl Driver {
 
     /// All endpoints, as the kernel has them.
     pub async fn table(&self) -> Result<Table, NetworkError> {
-        let list = ["-j", "list", "table", "ip", rules::TABLE];
-        match self.tools.run("nft", &list, "", None).await {
-            Ok(text) => rules::parse(&text).map_err(|source| NetworkError::Unreadable {
-                tool: "nft",
-                source,
-            }),
-            Err(error) if is_missing(&error) => Ok(Table::default()),
-            Err(error) => Err(error),
-        }
+        Ok(self.kernel_table().await?.unwrap_or_default())
     }
 
     /// Removes the table and the bridge if nobody needs them any more: no service, no endpoint, no
@@ -672,7 +679,7 @@ impl Driver {
         let _changing = self.changing.lock().await;
         let attached = ends(&self.links().await?).next().is_some();
         let gateway = self.gateway();
-        if attached || !self.table().await?.is_empty() || address::has_sockets(gateway) {
+        if attached || !self.held().await?.is_empty() || address::has_sockets(gateway) {
             return Ok(false);
         }
         self.remove_all().await?;
@@ -689,6 +696,7 @@ impl Driver {
     }
 
     async fn remove_all(&self) -> Result<(), NetworkError> {
+        self.keep_nothing();
         self.nft(rules::REMOVE, None).await?;
         if has_v6() {
             self.nft(rules::REMOVE_V6, None).await?;
@@ -701,9 +709,12 @@ impl Driver {
         change: impl FnOnce(&Table) -> Result<rules::Change, Conflict>,
     ) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
-        let table = self.table().await?;
+        let table = self.held().await?;
         let change = change(&table)?;
-        self.apply(change).await
+        let then = table.after(&change);
+        self.apply(change).await?;
+        self.keep(&then);
+        Ok(())
     }
 
     async fn apply(&self, change: rules::Change) -> Result<(), NetworkError> {

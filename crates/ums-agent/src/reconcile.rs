@@ -1,14 +1,16 @@
 //! Takes away what outlives a migration on purpose, once its time is over: the endpoints of a
 //! Frontman that has retired, the bridge when nothing is on it, and images that nobody has used for
-//! long.
+//! long. And puts back what somebody else has taken away: the rules of the services' network.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
 use ums_core::id::ServiceName;
 use ums_frontman::control::Status;
 
 use crate::agent::Agent;
+use crate::network::Removals;
 use crate::tunnel;
 
 /// How often to look. What is looked for is in nobody's way, and Frontmen live for minutes.
@@ -17,10 +19,13 @@ pub(crate) const PERIOD: Duration = Duration::from_secs(2);
 /// How often to look for images, in such periods: they are kept for a minute at the least.
 const IMAGES_EVERY: u64 = 15;
 
+/// How often to look at the host's own rules, in such periods: there may be thousands.
+const OBSTRUCTIONS_EVERY: u64 = 3;
+
 /// Looks for ever.
 pub async fn run(agent: Arc<Agent>) {
     for round in 0_u64.. {
-        tokio::time::sleep(PERIOD).await;
+        sleep(PERIOD).await;
         if let Err(error) = once(&agent).await {
             tracing::debug!(%error, "reconciling");
         }
@@ -28,6 +33,45 @@ pub async fn run(agent: Arc<Agent>) {
         if round.is_multiple_of(IMAGES_EVERY) {
             images(&agent).await;
         }
+        if round.is_multiple_of(OBSTRUCTIONS_EVERY) {
+            obstructions(&agent).await;
+        }
+    }
+}
+
+/// Puts the rules of the network back as soon as they are removed, for ever.
+pub async fn keep_rules(agent: Arc<Agent>) {
+    let mut removals = Removals::listen();
+    if let Err(error) = &removals {
+        let seconds = PERIOD.as_secs();
+        tracing::warn!(%error, "removed rules are noticed after {seconds} s only");
+    }
+    loop {
+        let told = match &mut removals {
+            Ok(removals) => timeout(PERIOD, removals.next()).await.unwrap_or(Some(())),
+            Err(_) => None,
+        };
+        if told.is_none() {
+            sleep(PERIOD).await;
+        }
+        if !has_bridge() {
+            continue;
+        }
+        if let Err(error) = agent.network.put_back().await {
+            tracing::warn!(%error, "the rules of the network can't be kept");
+        }
+    }
+}
+
+/// Looks for what others drop.
+async fn obstructions(agent: &Agent) {
+    let found = match has_bridge() {
+        true => agent.network.obstructions().await,
+        false => Ok(Vec::new()),
+    };
+    match found {
+        Ok(found) => agent.warn(found),
+        Err(error) => tracing::debug!(%error, "the host's own rules"),
     }
 }
 

@@ -297,6 +297,8 @@ pub mod paths {
     pub const HELLO: &str = "/v1/hello";
     /// `GET` lists services, `POST` runs one.
     pub const SERVICES: &str = "/v1/services";
+    /// `GET` facts of this system's node.
+    pub const FACTS: &str = "/v1/facts";
     /// `GET` lists what outlives migrations on purpose.
     pub const ATTENDANTS: &str = "/v1/attendants";
     /// `GET` lists peers.

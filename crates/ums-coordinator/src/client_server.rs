@@ -30,7 +30,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::SERVICE_ROUTE, get(service).delete(delete))
         .route(paths::ATTENDANTS, get(attendants))
         .route(paths::PEERS, get(peers::list))
-        .route("/v1/facts", get(facts))
+        .route(paths::FACTS, get(facts))
         .route(paths::PLANS, post(migrations::plan))
         .route(
             paths::MIGRATIONS,

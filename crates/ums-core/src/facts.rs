@@ -55,6 +55,9 @@ pub struct NodeFacts {
     /// What it can't confine a service by, and how many processes it can restore.
     #[serde(default)]
     pub limits: NodeLimits,
+    /// What stands in the way of clients there and is not ours to change, for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// What of a service's confinement a node can keep.

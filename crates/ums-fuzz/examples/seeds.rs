@@ -557,6 +557,7 @@ fn node() -> NodeFacts {
         ports: [80].into(),
         udp_ports: [].into(),
         readdresses: true,
+        warnings: Vec::new(),
         images: Default::default(),
         limits: Default::default(),
     }

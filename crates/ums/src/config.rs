@@ -234,6 +234,20 @@ impl Config {
             })
     }
 
+    /// What this system has to wait for before it can be reached: an address that no interface has yet, or
+    /// that can't be told yet. `None` once it is there.
+    pub(crate) fn lacks_network(&self) -> Option<String> {
+        let own = match self.advertise() {
+            Ok(own) => own,
+            Err(error) => return Some(error.to_string()),
+        };
+        let mut needed = [own, self.listen.ip()].into_iter();
+        let lacking = needed.find(|address| !is_here(*address))?;
+        Some(format!(
+            "no interface of this host has the address {lacking}"
+        ))
+    }
+
     /// The socket of the client API.
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir.join(ums_api::client::SOCKET_NAME)
@@ -248,6 +262,13 @@ impl Config {
     pub(crate) fn peers(&self) -> Peers {
         Peers::new(self.peers.clone(), self.state_dir.join("peers.d"))
     }
+}
+
+/// Whether this host has the address, or it stands for all addresses. Any other failure than that it has
+/// not is for who really binds there.
+fn is_here(address: IpAddr) -> bool {
+    let bound = UdpSocket::bind((address, 0));
+    !bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable)
 }
 
 fn own_directory() -> PathBuf {

@@ -9,7 +9,7 @@ use ums_api::client::{
     Attendant, MigrationView, PeerStatus, PeerView, Resolution, ResolveView, ServiceDetail,
     ServiceView,
 };
-use ums_core::facts::{Loss, ServiceFacts};
+use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::plan::{Choice, Plan};
 use ums_core::preflight::Refusal;
 use ums_core::report::{MigrationReport, Outcome};
@@ -297,6 +297,12 @@ pub(crate) fn troubles(views: &[MigrationView]) -> String {
         true => lines,
         false => format!("\n{lines}"),
     }
+}
+
+/// What stands in the way of clients on this system.
+pub(crate) fn warnings(facts: &NodeFacts) -> String {
+    let line = |warning: &String| format!("\nwarning: {}\n", clipped(warning, 600));
+    facts.warnings.iter().map(line).collect()
 }
 
 fn needs_a_person(view: &MigrationView) -> bool {

@@ -168,6 +168,29 @@ impl Table {
         self.endpoints.is_empty() && self.moved.is_empty()
     }
 
+    /// What the kernel holds after the change.
+    pub(super) fn after(&self, change: &Change) -> Self {
+        let mut table = self.clone();
+        for (port, _) in &change.remove {
+            table.endpoints.remove(port);
+        }
+        for address in &change.stay {
+            table.moved.remove(address);
+        }
+        table.endpoints.extend(change.add.clone());
+        table.moved.extend(change.away.clone());
+        table
+    }
+
+    /// The change that makes all of it where there is nothing.
+    pub(super) fn all(&self) -> Change {
+        Change {
+            add: self.endpoints.clone(),
+            away: self.moved.clone(),
+            ..Change::default()
+        }
+    }
+
     pub(super) fn publish(
         &self,
         service: &ServiceName,
@@ -274,7 +297,10 @@ impl Table {
                 .map(|_| address)
                 .into_iter()
                 .collect(),
-            away: (there != Some(service)).then(|| (address, service.clone())),
+            away: (there != Some(service))
+                .then(|| (address, service.clone()))
+                .into_iter()
+                .collect(),
             ..Change::default()
         }
     }
@@ -317,8 +343,8 @@ pub(super) struct Change {
     add: BTreeMap<Port, Endpoint>,
     /// Addresses whose connections are no longer reset.
     stay: Vec<Ipv4Addr>,
-    /// An address whose connections are reset from now on.
-    away: Option<(Ipv4Addr, ServiceName)>,
+    /// Addresses whose connections are reset from now on.
+    away: BTreeMap<Ipv4Addr, ServiceName>,
 }
 
 impl Change {
@@ -340,7 +366,7 @@ impl Change {
             let element = format!("{port} comment \"{comment}\" : {} . {}", to.ip(), to.port());
             line("add", "endpoints", element);
         }
-        if let Some((address, service)) = &self.away {
+        for (address, service) in &self.away {
             line("add", "moved", format!("{address} comment \"{service}\""));
         }
         text

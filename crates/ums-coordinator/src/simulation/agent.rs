@@ -774,6 +774,7 @@ impl Agent {
             ports: BTreeSet::new(),
             udp_ports: BTreeSet::new(),
             readdresses: true,
+            warnings: Vec::new(),
             images: BTreeSet::new(),
             limits: Default::default(),
         }

@@ -565,6 +565,7 @@ fn facts(world: &mut Inner, me: &str) -> NodeFacts {
         ports: BTreeSet::new(),
         udp_ports: [].into(),
         readdresses: true,
+        warnings: Vec::new(),
         images: BTreeSet::new(),
         limits: Default::default(),
     }

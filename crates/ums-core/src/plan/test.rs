@@ -22,6 +22,7 @@ pub(crate) fn node() -> NodeFacts {
         ports: BTreeSet::new(),
         udp_ports: [].into(),
         readdresses: true,
+        warnings: Vec::new(),
         images: BTreeSet::new(),
         limits: Default::default(),
     }

@@ -1,6 +1,7 @@
 //! `ums list`.
 
 use ums_api::client::{HistoryQuery, MigrationView, ServiceView, paths};
+use ums_core::facts::NodeFacts;
 
 use super::{Outcome, print_either};
 use crate::connection::Connection;
@@ -23,7 +24,8 @@ pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
         limit: Some(RECENT),
     };
     let recent: Vec<MigrationView> = coordinator.get(&paths::history(&query)).await?;
+    let facts: NodeFacts = coordinator.get(paths::FACTS).await?;
     print_either(args.json, &services, |services| {
-        show::services(services) + &show::troubles(&recent)
+        show::services(services) + &show::troubles(&recent) + &show::warnings(&facts)
     })
 }

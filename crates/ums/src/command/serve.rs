@@ -38,6 +38,11 @@ pub(crate) async fn execute(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let known = config.peers().all().map_err(Failure::usage)?;
+    tokio::select! {
+        _ = terminate.recv() => return Ok(Exit::Done),
+        _ = interrupt.recv() => return Ok(Exit::Done),
+        () = network(&config) => {}
+    }
     let settings = coordinator(&config, &known)?;
     let (system, listen) = (settings.system.clone(), settings.listen);
     let file = config.file.display();
@@ -54,6 +59,18 @@ pub(crate) async fn execute(
     tracing::info!("asked to end");
     coordinator.stop().await;
     Ok(Exit::Done)
+}
+
+/// Waits for this system's address: at boot a Coordinator may be started before the network.
+async fn network(config: &Config) {
+    let mut said = String::new();
+    while let Some(lacking) = config.lacks_network() {
+        if lacking != said {
+            tracing::warn!("{lacking}: waiting for it; `advertise` and `listen` name another one");
+            said = lacking;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Looks for changed settings, for ever, and has the Coordinator take them up.

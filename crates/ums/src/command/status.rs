@@ -5,6 +5,7 @@ use ums_api::client::{
     Attendant, Hello, HistoryQuery, MigrationView, ServiceDetail, ServiceView, WatchQuery, paths,
 };
 use ums_api::http::ClientError;
+use ums_core::facts::NodeFacts;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::report::Outcome as Migrated;
 
@@ -44,6 +45,8 @@ struct SystemStatus {
     migrations: Vec<MigrationView>,
     /// What outlives migrations on purpose.
     attendants: Vec<Attendant>,
+    /// Its node.
+    node: NodeFacts,
 }
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
@@ -93,6 +96,7 @@ async fn system(coordinator: &Connection) -> Result<SystemStatus, Failure> {
     let hello = coordinator.get(paths::HELLO).await?;
     let services = coordinator.get(paths::SERVICES).await?;
     let attendants = coordinator.get(paths::ATTENDANTS).await?;
+    let node = coordinator.get(paths::FACTS).await?;
     let query = HistoryQuery {
         service: None,
         limit: Some(RECENT),
@@ -104,6 +108,7 @@ async fn system(coordinator: &Connection) -> Result<SystemStatus, Failure> {
         services,
         migrations,
         attendants,
+        node,
     })
 }
 
@@ -136,5 +141,6 @@ fn show_system(status: &SystemStatus) -> String {
         text.push('\n');
         text.push_str(&show::migration(view));
     }
+    text.push_str(&show::warnings(&status.node));
     text
 }

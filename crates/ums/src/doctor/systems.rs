@@ -19,7 +19,8 @@ const PEER_TIME_MAX: Duration = Duration::from_secs(3);
 const LOCAL_TIME_MAX: Duration = Duration::from_secs(5);
 
 pub(super) async fn checks(config: &Config) -> Vec<Check> {
-    let mut checks = vec![coordinator(config).await, agent(config).await];
+    let mut checks = vec![coordinator(config).await];
+    checks.extend(agent(config).await);
     checks.extend(peers(config).await);
     checks
 }
@@ -44,10 +45,14 @@ async fn coordinator(config: &Config) -> Check {
     }
 }
 
-async fn agent(config: &Config) -> Check {
+async fn agent(config: &Config) -> Vec<Check> {
     const NAME: &str = "agent";
     let connection = Connection::named("the agent", config.agent_socket());
-    match answer(connection.get::<NodeFacts>("/v1/facts")).await {
+    let facts = answer(connection.get::<NodeFacts>("/v1/facts")).await;
+    let warnings = facts.iter().flat_map(|facts| facts.warnings.clone());
+    let warn = |warning| Check::warn("clients", warning, "change that, or ask whose it is");
+    let warnings: Vec<Check> = warnings.map(warn).collect();
+    let agent = match facts {
         // It has tried what the other checks only look for.
         Ok(facts) if facts.criu.is_none() => Check::fail(
             NAME,
@@ -63,7 +68,8 @@ async fn agent(config: &Config) -> Check {
             Check::ok(NAME, format!("answers, {services} services{eager}"))
         }
         Err(error) => Check::warn(NAME, error, "`ums serve` starts it"),
-    }
+    };
+    std::iter::once(agent).chain(warnings).collect()
 }
 
 async fn peers(config: &Config) -> Vec<Check> {

@@ -139,6 +139,7 @@ fn node() -> NodeFacts {
         ports: [].into(),
         udp_ports: [].into(),
         readdresses: true,
+        warnings: Vec::new(),
         images: [].into(),
         limits: Default::default(),
     }

@@ -16,34 +16,29 @@ fn port(system_port: u16, service_port: u16) -> PublishedPort {
 
 const WEB: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 5);
 
-/// What the kernel would hold after the change.
+/// What the kernel would hold after the change, which it would refuse if something was not there to be
+/// removed, or there already.
 fn after(table: &Table, change: &Change) -> Table {
-    let mut table = table.clone();
+    let mut left = table.clone();
     for (port, _) in &change.remove {
-        assert!(
-            table.endpoints.remove(port).is_some(),
-            "removes {port:?}, which isn't there"
-        );
+        let removed = left.endpoints.remove(port);
+        assert!(removed.is_some(), "removes {port:?}, which isn't there");
     }
     for address in &change.stay {
-        assert!(
-            table.moved.remove(address).is_some(),
-            "removes {address}, which isn't there"
-        );
+        let removed = left.moved.remove(address);
+        assert!(removed.is_some(), "removes {address}, which isn't there");
     }
-    for (port, endpoint) in change.add.clone() {
-        assert!(
-            table.endpoints.insert(port, endpoint).is_none(),
-            "adds {port:?} twice"
-        );
-    }
-    if let Some((address, service)) = change.away.clone() {
-        assert!(
-            table.moved.insert(address, service).is_none(),
-            "adds {address} twice"
-        );
-    }
-    table
+    let twice = change
+        .add
+        .keys()
+        .find(|port| left.endpoints.contains_key(port));
+    assert_eq!(twice, None, "added twice");
+    let twice = change
+        .away
+        .keys()
+        .find(|address| left.moved.contains_key(address));
+    assert_eq!(twice, None, "added twice");
+    table.after(change)
 }
 
 fn published() -> Table {
