@@ -52,6 +52,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Set up, build, and move CRIU's own tests, which the caller has built: see docs/zdtm.md
+    Zdtm {
+        /// CRIU's `test/zdtm`, and arguments of the program, such as --only
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Inside the namespaces of the self-test: drive one dump and restore
     #[command(hide = true)]
     SelfTestDriver {
@@ -76,6 +82,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Demo { args } => show::main(&show::DEMO, &args),
         Command::Bench { args } => show::main(&show::BENCH, &args),
+        Command::Zdtm { args } => show::main(&show::ZDTM, &args),
         Command::Bundle(args) => bundle::main(&args).map(|()| ExitCode::SUCCESS),
         Command::SelfTestDriver { bundle, dir } => {
             self_test::driver(&bundle, &dir).map(|()| ExitCode::SUCCESS)

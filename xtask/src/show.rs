@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask bench`: set up, build, then become the program.
+//! `cargo xtask demo`, `bench` and `zdtm`: set up, build, then become the program.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -26,6 +26,12 @@ pub(crate) const DEMO: Show = Show {
 pub(crate) const BENCH: Show = Show {
     program: "ums-bench",
     purpose: Purpose::Bench,
+};
+
+/// CRIU's own tests.
+pub(crate) const ZDTM: Show = Show {
+    program: "ums-zdtm",
+    purpose: Purpose::Test,
 };
 
 /// Runs the command; only the program itself writes to standard output.

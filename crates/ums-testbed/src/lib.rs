@@ -22,3 +22,4 @@ pub mod testbed;
 pub mod tools;
 pub mod witness;
 pub mod workload;
+pub mod zdtm;
