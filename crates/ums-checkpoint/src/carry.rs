@@ -20,6 +20,7 @@ use crate::memory_dir::MemoryDir;
 
 mod clock;
 mod descriptor;
+mod multicast;
 mod option;
 mod process;
 mod raw;
@@ -41,6 +42,7 @@ pub const NAME: &str = "ums-carry.json";
 pub struct Carry {
     timers: Vec<timer::Timer>,
     sockets: socket::Sockets,
+    multicast: Vec<multicast::Multicast>,
 }
 
 /// Something of a service that could not be set again.
@@ -67,17 +69,29 @@ pub fn capture(processes: &[Process]) -> io::Result<Carry> {
     let (reach, offsets) = (Reach::new(processes), offsets(processes)?);
     let mut carry = Carry::default();
     let mut sockets = socket::Collector::default();
+    let groups = groups(processes)?;
     for (place, kind) in descriptor::all(processes)? {
         let copy = reach.get(place)?;
         match kind {
             Kind::Timer => carry.timers.push(timer::capture(&copy, place, offsets)?),
             Kind::Socket => {
-                sockets.add(&copy, place)?;
+                let nature = sockets.add(&copy, place)?;
+                let multicast = multicast::capture(&copy, place, nature, &groups)?;
+                carry.multicast.extend(multicast);
             }
         }
     }
     carry.sockets = sockets.finish();
     Ok(carry)
+}
+
+/// All processes of a service are in one network namespace.
+fn groups(processes: &[Process]) -> io::Result<multicast::Groups> {
+    let first = processes.first();
+    first.map_or_else(
+        || Ok(multicast::Groups::default()),
+        |first| multicast::Groups::of(first.pid),
+    )
 }
 
 /// All processes of a service are in one time namespace.
@@ -108,7 +122,10 @@ impl Carry {
     /// Sets what stays as it is set, in restored processes that have not run yet. May be followed by
     /// any wait.
     pub fn hold(&self, processes: &[Process]) -> Vec<Lost> {
-        self.sockets.apply(&Reach::new(processes))
+        let reach = Reach::new(processes);
+        let mut lost = self.sockets.apply(&reach);
+        lost.extend(multicast::apply(&self.multicast, &reach));
+        lost
     }
 
     /// Sets the rest, right before the first instruction.

@@ -64,8 +64,15 @@ impl Nature {
         self.domain == AF_INET6
     }
 
-    fn is_raw(self) -> bool {
+    /// Whether it is a raw socket of IPv4 or IPv6.
+    pub(super) fn is_raw(self) -> bool {
         self.is_inet() && self.kind == SOCK_RAW
+    }
+
+    /// Whether it sends datagrams over IPv4 alone: UDP, or a raw socket.
+    pub(super) fn is_inet4_datagram(self) -> bool {
+        let is_udp = matches!(self.protocol, 0 | UDP | UDPLITE) && !self.is_tcp();
+        self.domain == AF_INET && (self.is_raw() || is_udp)
     }
 
     fn is_datagram_of(self, protocol: i32) -> bool {

@@ -9,7 +9,8 @@ use nix::libc;
 /// Length of a device's name with its zero.
 const NAME_LEN: usize = libc::IFNAMSIZ;
 
-/// Reads an option into `buffer`, and returns how much of it the kernel filled.
+/// Reads an option into `buffer`, and returns how much of it the kernel filled. Some options are asked
+/// for by what is in the buffer before.
 #[expect(unsafe_code, reason = "options whose values have no type here")]
 pub(super) fn get(socket: &OwnedFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut len = libc::socklen_t::try_from(buffer.len()).unwrap_or(0);
@@ -51,6 +52,23 @@ pub(super) fn get_int(socket: &OwnedFd, level: i32, name: i32) -> io::Result<i32
         1 => Ok(i32::from(value[0])),
         4 => Ok(i32::from_ne_bytes(value)),
         _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Whether a raw socket of IPv4 is given packets with their headers (`IP_HDRINCL`).
+pub(super) fn has_header(socket: &OwnedFd) -> bool {
+    get_int(socket, libc::IPPROTO_IP, libc::IP_HDRINCL).is_ok_and(|value| value != 0)
+}
+
+/// How many bytes were written to a socket and have not left it (`SIOCOUTQ`).
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+pub(super) fn unsent(socket: &OwnedFd) -> io::Result<i32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one `int`, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    match result {
+        0 => Ok(bytes),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -70,6 +70,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("changing", "changing", &["32"]),
     specimen!("stopped", "stopped", &[]),
     specimen!("options", "options", &[]),
+    specimen!("multicast", "multicast", &[]),
     specimen!("timers", "timers", &[]),
     specimen!("clone-memory", "cloned", &["memory"])
         .refused(RefusalKind::Process, &["shares its memory", "CLONE_VM"]),

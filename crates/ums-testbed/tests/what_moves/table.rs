@@ -226,6 +226,12 @@ const CONNECTIONS: &[Row] = &[
         Specimen("options"),
     ),
     row(
+        "multicast: memberships with their source filters, the device and the address that is sent by",
+        Carried,
+        "each socket is asked for each group of the namespace; devices by their names",
+        Specimen("multicast"),
+    ),
+    row(
         "TCP and UDP with clients",
         Carried,
         "packets are held, then led through a tunnel",
