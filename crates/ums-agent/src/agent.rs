@@ -9,7 +9,7 @@ use ums_api::agent::{MigrationState, ServiceStatus, ServiceView};
 use ums_api::problem::Problem;
 use ums_checkpoint::keeper::client::{self, Keeper};
 use ums_checkpoint::keeper::protocol::{Phase, Request, Status};
-use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Specification;
 use ums_tls::Identity;
@@ -337,7 +337,12 @@ impl Agent {
                 None if arriving.is_none() => ServiceStatus::Running,
                 _ => ServiceStatus::Arriving,
             },
-            init_pid: status.and_then(|status| status.init_pid),
+            init_pid: status.as_ref().and_then(|status| status.init_pid),
+            losses: status
+                .into_iter()
+                .flat_map(|status| status.lost)
+                .map(Loss::from)
+                .collect(),
             migration: service
                 .record
                 .gate

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ums_core::facts::{Loss, Obstacle, ObstacleKind, ServiceFacts};
+use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::specification::Specification;
 
@@ -19,6 +19,7 @@ mod mapping;
 mod parse;
 mod place;
 mod process;
+mod semaphore;
 mod socket;
 mod state;
 #[cfg(test)]
@@ -32,6 +33,8 @@ pub use files::shared_writable_files;
 const PROCESSES_MAX: usize = 32_768;
 /// Most obstacles that are named; the first is reason enough to refuse.
 const OBSTACLES_MAX: usize = 64;
+/// Most losses that are told.
+const LOSSES_MAX: usize = 256;
 
 /// Takes a text apart as each of the kernel's files that a service can put words into.
 #[doc(hidden)]
@@ -142,7 +145,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         filesystem_bytes: directories.iter().map(|dir| files::bytes(dir)).sum(),
         connections: socket::established(init)?,
         obstacles: process::obstacles(init, &tree)?,
-        losses: Vec::new(),
+        losses: semaphore::losses(init, &tree),
     };
     let mut sockets = BTreeMap::new();
     let mut deleted = place::Deleted::default();
@@ -161,7 +164,15 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
     seen.obstacles.extend(state::held_data(init, &sockets));
     seen.obstacles.extend(unix::obstacles(init, &sockets)?);
     deduplicate(&mut seen.obstacles);
+    order(&mut seen.losses);
     Ok(seen)
+}
+
+/// Each once; where there are too many those that have to be accepted first.
+fn order(losses: &mut Vec<Loss>) {
+    losses.sort_by_key(|loss| (!loss.kind.needs_consent(), loss.clone()));
+    losses.dedup();
+    losses.truncate(LOSSES_MAX);
 }
 
 /// Children inherit descriptors: the same thing is named once for each process that holds it.
@@ -173,6 +184,14 @@ fn deduplicate(obstacles: &mut Vec<Obstacle>) {
 
 fn obstacle(kind: ObstacleKind, pid: i32, detail: impl Into<String>) -> Obstacle {
     Obstacle {
+        kind,
+        pid,
+        detail: detail.into(),
+    }
+}
+
+fn loss(kind: LossKind, pid: i32, detail: impl Into<String>) -> Loss {
+    Loss {
         kind,
         pid,
         detail: detail.into(),

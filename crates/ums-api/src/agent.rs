@@ -36,7 +36,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use ums_core::facts::NodeFacts;
+use ums_core::facts::{Loss, NodeFacts};
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::report::Bytes;
 use ums_core::specification::{PublishedPort, Specification, Volume};
@@ -111,6 +111,9 @@ pub struct ServiceView {
     pub migration: Option<MigrationId>,
     /// Where clients reach it: `address:port` for each published port, in order.
     pub endpoints: Vec<SocketAddr>,
+    /// What could not be set again when it came here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
 }
 
 /// What a service is doing.
@@ -247,6 +250,9 @@ pub struct Restored {
 pub struct Running {
     /// From the arrival of `run` at the agent to the service's first instruction, microseconds.
     pub resume_us: u64,
+    /// What could not be set again here.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
 }
 
 /// Which side of a migration an agent is on.

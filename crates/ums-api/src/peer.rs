@@ -10,6 +10,7 @@
 //! | `POST /peer/v1/migrations/{id}/restore` | [`RestoreRequest`] | [`RestoreAnswer`] | destination |
 //! | `POST /peer/v1/migrations/{id}/commit` | `{}` | [`CommitAnswer`]; 409 `lost`: never executed and never will be; `outcome-unknown`, 409 `discarded`: may have executed, and a person is needed | destination |
 //! | `POST /peer/v1/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
+//! | `POST /peer/v1/migrations/{id}/losses` | `{}` | [`LossesAnswer`]; 404 from an earlier release | destination |
 //! | `POST /peer/v1/migrations/{id}/close` | `{}` | `{}` | destination |
 //! | `GET /peer/v1/migrations/{id}` | | [`View`]; 404 when unknown | destination |
 //! | `GET /peer/v1/decisions/{id}` | | [`DecisionAnswer`] | source |
@@ -20,7 +21,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::SystemName;
 use ums_core::preflight::Refusal;
 use ums_core::report::Bytes;
@@ -120,6 +121,14 @@ pub struct CommitAnswer {
     /// How long the service had been executing when this answer was sent, microseconds. A repeated
     /// answer says more, so the moment of the first instruction is known whichever answer arrives.
     pub running_for_us: u64,
+}
+
+/// What the destination could not set again of a service that executes there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossesAnswer {
+    /// Each once.
+    pub losses: Vec<Loss>,
 }
 
 /// How far the destination is.

@@ -15,6 +15,7 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
+use ums_core::facts::{Loss, LossKind};
 
 use crate::memory_dir::MemoryDir;
 
@@ -48,16 +49,22 @@ pub struct Carry {
 /// Something of a service that could not be set again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
+    /// What kind of thing it is; keepers of an earlier release don't tell.
+    #[serde(default = "unknown")]
+    pub kind: LossKind,
     /// Process id inside the service's PID namespace; 0 when it is nobody's in particular.
     pub pid: i32,
     /// What it is, and why it could not be set.
     pub detail: String,
 }
 
-impl Lost {
-    fn new(place: descriptor::Place, detail: String) -> Self {
-        let pid = place.pid;
-        Self { pid, detail }
+fn unknown() -> LossKind {
+    LossKind::Other
+}
+
+impl From<Lost> for Loss {
+    fn from(Lost { kind, pid, detail }: Lost) -> Self {
+        Self { kind, pid, detail }
     }
 }
 
@@ -134,6 +141,7 @@ impl Carry {
         match offsets(processes) {
             Ok(offsets) => timer::apply(&self.timers, &reach, offsets),
             Err(error) => vec![Lost {
+                kind: LossKind::Timer,
                 pid: 0,
                 detail: format!("timers: the service's clocks can't be read: {error}"),
             }],

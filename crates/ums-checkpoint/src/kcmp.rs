@@ -2,6 +2,11 @@
 
 use std::cmp::Ordering;
 use std::fs;
+use std::io;
+use std::process::{Command, Stdio};
+
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
 
 /// What processes may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,14 +15,17 @@ pub enum Shared {
     Memory,
     /// Root, working directory and umask (CLONE_FS).
     Places,
+    /// What is put back in semaphores when the process ends (CLONE_SYSVSEM).
+    Undo,
 }
 
 impl Shared {
-    /// KCMP_VM and KCMP_FS of `linux/kcmp.h`.
+    /// KCMP_VM, KCMP_FS and KCMP_SYSVSEM of `linux/kcmp.h`.
     fn number(self) -> nix::libc::c_int {
         match self {
             Self::Memory => 1,
             Self::Places => 3,
+            Self::Undo => 6,
         }
     }
 }
@@ -39,6 +47,30 @@ pub fn pairs(pids: &[i32], what: Shared) -> Vec<(i32, i32)> {
         }
     }
     found
+}
+
+/// Those of these processes for which the kernel keeps a list of what is put back in semaphores when
+/// they end (SEM_UNDO, `semop(2)`). It makes one when a process first asks for that, and with its
+/// second thread. All of them, where the kernel does not tell.
+///
+/// # Errors
+/// When a process to compare with can't be started.
+pub fn with_undo_lists(pids: &[i32]) -> io::Result<Vec<i32>> {
+    // To the kernel all that have none have the same nothing, and what has ended has none.
+    let mut ended = Command::new("/proc/self/exe")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let without = ended.id() as i32;
+    let id = Id::Pid(Pid::from_raw(without));
+    let waited = waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+    let has = |pid: &i32| compare(without, *pid, Shared::Undo) != Some(Ordering::Equal);
+    let found = pids.iter().copied().filter(has).collect();
+    ended.wait()?;
+    waited?;
+    Ok(found)
 }
 
 /// Whether a process, or its first thread, waits to be reaped or is gone.
@@ -86,6 +118,19 @@ mod test {
             assert_eq!(pairs.len(), 1, "{pairs:?}");
             assert_eq!(pairs[0].0, own);
         }
+    }
+
+    #[test]
+    fn who_has_threads_has_an_undo_list() {
+        let own = std::process::id() as i32;
+        let thread = std::thread::spawn(std::thread::park);
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let found = with_undo_lists(&[own, child.id() as i32]);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        thread.thread().unpark();
+        thread.join().unwrap();
+        assert_eq!(found.unwrap(), [own]);
     }
 
     #[test]

@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use ums_api::agent::{CreateRequest, Phase};
+use ums_api::agent::{CreateRequest, Phase, Running, ServiceView};
 use ums_api::client::Permission;
 use ums_api::peer::{
-    CloseRequest, CommitAnswer, CreateAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, View,
+    CloseRequest, CommitAnswer, CreateAnswer, LossesAnswer, ReserveAnswer, ReserveRequest,
+    RestoreAnswer, View,
 };
 use ums_api::problem::{Fault, Problem};
 use ums_core::facts::NodeFacts;
@@ -160,6 +161,7 @@ pub(crate) async fn reserve(
         forced: false,
         stuck: None,
         conflict: None,
+        losses: Vec::new(),
         account: None,
     };
     put(shared, id, &incoming).await?;
@@ -375,13 +377,18 @@ async fn run(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply
     let asked_ns = monotonic_ns();
     // Later than the answer it can't have been, whatever the agent reckons; a repeated `run` that
     // finds it running says what the first one took.
-    let ran_ns = match shared.agent.run(id).await {
-        Ok(running) => asked_ns
-            .saturating_add(running.resume_us.saturating_mul(1000))
-            .min(monotonic_ns()),
-        Err(error) if is_unknown(&error) && has_arrived(shared, incoming).await? => asked_ns,
+    let (ran_ns, losses) = match shared.agent.run(id).await {
+        Ok(Running { resume_us, losses }) => {
+            let ran_ns = asked_ns.saturating_add(resume_us.saturating_mul(1000));
+            (ran_ns.min(monotonic_ns()), losses)
+        }
+        Err(error) if is_unknown(&error) => match arrived(shared, incoming).await? {
+            Some(view) => (asked_ns, view.losses),
+            None => return Err(doubt(shared, id, incoming, error).await),
+        },
         Err(error) => return Err(doubt(shared, id, incoming, error).await),
     };
+    incoming.losses = losses;
     incoming.running_since = Some((ran_ns, boot()));
     incoming.ended_at_ms = Some(unix_ms());
     incoming.state = receiver::receive(Some(&incoming.state), &Message::Ran)?;
@@ -389,13 +396,13 @@ async fn run(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply
     put(shared, id, incoming).await
 }
 
-/// Whether the service is our agent's own already: an agent lets go of a migration only after the
+/// The service, if it is our agent's own already: an agent lets go of a migration only after the
 /// service has been let run, and a restarted one does not remember that it did.
-async fn has_arrived(shared: &Shared, incoming: &Incoming) -> Reply<bool> {
+async fn arrived(shared: &Shared, incoming: &Incoming) -> Reply<Option<ServiceView>> {
     let services = shared.agent.services().await?;
     Ok(services
-        .iter()
-        .any(|view| incoming.is_of(&view.specification.name) && view.migration.is_none()))
+        .into_iter()
+        .find(|view| incoming.is_of(&view.specification.name) && view.migration.is_none()))
 }
 
 /// Our agent was asked to run it, and it does not run. If it is gone it may have executed: that is
@@ -504,6 +511,7 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
             forced: false,
             stuck: None,
             conflict: None,
+            losses: Vec::new(),
             account: None,
         };
         return put(shared, id, &tombstone).await;
@@ -565,6 +573,16 @@ async fn discard(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> R
     }
     incoming.cleaned = true;
     put(shared, id, incoming).await
+}
+
+/// What could not be set again, of a service that executes here.
+pub(crate) async fn losses(
+    shared: &Shared,
+    source: SystemName,
+    id: MigrationId,
+) -> Reply<LossesAnswer> {
+    let Incoming { losses, .. } = known(shared, &source, id).await?;
+    Ok(LossesAnswer { losses })
 }
 
 /// Step 15: the source has deleted its own container.

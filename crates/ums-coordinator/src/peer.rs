@@ -11,8 +11,10 @@ use serde::de::DeserializeOwned;
 use ums_api::http::{Client, ClientError, Connecting, Connector, Stream};
 use ums_api::peer::{
     self, CloseRequest, CommitAnswer, CreateAnswer, Decision, DecisionAnswer, Empty, Hello,
-    ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View, paths,
+    LossesAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View,
+    paths,
 };
+use ums_core::facts::Loss;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::Refusal;
 use ums_tls::TlsError;
@@ -143,6 +145,15 @@ impl PeerClient {
 
     pub(crate) async fn abort(&self, id: MigrationId) -> Answer<()> {
         self.post(id, "abort", &Empty {}).await.map(|Empty {}| ())
+    }
+
+    pub(crate) async fn losses(&self, id: MigrationId) -> Answer<Vec<Loss>> {
+        let answer: Answer<LossesAnswer> = self.post(id, "losses", &Empty {}).await;
+        match answer {
+            // An earlier release keeps no account of them.
+            Err(ClientError::Problem(problem)) if problem.kind == "path-unknown" => Ok(Vec::new()),
+            answer => answer.map(|answer| answer.losses),
+        }
     }
 
     pub(crate) async fn close(&self, id: MigrationId, account: &CloseRequest) -> Answer<()> {

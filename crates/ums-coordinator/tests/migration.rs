@@ -49,6 +49,11 @@ async fn the_happy_path() {
             .is_some_and(|text| text.starts_with("10.0.0.9:"))
     );
     assert_eq!(report.error, None);
+    let losses: Vec<&str> = report.losses.iter().map(|loss| &*loss.detail).collect();
+    assert_eq!(
+        losses,
+        ["what was seen before", "what only the restore knows"]
+    );
     // The destination's history knows it too.
     let there: Vec<MigrationView> = two.b.get(paths::MIGRATIONS).await.expect("a history");
     assert_eq!(there.len(), 1);
@@ -58,6 +63,7 @@ async fn the_happy_path() {
         (report.downtime_ms, report.freeze_ms, report.bytes)
     };
     assert_eq!(told(&there[0].report), told(report));
+    assert_eq!(there[0].report.losses, report.losses);
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ use std::collections::BTreeMap;
 pub use event::{Event, Ground, Output, Request};
 pub use table::{Actor, Compensation, PIVOT, Row, TABLE, row_of};
 
+use crate::facts::Loss;
 use crate::preflight::Refusal;
 use crate::report::{Bytes, MigrationReport, Outcome, StepTiming};
 use crate::step::Step;
@@ -535,6 +536,7 @@ impl Saga {
             }) => (Some(*approach), Some(*technique), *endpoint, losses.clone()),
             _ => (None, None, None, Vec::new()),
         };
+        let losses = self.losses(losses);
         let (bytes, rounds) = match self.output(Step::ImageComplete) {
             Some(Output::Delivered { bytes, rounds, .. }) => (*bytes, *rounds),
             _ => (moved.unwrap_or_default(), 0),
@@ -563,6 +565,17 @@ impl Saga {
             error: self.error(&next),
             losses,
         }
+    }
+
+    /// What the destination has found in addition to what was seen before: each is told once.
+    fn losses(&self, mut seen: Vec<Loss>) -> Vec<Loss> {
+        if let Some(Output::Closed { losses }) = self.output(Step::DeleteSource) {
+            let known = seen.len();
+            let new = losses.iter().filter(|loss| !seen[..known].contains(loss));
+            let new: Vec<Loss> = new.cloned().collect();
+            seen.extend(new);
+        }
+        seen
     }
 
     fn error(&self, next: &Action) -> Option<String> {

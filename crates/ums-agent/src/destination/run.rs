@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ums_api::agent::Running;
 use ums_api::problem::Problem;
-use ums_checkpoint::keeper::protocol::Request;
+use ums_checkpoint::keeper::protocol::{Request, Status};
+use ums_core::facts::Loss;
 use ums_core::id::{MigrationId, ServiceName};
 
 use super::{incoming, is_arriving};
@@ -24,7 +25,10 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     let arrived_before = |service: &Service| !is_arriving(service, id);
     if incoming.view().has_run || service.as_ref().is_ok_and(arrived_before) {
         // Whatever became of it since: the answer to that was lost.
-        return Ok(Running { resume_us: 0 });
+        return Ok(Running {
+            resume_us: 0,
+            losses: known_losses(agent, service.ok()).await?,
+        });
     }
     let service = service?;
     let (this, of) = (Arc::clone(agent), service.clone());
@@ -57,7 +61,23 @@ pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem
     retire_frontman(agent, id, &incoming.service);
     Ok(Running {
         resume_us: resume_ns / 1000,
+        losses: losses([status]),
     })
+}
+
+/// What could not be set again of a service that has been let run before.
+async fn known_losses(agent: &Arc<Agent>, service: Option<Service>) -> Result<Vec<Loss>, Problem> {
+    let Some(service) = service else {
+        return Ok(Vec::new());
+    };
+    let this = Arc::clone(agent);
+    let status = blocking(move || this.keeper_if_any(&service)).await?;
+    Ok(losses(status))
+}
+
+fn losses(status: impl IntoIterator<Item = Status>) -> Vec<Loss> {
+    let lost = status.into_iter().flat_map(|status| status.lost);
+    lost.map(Loss::from).collect()
 }
 
 /// The service has its endpoint back; whoever stood in for it here has only old connections left. It

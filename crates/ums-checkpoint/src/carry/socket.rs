@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use ums_core::facts::LossKind;
+
 use super::Lost;
 use super::descriptor::{Place, Reach};
 use super::option::{self, Form, How, Nature, SocketOption, Value};
@@ -88,7 +90,11 @@ impl Sockets {
             let place = socket.place;
             let mut tell = |text: String| {
                 let detail = format!("the socket behind descriptor {}: {text}", place.fd);
-                lost.push(Lost::new(place, detail));
+                lost.push(Lost {
+                    kind: LossKind::SocketOption,
+                    pid: place.pid,
+                    detail,
+                });
             };
             match reach.get(place) {
                 Ok(copy) => self.set(socket, &copy).into_iter().for_each(tell),

@@ -13,6 +13,8 @@ use std::time::Duration;
 use rustix::time::{Itimerspec, TimerfdTimerFlags, timerfd_gettime, timerfd_settime};
 use serde::{Deserialize, Serialize};
 
+use ums_core::facts::LossKind;
+
 use super::Lost;
 use super::clock::{Clock, Offsets, nanos, timespec};
 use super::descriptor::{Place, Reach};
@@ -135,7 +137,11 @@ pub(super) fn apply(timers: &[Timer], reach: &Reach, offsets: Offsets) -> Vec<Lo
             .and_then(|copy| timer.set(&copy, offsets));
         let error = result.err()?;
         let detail = format!("the timer behind descriptor {}: {error}", timer.place.fd);
-        Some(Lost::new(timer.place, detail))
+        Some(Lost {
+            kind: LossKind::Timer,
+            pid: timer.place.pid,
+            detail,
+        })
     };
     timers.iter().filter_map(set).collect()
 }

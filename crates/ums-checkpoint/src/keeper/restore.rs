@@ -205,10 +205,11 @@ impl Restore {
 
     /// Keeps what could not be set again for whoever asks for the status.
     fn tell(&self, lost: Vec<Lost>) {
-        for Lost { pid, detail } in &lost {
+        for Lost { kind, pid, detail } in &lost {
             let service = &self.shared.config.service;
             tracing::warn!(
                 service,
+                ?kind,
                 pid,
                 detail,
                 "could not be set again after the move"

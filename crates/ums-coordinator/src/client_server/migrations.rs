@@ -311,7 +311,7 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
             .filter(|_| running)
             .map(ToString::to_string),
         error: trouble.or(incoming.reason.as_ref()).cloned(),
-        losses: service.losses.clone(),
+        losses: [service.losses.as_slice(), &incoming.losses].concat(),
     };
     let words = format!("arriving: {}", incoming.state.name());
     let mut progress = final_progress(None, &words, report.total_ms, 0);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use ums_api::peer::{CloseRequest, CreateAnswer};
-use ums_core::facts::ServiceFacts;
+use ums_core::facts::{Loss, ServiceFacts};
 use ums_core::id::{ServiceName, SystemName};
 use ums_core::receiver::State;
 
@@ -37,6 +37,9 @@ pub(crate) struct Incoming {
     /// What tells that the source has given up what is committed here: two copies may execute.
     #[serde(default)]
     pub(crate) conflict: Option<String>,
+    /// What could not be set again here, once the service runs.
+    #[serde(default)]
+    pub(crate) losses: Vec<Loss>,
     /// What the source has measured, once it has said so at the end.
     #[serde(default)]
     pub(crate) account: Option<CloseRequest>,

@@ -616,7 +616,10 @@ impl Agent {
             service.is_some_and(|service| service.arriving.is_none())
         });
         if has_arrived {
-            return Ok(Running { resume_us: 0 });
+            return Ok(Running {
+                resume_us: 0,
+                losses: Vec::new(),
+            });
         }
         self.change(|node| {
             let keeper = node.service.as_mut().and_then(|it| it.keeper.as_mut());
@@ -644,7 +647,10 @@ impl Agent {
             node.frontman = None;
         });
         migration.view().phase = Some(Phase::Installing);
-        Ok(Running { resume_us: 10 })
+        Ok(Running {
+            resume_us: 10,
+            losses: Vec::new(),
+        })
     }
 
     fn discard(&self, id: MigrationId) -> Reply<Value> {
@@ -747,6 +753,7 @@ impl Agent {
                 .gate
                 .or(service.arriving.as_ref().map(|(id, _)| *id)),
             endpoints: vec![self.endpoint()],
+            losses: Vec::new(),
         };
         truth.nodes[self.side.index()]
             .service

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest};
 use ums_api::client::Permission;
 use ums_api::http::ClientError;
-use ums_api::peer::{CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
-use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_api::peer::{CloseRequest, CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
+use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
+use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{self, Estimates, Refusal, Wishes};
 use ums_core::saga::{Event, Ground, Output, Request};
@@ -456,10 +457,10 @@ pub(super) async fn delete_source(m: &mut Migration) {
     until_done(m, "the source container has to be deleted", delete).await;
     let mut pause = Pause::new(m.limits());
     let account = m.account();
-    loop {
+    let losses = loop {
         let error = match m.peer() {
-            Some(client) => match client.close(id, &account).await {
-                Ok(()) => break,
+            Some(client) => match closed(&client, id, &account).await {
+                Ok(losses) => break losses,
                 Err(error) => error.chain(),
             },
             None => "the destination is no peer any more; add it again".to_owned(),
@@ -468,9 +469,21 @@ pub(super) async fn delete_source(m: &mut Migration) {
             "the destination has to be told of the end: {error}"
         ));
         pause.wait().await;
-    }
+    };
     let at_us = m.now_us();
-    m.insist(vec![done(step, at_us, Output::None)]).await;
+    m.insist(vec![done(step, at_us, Output::Closed { losses })])
+        .await;
+}
+
+/// Asks the destination for what it could not set again, and tells it that this side is done.
+async fn closed(
+    client: &peer::PeerClient,
+    id: MigrationId,
+    account: &CloseRequest,
+) -> Result<Vec<Loss>, ClientError> {
+    let losses = client.losses(id).await?;
+    client.close(id, account).await?;
+    Ok(losses)
 }
 
 fn done(step: Step, at_us: u64, output: Output) -> Event {

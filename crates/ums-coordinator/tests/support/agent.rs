@@ -17,7 +17,7 @@ use ums_api::agent::{
     OfService, OpenRequest, Phase, Restored, Role, RunRequest, Running, ServiceStatus, ServiceView,
 };
 use ums_api::problem::{Fault as Whose, Problem};
-use ums_core::facts::{NodeFacts, ServiceFacts};
+use ums_core::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes as Moved;
 
@@ -455,7 +455,10 @@ fn run(world: &mut Inner, me: &str, id: MigrationId) -> Answer {
     }
     held.phase = Phase::Installing;
     service.state = Life::Executing;
-    Ok(json!(Running { resume_us: 10 }))
+    Ok(json!(Running {
+        resume_us: 10,
+        losses: vec![loss("what only the restore knows")],
+    }))
 }
 
 fn discard(world: &mut Inner, me: &str, id: MigrationId) -> Answer {
@@ -508,9 +511,18 @@ fn service(world: &mut Inner, me: &str, name: &str) -> Answer {
         image_bytes: 0,
         connections: 0,
         obstacles: Vec::new(),
-        losses: Vec::new(),
+        losses: vec![loss("what was seen before")],
         migrating: node.gates.get(name).copied(),
     }))
+}
+
+/// One that nobody has to accept.
+fn loss(detail: &str) -> Loss {
+    Loss {
+        kind: LossKind::CpuAffinity,
+        pid: 1,
+        detail: detail.to_owned(),
+    }
 }
 
 fn run_service(world: &mut Inner, me: &str, request: &RunRequest) -> Answer {
@@ -540,6 +552,7 @@ fn services(world: &mut Inner, me: &str) -> Vec<ServiceView> {
         init_pid: None,
         migration: node.gates.get(service.specification.name.as_str()).copied(),
         endpoints: vec!["10.0.0.1:6379".parse().expect("an address")],
+        losses: Vec::new(),
     };
     node.services.values().map(view).collect()
 }

@@ -48,6 +48,11 @@ pub enum LossKind {
     FileLease,
     /// What a Landlock domain forbids (`landlock(7)`) is allowed afterwards.
     Landlock,
+    /// A timer (`timerfd_create(2)`, `timer_create(2)`) is not set as it was.
+    Timer,
+    /// A kind that a later release has added.
+    #[serde(other)]
+    Other,
 }
 
 impl LossKind {
@@ -63,7 +68,9 @@ impl LossKind {
             | Self::SemaphoreUndo
             | Self::Keyring
             | Self::FileLease
-            | Self::Landlock => true,
+            | Self::Landlock
+            | Self::Timer
+            | Self::Other => true,
             Self::SocketOption
             | Self::PeerCredentials
             | Self::PeerName
@@ -94,6 +101,8 @@ impl LossKind {
             Self::RelativeTimeout => "a wait lasts longer than it was asked to",
             Self::FileLease => "a file lease is gone",
             Self::Landlock => "what Landlock forbade is allowed",
+            Self::Timer => "a timer is not set as it was",
+            Self::Other => "something is not as it was",
         }
     }
 }
@@ -112,5 +121,13 @@ mod test {
         let text = r#"{"kind":"semaphore-undo","pid":7,"detail":"set 0"}"#;
         assert_eq!(serde_json::to_string(&loss).unwrap(), text);
         assert_eq!(serde_json::from_str::<Loss>(text).unwrap(), loss);
+    }
+
+    #[test]
+    fn what_a_later_release_loses_has_to_be_accepted_too() {
+        let text = r#"{"kind":"good-mood","pid":0,"detail":"all of it"}"#;
+        let loss: Loss = serde_json::from_str(text).unwrap();
+        assert_eq!(loss.kind, LossKind::Other);
+        assert!(loss.kind.needs_consent());
     }
 }

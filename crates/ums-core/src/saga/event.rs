@@ -198,4 +198,9 @@ pub enum Output {
         /// From the freeze to the moment at which the destination was told, microseconds.
         freeze_us: Option<u64>,
     },
+    /// Of [`Step::DeleteSource`].
+    Closed {
+        /// What could not be set again at the destination.
+        losses: Vec<Loss>,
+    },
 }

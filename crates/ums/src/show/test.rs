@@ -104,6 +104,7 @@ fn service_view() -> ServiceView {
         init_pid: Some(42),
         migration: None,
         endpoints: vec!["10.77.0.1:6379".parse().expect("an address")],
+        losses: Vec::new(),
     }
 }
 
