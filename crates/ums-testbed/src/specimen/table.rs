@@ -38,7 +38,6 @@ impl Specimen {
     }
 
     /// The same, which a move changes.
-    #[expect(dead_code, reason = "nothing declared has a specimen yet")]
     const fn declared(self, kind: LossKind, words: &'static [&'static str]) -> Self {
         Self {
             expected: Expected::Declared(kind, words),
@@ -79,4 +78,5 @@ pub const ALL: &[Specimen] = &[
         &["shares its working directory", "CLONE_FS"],
     ),
     specimen!("vfork", "cloned", &["vfork"]).refused(RefusalKind::Descriptor, &["vfork(2)"]),
+    specimen!("undo", "undo", &[]).declared(LossKind::SemaphoreUndo, &["SEM_UNDO"]),
 ];

@@ -1,7 +1,7 @@
 //! The table.
 
 use Evidence::{Specimen, Test};
-use Outcome::{Carried, Changed, Refused};
+use Outcome::{Carried, Changed, Declared, Refused};
 
 /// What becomes of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,6 @@ pub(crate) enum Outcome {
     /// The move ends before the freeze.
     Refused,
     /// Not the same afterwards, as the plan and the report say.
-    #[allow(dead_code, reason = "nothing declared has a row yet")]
     Declared,
     /// Not the same afterwards.
     Changed,
@@ -288,6 +287,12 @@ const CONNECTIONS: &[Row] = &[
 ];
 
 const OBJECTS: &[Row] = &[
+    row(
+        "System V semaphores that are put back when a process ends (SEM_UNDO)",
+        Declared,
+        "the semaphores are carried, and not put back any more",
+        Specimen("undo"),
+    ),
     row(
         "timers behind descriptors (timerfd): periodic and unread, set to a moment",
         Carried,
