@@ -62,6 +62,12 @@ fn unknown() -> LossKind {
     LossKind::Other
 }
 
+impl Lost {
+    fn new(kind: LossKind, pid: i32, detail: String) -> Self {
+        Self { kind, pid, detail }
+    }
+}
+
 impl From<Lost> for Loss {
     fn from(Lost { kind, pid, detail }: Lost) -> Self {
         Self { kind, pid, detail }

@@ -12,6 +12,8 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use ums_core::facts::LossKind;
+
 use super::Lost;
 use super::descriptor::{Place, Reach};
 use super::option::Nature;
@@ -181,7 +183,7 @@ pub(super) fn apply(all: &[Multicast], reach: &Reach) -> Vec<Lost> {
         lost.extend(
             failed
                 .into_iter()
-                .map(|what| Lost::new(place, detail(what))),
+                .map(|what| Lost::new(LossKind::Multicast, place.pid, detail(what))),
         );
     }
     lost

@@ -90,11 +90,7 @@ impl Sockets {
             let place = socket.place;
             let mut tell = |text: String| {
                 let detail = format!("the socket behind descriptor {}: {text}", place.fd);
-                lost.push(Lost {
-                    kind: LossKind::SocketOption,
-                    pid: place.pid,
-                    detail,
-                });
+                lost.push(Lost::new(LossKind::SocketOption, place.pid, detail));
             };
             match reach.get(place) {
                 Ok(copy) => self.set(socket, &copy).into_iter().for_each(tell),

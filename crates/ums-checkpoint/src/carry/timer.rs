@@ -137,11 +137,7 @@ pub(super) fn apply(timers: &[Timer], reach: &Reach, offsets: Offsets) -> Vec<Lo
             .and_then(|copy| timer.set(&copy, offsets));
         let error = result.err()?;
         let detail = format!("the timer behind descriptor {}: {error}", timer.place.fd);
-        Some(Lost {
-            kind: LossKind::Timer,
-            pid: timer.place.pid,
-            detail,
-        })
+        Some(Lost::new(LossKind::Timer, timer.place.pid, detail))
     };
     timers.iter().filter_map(set).collect()
 }
