@@ -7,6 +7,7 @@ mod apt;
 mod bundle;
 mod check;
 mod fuzz;
+mod package;
 mod paths;
 mod previous;
 mod run;
@@ -38,6 +39,8 @@ enum Command {
     Check,
     /// Set up, build, and run all tests
     Test(test::Args),
+    /// Build a Debian package and print its path
+    Package,
     /// Run the fuzzers, each for a time
     Fuzz(fuzz::Args),
     /// Set up, build, and show a migration there and back
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::main(&args).map(|()| ExitCode::SUCCESS),
         Command::Check => check::main(),
+        Command::Package => package::main().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Demo { args } => show::main(&show::DEMO, &args),

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    abort, ca, doctor, history, list, migrate, peer, plan, resolve, rm, run, serve, status,
+    abort, ca, completions, doctor, history, list, migrate, peer, plan, resolve, rm, run, serve,
+    status,
 };
 use crate::config::Layer;
 use crate::exit::Exit;
@@ -56,6 +57,11 @@ pub(crate) enum Command {
     /// Add, remove and list peers
     #[command(subcommand)]
     Peer(peer::Command),
+    /// Print what completes commands in a shell
+    Completions(completions::Args),
+    /// Write the man pages
+    #[command(hide = true)]
+    Man(completions::ManArgs),
     /// List the exit codes
     #[command(after_help = Exit::table())]
     ExitCodes,
@@ -78,6 +84,28 @@ mod test {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn man_pages_and_completions_are_made() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let line = format!("ums man {}", directory.path().display());
+        let Command::Man(args) = parse(&line).expect("a good line").command else {
+            panic!("not `man`");
+        };
+        completions::pages(&args).map_err(|_| ()).expect("written");
+        let page = |name: &str| std::fs::read_to_string(directory.path().join(name));
+        assert!(page("ums.1").expect("a page").contains("EXTRA"));
+        assert!(
+            page("ums-migrate.1")
+                .expect("a page")
+                .contains("\\-\\-max\\-downtime")
+        );
+        assert!(page("ums-peer-add.1").is_ok());
+        assert!(page("ums-help.1").is_err());
+        for shell in ["bash", "zsh", "fish"] {
+            assert!(parse(&format!("ums completions {shell}")).is_ok());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod abort;
 pub(crate) mod ca;
+pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod history;
 pub(crate) mod list;
@@ -33,6 +34,8 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
     match cli.command {
         Command::Ca(command) => return ca::execute(command),
         Command::ExitCodes => return print(&Exit::table()),
+        Command::Completions(args) => return completions::execute(&args),
+        Command::Man(args) => return completions::pages(&args),
         _ => {}
     }
     let (flags, file) = (cli.settings, cli.config);
@@ -72,6 +75,8 @@ async fn dispatch(
         Command::Peer(command) => peer::execute(command, config, coordinator).await,
         Command::Ca(command) => ca::execute(command),
         Command::ExitCodes => print(&Exit::table()),
+        Command::Completions(args) => completions::execute(&args),
+        Command::Man(args) => completions::pages(&args),
     }
 }
 
