@@ -160,6 +160,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         }
     }
     seen.obstacles.extend(state::sharing(&tree));
+    seen.losses.extend(state::losses(&tree));
     seen.obstacles.extend(deleted.obstacles());
     seen.obstacles.extend(state::held_data(init, &sockets));
     seen.obstacles.extend(unix::obstacles(init, &sockets)?);

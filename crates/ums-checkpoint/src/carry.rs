@@ -1,8 +1,9 @@
 //! What CRIU does not carry, and we do: looked at while the service is frozen before the dump, set
 //! again after the restore, before the service's first instruction.
 //!
-//! All of it is done from outside, on copies of the service's descriptors (`pidfd_getfd(2)`), so that
-//! nothing is injected into a process. What was seen goes into one image file beside CRIU's. The
+//! All of it is done from outside, on copies of the service's descriptors (`pidfd_getfd(2)`) and by
+//! the ids of its threads, so that nothing is injected into a process; what a thread alone can set, CRIU
+//! is started with and hands on ([`Inherited`]). What was seen goes into one image file beside CRIU's. The
 //! restore has two moments, both after CRIU has made every descriptor:
 //!
 //! - [`Carry::hold`] at `post-restore`, before the migration is committed: everything that stays as it
@@ -21,13 +22,17 @@ use crate::memory_dir::MemoryDir;
 
 mod clock;
 mod descriptor;
+mod inherit;
 mod multicast;
 mod option;
 mod process;
 mod raw;
+mod sched;
 mod socket;
+mod task;
 mod timer;
 
+pub use inherit::{Inherited, differing};
 pub use process::{Process, processes};
 
 use clock::Offsets;
@@ -44,6 +49,9 @@ pub struct Carry {
     timers: Vec<timer::Timer>,
     sockets: socket::Sockets,
     multicast: Vec<multicast::Multicast>,
+    threads: Vec<task::Thread>,
+    processes: Vec<task::Whole>,
+    inherited: inherit::Family,
 }
 
 /// Something of a service that could not be set again.
@@ -95,6 +103,12 @@ pub fn capture(processes: &[Process]) -> io::Result<Carry> {
         }
     }
     carry.sockets = sockets.finish();
+    let usual = task::Usual::here()?;
+    for process in processes {
+        carry.threads.extend(task::threads(*process, &usual)?);
+        carry.processes.extend(task::whole(*process)?);
+    }
+    carry.inherited = inherit::Family::of(processes)?;
     Ok(carry)
 }
 
@@ -138,7 +152,14 @@ impl Carry {
         let reach = Reach::new(processes);
         let mut lost = self.sockets.apply(&reach);
         lost.extend(multicast::apply(&self.multicast, &reach));
+        lost.extend(task::apply(&self.threads, &self.processes, processes));
+        lost.extend(self.inherited.lost(processes));
         lost
+    }
+
+    /// What CRIU has to be started with.
+    pub fn inherited(&self) -> Inherited {
+        self.inherited.first()
     }
 
     /// Sets the rest, right before the first instruction.

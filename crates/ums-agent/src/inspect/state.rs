@@ -5,8 +5,9 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use ums_checkpoint::carry;
 use ums_checkpoint::kcmp::{self, Shared};
-use ums_core::facts::{Obstacle, ObstacleKind};
+use ums_core::facts::{Loss, Obstacle, ObstacleKind};
 
 use super::process::Process;
 use super::{obstacle, parse, proc_file, proc_path};
@@ -69,6 +70,17 @@ pub(super) fn sharing(tree: &[Process]) -> Vec<Obstacle> {
         }
     }
     found
+}
+
+/// What threads have of what CRIU alone hands on to those that it makes (see [`carry::differing`]).
+pub(super) fn losses(tree: &[Process]) -> Vec<Loss> {
+    let of = |process: &Process| carry::Process {
+        pid: process.pid,
+        inner: process.inner,
+    };
+    let all: Vec<carry::Process> = tree.iter().map(of).collect();
+    let lost = all.first().map(|first| carry::differing(*first, &all));
+    lost.into_iter().flatten().map(Loss::from).collect()
 }
 
 /// Data that CRIU can't take out of sockets. `sockets`: inode number → process id in the service.

@@ -29,7 +29,7 @@ pub fn processes(cgroup: &Cgroup) -> Vec<Process> {
 }
 
 /// The ids of a process in the PID namespaces that it is in, outermost first (`NSpid`, proc(5)).
-fn ids(status: &str) -> Option<Vec<i32>> {
+pub(super) fn ids(status: &str) -> Option<Vec<i32>> {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("NSpid:"))?;

@@ -142,13 +142,10 @@ impl Restore {
             patience,
         };
         // CRIU's children are born in CRIU's control groups, so CRIU goes into the container's.
-        let mut swrk = criu
-            .spawn(
-                |pid| shared.container.cgroup.enter(pid),
-                &self.inherit(),
-                None,
-            )
-            .map_err(|error| error.to_string())?;
+        let into_its_groups = |pid| shared.container.cgroup.enter(pid);
+        let start = || criu.spawn(into_its_groups, &self.inherit(), None);
+        let swrk = self.carry.inherited().hand_on(start);
+        let mut swrk = swrk.map_err(|error| error.to_string())?;
         let opts = self.options(swrk.inherited());
         let log = || log_tail(&self.images.path(), LOG_NAME, LOG_LINES);
         let mut init = None;

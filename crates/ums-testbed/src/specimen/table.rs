@@ -79,4 +79,11 @@ pub const ALL: &[Specimen] = &[
     ),
     specimen!("vfork", "cloned", &["vfork"]).refused(RefusalKind::Descriptor, &["vfork(2)"]),
     specimen!("undo", "undo", &[]).declared(LossKind::SemaphoreUndo, &["SEM_UNDO"]),
+    // What the kernel keeps of threads and processes.
+    specimen!("placed", "attributes", &["placed"]),
+    specimen!("scheduled", "attributes", &["scheduled"]),
+    specimen!("marked", "attributes", &["marked"]),
+    specimen!("kept", "attributes", &["kept"]),
+    specimen!("personality-of-a-thread", "attributes", &["persona"])
+        .declared(LossKind::ProcessAttribute, &["personality"]),
 ];

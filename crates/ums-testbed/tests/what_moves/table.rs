@@ -147,6 +147,36 @@ const MEMORY: &[Row] = &[
 
 const PROCESSES: &[Row] = &[
     row(
+        "a thread's CPU affinity, I/O priority and timer slack",
+        Carried,
+        "set again from outside; what the destination does not have is told in the report",
+        Specimen("placed"),
+    ),
+    row(
+        "scheduling policy, nice value, reset on fork, slice",
+        Carried,
+        "set again from outside where CRIU does not",
+        Specimen("scheduled"),
+    ),
+    row(
+        "personality (address layout, bugs of old kernels), machine check policy, KSM flag, core filter",
+        Carried,
+        "CRIU is started with them and hands them on",
+        Specimen("marked"),
+    ),
+    row(
+        "personality that differs from the first thread's, or names another kernel or machine",
+        Declared,
+        "it has the first thread's",
+        Specimen("personality-of-a-thread"),
+    ),
+    row(
+        "OOM score, keepcaps, parent death signal, huge pages off, subreaper, dumpable, no new privileges, name, umask, limits",
+        Carried,
+        "CRIU",
+        Specimen("kept"),
+    ),
+    row(
         "child stopped by SIGSTOP, by SIGTSTP",
         Carried,
         "stays stopped, goes on with SIGCONT, its parent is told",
