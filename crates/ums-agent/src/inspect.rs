@@ -45,7 +45,11 @@ pub fn understand(text: &str) {
     parse::mappings(text).for_each(drop);
     let _ = parse::rollup(text, "Anonymous");
     let _ = parse::established(text);
-    let _ = parse::timer_of_a_thread(text);
+    let of = parse::timers(text)
+        .into_iter()
+        .map(parse::Timer::cpu_time_of);
+    of.for_each(drop);
+    let _ = parse::is_pending(text, 5);
     let _ = parse::open_files_max(text);
     let _ = parse::with_queue(text, parse::Table::Netlink);
     let _ = parse::with_queue(text, parse::Table::Udp);

@@ -160,7 +160,9 @@ pub enum ObstacleKind {
     MemoryProgram,
     /// A process whose first thread has ended while others go on.
     MainThread,
-    /// A POSIX timer that signals one thread (SIGEV_THREAD_ID).
+    /// A SIGTRAP that was not taken yet.
+    PendingTrap,
+    /// A POSIX timer that signals a thread which has ended, or counts the CPU time of one thread.
     ThreadTimer,
     /// A limit of open files that leaves no room for CRIU.
     DescriptorLimit,

@@ -261,7 +261,7 @@ fn a_downtime_that_cannot_be_met() {
 
 /// Name, what a Perl program does to have it (by numbers of x86-64's system calls), and what it is called
 /// when it is refused.
-const OBSTACLES: [(&str, &str, &str); 11] = [
+const OBSTACLES: [(&str, &str, &str); 10] = [
     (
         "uring",
         "my $p = qq(\\0) x 120; my $fd = syscall(425, 8, $p);",
@@ -298,12 +298,6 @@ const OBSTACLES: [(&str, &str, &str); 11] = [
         "procdir",
         "opendir(my $directory, '/proc/self') or die; my $fd = 0;",
         "directory of a process below /proc",
-    ),
-    (
-        "timer",
-        "my $event = pack('Qiiix44', 0, 14, 4, syscall(186)); my $id = pack('i', 0); \
-         my $fd = syscall(222, 1, $event, $id);",
-        "SIGEV_THREAD_ID",
     ),
     (
         "limit",

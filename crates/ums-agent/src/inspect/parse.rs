@@ -37,6 +37,17 @@ pub(super) fn status(text: &str) -> Option<Status> {
     })
 }
 
+/// Whether this signal waits for the thread, or the process, that `/proc/PID/task/TID/status` tells of.
+pub(super) fn is_pending(text: &str, signal: u32) -> bool {
+    let sets = text.lines().filter_map(|line| {
+        let set = line
+            .strip_prefix("SigPnd:")
+            .or(line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    });
+    sets.fold(0, |all, set| all | set) >> (signal - 1) & 1 == 1
+}
+
 /// The first three of some numbers.
 fn three(text: &str) -> Option<[u32; 3]> {
     let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
@@ -89,10 +100,45 @@ pub(super) fn has_lease(text: &str) -> bool {
     text.lines().filter_map(lock).any(|kind| kind == "LEASE")
 }
 
-/// The thread that a timer of `/proc/PID/timers` signals (SIGEV_THREAD_ID), if there is such a timer.
-pub(super) fn timer_of_a_thread(text: &str) -> Option<i32> {
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("notify:"));
-    lines.find_map(|line| line.split_once("/tid.")?.1.trim().parse().ok())
+/// A POSIX timer (`timer_create(2)`), as `/proc/PID/timers` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Timer {
+    /// The thread that it signals (SIGEV_THREAD_ID), in the reader's PID namespace.
+    pub thread: Option<i32>,
+    /// Its clock, as the process named it.
+    pub clock: i32,
+}
+
+impl Timer {
+    /// Whose CPU time it counts, where it counts CPU time: 0 is whoever made it, of a process that has
+    /// several threads nobody knows which (kernel `include/linux/posix-timers.h`).
+    pub(super) fn cpu_time_of(self) -> Option<i32> {
+        const THREAD_CPUTIME: i32 = nix::libc::CLOCK_THREAD_CPUTIME_ID;
+        const PER_THREAD: i32 = 4;
+        let (pid, per_thread) = (!(self.clock >> 3), self.clock & PER_THREAD != 0);
+        match self.clock {
+            THREAD_CPUTIME => Some(0),
+            // The process itself.
+            ..0 if pid == 0 && !per_thread => None,
+            ..0 => Some(pid),
+            _ => None,
+        }
+    }
+}
+
+/// The timers of `/proc/PID/timers`.
+pub(super) fn timers(text: &str) -> Vec<Timer> {
+    let (mut found, mut thread) = (Vec::new(), None);
+    for line in text.lines() {
+        if let Some(notify) = line.strip_prefix("notify:") {
+            let target = notify.split_once("/tid.");
+            thread = target.and_then(|(_, id)| id.trim().parse().ok());
+        }
+        let clock = line.strip_prefix("ClockID:");
+        let clock = clock.and_then(|clock| clock.trim().parse().ok());
+        found.extend(clock.map(|clock| Timer { thread, clock }));
+    }
+    found
 }
 
 /// The soft limit of open files in `/proc/PID/limits`; `u64::MAX` when there is none.
@@ -231,18 +277,41 @@ mod test {
             "pos:\t0\nflags:\t02120000\nlock:\t1: LEASE  ACTIVE    READ 25378 fe:00:1 0 EOF\n";
         assert!(has_lease(info));
         assert!(!has_lease(&info.replace("LEASE ", "FLOCK ")));
-        let timers = "ID: 0\nsignal: 14/0\nnotify: signal/pid.7\nClockID: 1\n";
-        assert_eq!(timer_of_a_thread(timers), None);
-        assert_eq!(
-            timer_of_a_thread(&timers.replace("pid.7", "tid.9")),
-            Some(9)
-        );
+        let text = "ID: 0\nsignal: 14/0\nnotify: signal/pid.7\nClockID: 1\n\
+             ID: 1\nsignal: 34/0\nnotify: signal/tid.9\nClockID: -2\n";
+        let found = timers(text);
+        assert_eq!([found[0].thread, found[1].thread], [None, Some(9)]);
+        assert_eq!([found[0].clock, found[1].clock], [1, -2]);
         let limits = "Max open files            1024                 4096     files\n";
         assert_eq!(open_files_max(limits), Some(1024));
         assert_eq!(
             open_files_max(&limits.replace("1024", "unlimited")),
             Some(u64::MAX)
         );
+    }
+
+    #[test]
+    fn whose_cpu_time_a_timer_counts() {
+        let of = |clock| {
+            let thread = None;
+            Timer { thread, clock }.cpu_time_of()
+        };
+        // CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID as it is and as glibc has it.
+        assert_eq!([of(1), of(2), of(-6)], [None, None, None]);
+        // CLOCK_THREAD_CPUTIME_ID likewise, and what pthread_getcpuclockid(3) gives for thread 9.
+        assert_eq!(
+            [of(3), of(-2), of((!9 << 3) | 6)],
+            [Some(0), Some(0), Some(9)]
+        );
+    }
+
+    #[test]
+    fn signals_that_wait() {
+        let text =
+            "SigPnd:\t0000000000000010\nShdPnd:\t0000000000000200\nSigBlk:\tffffffffffffffff\n";
+        assert!(is_pending(text, 5) && is_pending(text, 10));
+        assert!(!is_pending(text, 1) && !is_pending(text, 9));
+        assert!(!is_pending("", 5));
     }
 
     #[test]

@@ -50,6 +50,17 @@ impl Process {
     pub(super) fn main_thread_ended(&self) -> bool {
         self.status.state == 'Z' && self.threads > 1
     }
+
+    /// Whether one of its threads has this id in the service's PID namespace.
+    pub(super) fn has_thread(&self, inner: i32) -> bool {
+        let threads = fs::read_dir(proc_path(self.pid, "task"));
+        let mut threads = threads.into_iter().flatten().flatten();
+        threads.any(|thread| {
+            let text = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            let status = parse::status(&text);
+            status.is_some_and(|status| status.ids.last() == Some(&inner))
+        })
+    }
 }
 
 /// The processes in the PID namespace of `init` and in those nested in it, `init` first.

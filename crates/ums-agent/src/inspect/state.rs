@@ -5,6 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use ums_checkpoint::carry;
 use ums_checkpoint::kcmp::{self, Shared};
 use ums_core::facts::{Loss, Obstacle, ObstacleKind};
@@ -31,13 +32,55 @@ pub(super) fn obstacles(process: &Process) -> Vec<Obstacle> {
     if program.starts_with("/memfd:") {
         found.push(obstacle(ObstacleKind::MemoryProgram, inner, program));
     }
-    let timers = proc_file(pid, "timers").unwrap_or_default();
-    if let Some(thread) = parse::timer_of_a_thread(&timers) {
-        let what = format!("its signal goes to thread {thread}");
-        found.push(obstacle(ObstacleKind::ThreadTimer, inner, what));
+    found.extend(timers(process));
+    if let Some(signal) = trap_pending(process) {
+        found.push(obstacle(ObstacleKind::PendingTrap, inner, signal));
     }
     found.extend(descriptors_are_short(process));
     found
+}
+
+/// POSIX timers that are bound to a thread in a way that CRIU can't make again: it makes all timers of a
+/// process in its first thread (`criu/pie/restorer.c`, `create_posix_timers`), and looks for the thread
+/// that one signals among those that live.
+fn timers(process: &Process) -> Vec<Obstacle> {
+    let timers = parse::timers(&proc_file(process.pid, "timers").unwrap_or_default());
+    let lives = |tid: i32| proc_path(process.pid, &format!("task/{tid}")).exists();
+    let gone = |timer: &&parse::Timer| timer.thread.is_some_and(|thread| !lives(thread));
+    let foreign = |timer: &&parse::Timer| match timer.cpu_time_of() {
+        Some(0) => process.threads > 1,
+        Some(inner) => inner != process.inner && !process.has_thread(inner),
+        None => false,
+    };
+    let mut found = Vec::new();
+    if timers.iter().any(|timer| gone(&timer)) {
+        found.push("its signal goes to a thread that has ended");
+    }
+    if timers.iter().any(|timer| foreign(&timer)) {
+        found.push(
+            "it counts the CPU time of one thread (CLOCK_THREAD_CPUTIME_ID), or of another process",
+        );
+    }
+    let found = found.into_iter();
+    found
+        .map(|what| obstacle(ObstacleKind::ThreadTimer, process.inner, what))
+        .collect()
+}
+
+/// A SIGTRAP that a thread has not taken yet: CRIU's own code inside of it works by this signal (compel
+/// `infect.c`, `compel_wait_task`). One that is not blocked is taken in a moment: looked at again.
+fn trap_pending(process: &Process) -> Option<String> {
+    let pending = lasting(|| {
+        let threads = fs::read_dir(proc_path(process.pid, "task"));
+        let threads = threads.into_iter().flatten().flatten();
+        let pending = threads.filter(|thread| {
+            let status = fs::read_to_string(thread.path().join("status"));
+            status.is_ok_and(|text| parse::is_pending(&text, Signal::SIGTRAP as u32))
+        });
+        pending.map(|thread| thread.file_name()).collect()
+    });
+    let threads = pending.len();
+    (threads > 0).then(|| format!("{threads} of its {} threads", process.threads))
 }
 
 /// CRIU's own code inside of the process opens some descriptors.

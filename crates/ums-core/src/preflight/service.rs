@@ -168,9 +168,14 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "has ended its first thread while others go on, which CRIU can't carry",
             "let the service's first thread wait for the others instead of ending (`pthread_exit`)",
         ),
+        ObstacleKind::PendingTrap => (
+            RefusalKind::Process,
+            "has a signal pending that CRIU needs itself (SIGTRAP)",
+            "let the service take it (it blocks the signal, or reads it by a signalfd), then ask again",
+        ),
         ObstacleKind::ThreadTimer => (
             RefusalKind::Process,
-            "has a POSIX timer that signals one thread (SIGEV_THREAD_ID), which CRIU can't carry",
+            "has a POSIX timer that is bound to a thread in a way that CRIU can't carry",
             "let the service delete it (a profiler uses such timers: stop it), or use timerfd",
         ),
         ObstacleKind::DescriptorLimit => (

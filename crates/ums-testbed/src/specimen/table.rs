@@ -71,6 +71,17 @@ pub const ALL: &[Specimen] = &[
     specimen!("options", "options", &[]),
     specimen!("multicast", "multicast", &[]),
     specimen!("timers", "timers", &[]),
+    specimen!("alarm-other", "alarms", &["other"]),
+    specimen!("alarm-self", "alarms", &["self"]),
+    specimen!("alarm-cpu", "alarms", &["cpu"]).refused(
+        RefusalKind::Process,
+        &["POSIX timer", "CLOCK_THREAD_CPUTIME_ID"],
+    ),
+    specimen!("alarm-gone", "alarms", &["gone"]).refused(
+        RefusalKind::Process,
+        &["POSIX timer", "a thread that has ended"],
+    ),
+    specimen!("trap", "trap", &[]).refused(RefusalKind::Process, &["a signal pending", "SIGTRAP"]),
     specimen!("clone-memory", "cloned", &["memory"])
         .refused(RefusalKind::Process, &["shares its memory", "CLONE_VM"]),
     specimen!("clone-places", "cloned", &["places"]).refused(

@@ -76,10 +76,12 @@ impl Row {
 
     /// Whether it passes in every way that it went with UMS.
     fn passes_moved(&self) -> bool {
-        let mut moved = [Way::There, Way::ThereAndBack]
+        let ways = [Way::There, Way::ThereAndBack];
+        let moved: Vec<&Verdict> = ways
             .iter()
-            .filter_map(|way| self.verdicts.get(way));
-        moved.all(|verdict| *verdict == Verdict::Passed)
+            .filter_map(|way| self.verdicts.get(way))
+            .collect();
+        !moved.is_empty() && moved.iter().all(|verdict| **verdict == Verdict::Passed)
     }
 }
 

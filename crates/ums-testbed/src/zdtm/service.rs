@@ -96,7 +96,10 @@ impl<'a> Running<'a> {
             return Ok(Moved::Yes(told.collect::<Vec<_>>().join("; ")));
         }
         let why = report.error.unwrap_or(said);
-        Ok(Moved::Not(Verdict::Abandoned(why)))
+        Ok(Moved::Not(match report.freeze_ms {
+            Some(_) => Verdict::Abandoned(why),
+            None => Verdict::Refused(why),
+        }))
     }
 
     /// Tells it to check what it has at `system`.

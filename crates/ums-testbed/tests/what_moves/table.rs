@@ -213,6 +213,31 @@ const PROCESSES: &[Row] = &[
         Specimen("vfork"),
     ),
     row(
+        "POSIX timer that signals one thread (`SIGEV_THREAD_ID`), made by another one",
+        Carried,
+        "by CRIU",
+        Specimen("alarm-other"),
+    ),
+    row(
+        "POSIX timer that signals the thread that made it",
+        Carried,
+        "by CRIU",
+        Specimen("alarm-self"),
+    ),
+    row(
+        "POSIX timer that signals a thread which has ended",
+        Refused,
+        SEEN,
+        Specimen("alarm-gone"),
+    ),
+    row(
+        "POSIX timer of one thread's CPU time (`CLOCK_THREAD_CPUTIME_ID`), of several threads",
+        Refused,
+        SEEN,
+        Specimen("alarm-cpu"),
+    ),
+    row("SIGTRAP that is pending", Refused, SEEN, Specimen("trap")),
+    row(
         "process of another user, where root lacks `CAP_SYS_RESOURCE`",
         Refused,
         SEEN,
