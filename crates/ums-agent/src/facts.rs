@@ -125,6 +125,7 @@ impl Node {
             udp_ports: numbers(Transport::Udp),
             readdresses: true,
             warnings: Vec::new(),
+            carries: ums_core::facts::CARRIES,
             images: known.images,
             limits: self.limits(),
         })

@@ -58,7 +58,15 @@ pub struct NodeFacts {
     /// What stands in the way of clients there and is not ours to change, for people.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// How much of a service its release carries: [`CARRIES`] of it, 0 where it does not say.
+    #[serde(default)]
+    pub carries: u32,
 }
+
+/// How much of a service this release carries beyond what CRIU does. It is raised when something is added
+/// that a destination of an earlier release would pass over: 1 are memberships in multicast groups and
+/// the attributes of processes.
+pub const CARRIES: u32 = 1;
 
 /// What of a service's confinement a node can keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{Loss, NodeFacts, ServiceFacts};
+use crate::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use crate::id::{ServiceName, SystemName};
 use crate::preflight::{self, Estimates, Refusal, Wishes};
 use crate::technique::{Approach, Technique};
@@ -158,7 +158,12 @@ pub fn make(
         prediction: predict(service, destination, estimates),
         max_downtime_ms: wishes.max_downtime_ms,
         destination_known: destination.is_some(),
-        losses: service.losses.clone(),
+        losses: service
+            .losses
+            .iter()
+            .cloned()
+            .chain(destination.and_then(|destination| carried_less(source, destination)))
+            .collect(),
         refusals: preflight::judge(source, service, destination, wishes, estimates),
     }
 }
@@ -168,6 +173,17 @@ impl Plan {
     pub fn feasible(&self) -> bool {
         self.refusals.is_empty() && self.approach.is_some() && self.technique.is_some()
     }
+}
+
+/// What a destination of an earlier release does not carry. Whether the service has any of it is not known.
+pub fn carried_less(source: &NodeFacts, destination: &NodeFacts) -> Option<Loss> {
+    (destination.carries < source.carries).then(|| Loss {
+        kind: LossKind::EarlierRelease,
+        pid: 0,
+        detail: "memberships in multicast groups, attributes of processes and the like, where the service \
+                 has any: update the destination to keep them"
+            .to_owned(),
+    })
 }
 
 /// What stop-and-copy will cost: its downtime is the fixed costs and all pages at the slower of

@@ -569,6 +569,9 @@ impl Saga {
 
     /// What the destination has found in addition to what was seen before: each is told once.
     fn losses(&self, mut seen: Vec<Loss>) -> Vec<Loss> {
+        if let Some(Output::Verified { losses }) = self.output(Step::VerifyPeer) {
+            seen.extend(losses.iter().cloned());
+        }
         if let Some(Output::Closed { losses }) = self.output(Step::DeleteSource) {
             let known = seen.len();
             let new = losses.iter().filter(|loss| !seen[..known].contains(loss));

@@ -558,6 +558,7 @@ fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        carries: ums_core::facts::CARRIES,
         images: Default::default(),
         limits: Default::default(),
     }

@@ -11,7 +11,8 @@ use common::{
     LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, coordinator, exit, hog_is_only_at, process,
     remove, services, strike,
 };
-use ums_core::report::Outcome;
+use ums_core::facts::LossKind;
+use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::client::echo::Echo;
 use ums_testbed::hog::Request;
 use ums_testbed::system::System;
@@ -99,7 +100,7 @@ fn all_run(system: &System, names: &[&str]) {
     });
 }
 
-fn moved(testbed: &Testbed, from: &System, to: &System, service: &str) {
+fn moved(testbed: &Testbed, from: &System, to: &System, service: &str) -> MigrationReport {
     let report = testbed.migrate(from, to, service, &[]).expect("a report");
     let said = || format!("{}\n{}", testbed.a.said(), testbed.b.said());
     assert_eq!(
@@ -109,6 +110,7 @@ fn moved(testbed: &Testbed, from: &System, to: &System, service: &str) {
         report.error,
         said()
     );
+    report
 }
 
 #[test]
@@ -134,8 +136,10 @@ fn services_and_connections_live_through_an_update() {
     update(&mut testbed.b, &next, First::Coordinator);
     all_run(&testbed.b, &["hog", "streams"]);
     goes_on(&testbed);
-    // The two releases move services to each other.
-    moved(&testbed, &testbed.b, &testbed.a, "streams");
+    // The two releases move services to each other, and say what the older one does not carry.
+    let report = moved(&testbed, &testbed.b, &testbed.a, "streams");
+    let kinds: Vec<LossKind> = report.losses.iter().map(|loss| loss.kind).collect();
+    assert_eq!(kinds, [LossKind::EarlierRelease]);
     goes_on(&testbed);
     moved(&testbed, &testbed.a, &testbed.b, "streams");
     goes_on(&testbed);

@@ -300,9 +300,10 @@ pub(crate) fn troubles(views: &[MigrationView]) -> String {
 }
 
 /// What stands in the way of clients on this system.
-pub(crate) fn warnings(facts: &NodeFacts) -> String {
+pub(crate) fn warnings(node: Option<&NodeFacts>) -> String {
     let line = |warning: &String| format!("\nwarning: {}\n", clipped(warning, 600));
-    facts.warnings.iter().map(line).collect()
+    let all = node.into_iter().flat_map(|node| &node.warnings);
+    all.map(line).collect()
 }
 
 fn needs_a_person(view: &MigrationView) -> bool {

@@ -782,6 +782,7 @@ impl Agent {
             udp_ports: BTreeSet::new(),
             readdresses: true,
             warnings: Vec::new(),
+            carries: ums_core::facts::CARRIES,
             images: BTreeSet::new(),
             limits: Default::default(),
         }

@@ -134,7 +134,9 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Plan) -> Result<(), Fa
     if !refusals.is_empty() {
         return Err(Failure::refused(step, refusals));
     }
-    m.done(step, Output::None).await
+    let losses = plan::carried_less(&plan.source, &facts);
+    let output = losses.map_or(Output::None, |loss| Output::Verified { losses: vec![loss] });
+    m.done(step, output).await
 }
 
 /// UMS §III-B, Step 3.

@@ -50,6 +50,8 @@ pub enum LossKind {
     Landlock,
     /// A timer (`timerfd_create(2)`, `timer_create(2)`) is not set as it was.
     Timer,
+    /// The destination's release carries less than the source's.
+    EarlierRelease,
     /// A kind that a later release has added.
     #[serde(other)]
     Other,
@@ -77,7 +79,8 @@ impl LossKind {
             | Self::CpuAffinity
             | Self::SealedMemory
             | Self::ProcessAttribute
-            | Self::RelativeTimeout => false,
+            | Self::RelativeTimeout
+            | Self::EarlierRelease => false,
         }
     }
 
@@ -102,6 +105,7 @@ impl LossKind {
             Self::FileLease => "a file lease is gone",
             Self::Landlock => "what Landlock forbade is allowed",
             Self::Timer => "a timer is not set as it was",
+            Self::EarlierRelease => "the destination's release carries less of a service",
             Self::Other => "something is not as it was",
         }
     }

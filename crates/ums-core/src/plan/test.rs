@@ -23,6 +23,7 @@ pub(crate) fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        carries: crate::facts::CARRIES,
         images: BTreeSet::new(),
         limits: Default::default(),
     }
@@ -178,4 +179,14 @@ fn a_plan_that_is_refused_is_not_feasible_and_still_predicts() {
         [RefusalKind::TechniqueUnavailable, RefusalKind::MaxDowntime]
     );
     assert!(plan.prediction.downtime_ms > 1000);
+}
+
+#[test]
+fn what_an_earlier_release_does_not_carry_is_told() {
+    let (source, mut destination) = (node(), node());
+    assert_eq!(carried_less(&source, &destination), None);
+    destination.carries = 0;
+    let loss = carried_less(&source, &destination).expect("it carries less");
+    assert!(!loss.kind.needs_consent(), "an update must not stop moves");
+    assert_eq!(carried_less(&destination, &source), None);
 }

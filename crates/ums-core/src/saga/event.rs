@@ -175,6 +175,11 @@ pub enum Output {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         losses: Vec<Loss>,
     },
+    /// Of [`Step::VerifyPeer`], where there is anything to tell.
+    Verified {
+        /// What the destination does not carry.
+        losses: Vec<Loss>,
+    },
     /// Of [`Step::ConfirmContainer`].
     Created {
         /// Where the service will answer, for each published port.

@@ -24,8 +24,9 @@ pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
         limit: Some(RECENT),
     };
     let recent: Vec<MigrationView> = coordinator.get(&paths::history(&query)).await?;
-    let facts: NodeFacts = coordinator.get(paths::FACTS).await?;
+    // Beside the list: who has it is not to be told that there is none.
+    let node: Option<NodeFacts> = coordinator.get(paths::FACTS).await.ok();
     print_either(args.json, &services, |services| {
-        show::services(services) + &show::troubles(&recent) + &show::warnings(&facts)
+        show::services(services) + &show::troubles(&recent) + &show::warnings(node.as_ref())
     })
 }

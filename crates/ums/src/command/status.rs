@@ -45,8 +45,8 @@ struct SystemStatus {
     migrations: Vec<MigrationView>,
     /// What outlives migrations on purpose.
     attendants: Vec<Attendant>,
-    /// Its node.
-    node: NodeFacts,
+    /// Its node; `None` when its facts can't be had.
+    node: Option<NodeFacts>,
 }
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
@@ -96,7 +96,7 @@ async fn system(coordinator: &Connection) -> Result<SystemStatus, Failure> {
     let hello = coordinator.get(paths::HELLO).await?;
     let services = coordinator.get(paths::SERVICES).await?;
     let attendants = coordinator.get(paths::ATTENDANTS).await?;
-    let node = coordinator.get(paths::FACTS).await?;
+    let node = coordinator.get(paths::FACTS).await.ok();
     let query = HistoryQuery {
         service: None,
         limit: Some(RECENT),
@@ -141,6 +141,6 @@ fn show_system(status: &SystemStatus) -> String {
         text.push('\n');
         text.push_str(&show::migration(view));
     }
-    text.push_str(&show::warnings(&status.node));
+    text.push_str(&show::warnings(status.node.as_ref()));
     text
 }
