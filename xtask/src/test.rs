@@ -26,7 +26,11 @@ pub(crate) struct Args {
 
 /// Runs the command. The runner's own summary is the last thing printed.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    setup::ensure(Purpose::Test)?;
+    setup::ensure(if args.long {
+        Purpose::Long
+    } else {
+        Purpose::Test
+    })?;
     let bundle = bundle::ensure()?;
     let target = paths::target()?;
     let bin = target.join("debug");

@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod leftovers;
 pub mod namespace;
 pub mod rootfs;
+pub mod services;
 pub mod specimen;
 pub mod streams;
 pub mod system;

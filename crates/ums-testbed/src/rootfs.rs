@@ -107,6 +107,31 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The names in a directory.
+pub(crate) fn files(directory: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+/// Copies a directory with all that is in it, save what has one of these names; what a link leads to
+/// takes its place.
+pub(crate) fn copy_all(from: &Path, to: &Path, unneeded: &[&str]) -> Result<()> {
+    for name in files(from)? {
+        let source = from.join(&name);
+        if unneeded.contains(&name.as_str()) || !source.exists() {
+            continue;
+        }
+        if source.is_dir() {
+            copy_all(&source, &to.join(name), unneeded)?;
+        } else {
+            copy(&source, &to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

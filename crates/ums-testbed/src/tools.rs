@@ -87,6 +87,16 @@ impl Tools {
         Ok(target.join(format!("ums-{name}")))
     }
 
+    /// What the paths of a package begin with: nothing where its program is installed, else the place
+    /// where it is unpacked.
+    pub fn installed_or_unpacked(&self, name: &str, program: impl AsRef<Path>) -> Result<PathBuf> {
+        let places = [PathBuf::from("/"), self.unpacked(name)?];
+        let found = places
+            .into_iter()
+            .find(|root| root.join(&program).is_file());
+        found.with_context(|| format!("`{name}` is not there: run `cargo xtask setup`"))
+    }
+
     /// What is missing on this machine to run the programs under test; `None` when nothing is.
     pub fn lacking(&self) -> Option<String> {
         if !is_root() {

@@ -212,7 +212,7 @@ fn root_of(testbed: &Testbed, name: &str, program: PathBuf) -> Result<String> {
 }
 
 /// Waits until somebody accepts connections at the system's port.
-fn answers(testbed: &Testbed, system: &System, port: u16) -> Result<()> {
+pub(crate) fn answers(testbed: &Testbed, system: &System, port: u16) -> Result<()> {
     let address = SocketAddr::from((system.ip(), port));
     let patience = Duration::from_secs(1);
     wait_for(&format!("an answer at {address}"), START_PATIENCE, || {

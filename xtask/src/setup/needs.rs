@@ -12,11 +12,13 @@ use crate::run;
 pub(crate) enum Purpose {
     /// The tests.
     Test,
+    /// What only `cargo xtask test --long` has beyond them.
+    Long,
     /// The demo.
     Demo,
     /// The benchmark.
     Bench,
-    /// Everything: `cargo xtask setup` by itself.
+    /// Everything but that: `cargo xtask setup` by itself.
     All,
 }
 
@@ -34,8 +36,11 @@ pub(crate) struct Need {
 
 const ALWAYS: &[Purpose] = &[Purpose::Test, Purpose::Demo, Purpose::Bench];
 
+/// Hundreds of MiB. In other tests what is there already is used.
+const LONG: &[Purpose] = &[Purpose::Long];
+
 /// All needs. The rest comes with the bundle or is part of every Debian.
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 12] = [
     Need {
         program: "tc",
         package: "iproute2",
@@ -67,6 +72,30 @@ const NEEDS: [Need; 8] = [
         purposes: &[Purpose::Test],
     },
     Need {
+        program: "python3",
+        package: "python3",
+        why: "runs two of the services that migrate",
+        purposes: &[Purpose::Test],
+    },
+    Need {
+        program: "go",
+        package: "golang-go",
+        why: "compiles one of the services that migrate",
+        purposes: LONG,
+    },
+    Need {
+        program: "javac",
+        package: "default-jdk-headless",
+        why: "compiles and runs one of the services that migrate",
+        purposes: LONG,
+    },
+    Need {
+        program: "node",
+        package: "nodejs",
+        why: "runs one of the services that migrate",
+        purposes: LONG,
+    },
+    Need {
         program: "rsync",
         package: "rsync",
         why: "transfers the image in the paper's way of migrating, for comparison",
@@ -90,7 +119,14 @@ const NEEDS: [Need; 8] = [
 pub(crate) fn missing(purpose: Purpose) -> Vec<&'static Need> {
     NEEDS
         .iter()
-        .filter(|need| purpose == Purpose::All || need.purposes.contains(&purpose))
+        .filter(|need| match purpose {
+            Purpose::All => need.purposes != LONG,
+            Purpose::Long => need
+                .purposes
+                .iter()
+                .any(|of| [Purpose::Test, purpose].contains(of)),
+            _ => need.purposes.contains(&purpose),
+        })
         .filter(|need| !is_installed(need.program))
         .collect()
 }

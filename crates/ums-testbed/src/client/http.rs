@@ -59,6 +59,22 @@ pub fn run(
     Ok(summary)
 }
 
+/// What a service that checks itself tells of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Health {
+    /// Checks that it has made.
+    pub checks: u64,
+    /// Those that found damage.
+    pub bad: u64,
+}
+
+/// Asks a service for its health, from the network namespace of the calling thread.
+pub fn health(address: SocketAddr) -> Result<Health> {
+    let mut connection = BufReader::new(Finder::new(&[address]).connect()?);
+    let body = get(&mut connection, "health")?;
+    serde_json::from_slice(&body).context("it does not tell its health")
+}
+
 #[derive(Deserialize)]
 struct Answer {
     count: u64,
@@ -104,10 +120,15 @@ impl Client {
             self.connection = Some(BufReader::new(self.finder.connect()?));
         }
         let connection = self.connection.as_mut().context("just made")?;
-        let request = format!("GET /{nonce} HTTP/1.1\r\nHost: service\r\n\r\n");
-        connection.get_mut().write_all(request.as_bytes())?;
-        read_answer(connection)
+        get(connection, nonce)
     }
+}
+
+/// Makes one request, and returns the answer's body.
+pub(super) fn get(connection: &mut BufReader<TcpStream>, path: &str) -> Result<Vec<u8>> {
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: service\r\n\r\n");
+    connection.get_mut().write_all(request.as_bytes())?;
+    read_answer(connection)
 }
 
 fn read_answer(reader: &mut impl BufRead) -> Result<Vec<u8>> {

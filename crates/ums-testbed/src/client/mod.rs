@@ -3,6 +3,7 @@
 //! Some find the service again when their connection is lost ([`counter`], [`http`]), as most
 //! programs do. Others keep the one that they have opened: to them its loss is an error.
 
+pub mod bank;
 pub mod counter;
 pub mod datagrams;
 pub mod echo;
@@ -11,6 +12,8 @@ pub mod http;
 pub mod keys;
 pub mod ledger;
 mod load;
+pub mod memcached;
+pub mod pages;
 pub mod pipeline;
 pub mod postgresql;
 pub mod resp;

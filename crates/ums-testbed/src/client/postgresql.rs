@@ -66,14 +66,14 @@ pub fn ping(psql: &Psql, address: SocketAddr) -> Result<()> {
 }
 
 /// A `psql` with one connection, which ends with this.
-struct Session {
+pub(super) struct Session {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Session {
-    fn open(psql: &Psql, address: SocketAddr) -> Result<Self> {
+    pub(super) fn open(psql: &Psql, address: SocketAddr) -> Result<Self> {
         let mut command = Command::new(&psql.program);
         command.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only"]);
         command.args(["--set", "ON_ERROR_STOP=1", "--username", "postgres"]);
@@ -94,7 +94,7 @@ impl Session {
     }
 
     /// Has a statement executed that gives one row, and returns it.
-    fn ask(&mut self, statement: &str) -> Result<String> {
+    pub(super) fn ask(&mut self, statement: &str) -> Result<String> {
         writeln!(self.input, "{statement};").context("psql has ended")?;
         let mut line = String::new();
         self.output.read_line(&mut line)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::START_PATIENCE;
 use crate::client::postgresql::{Psql, ping};
-use crate::rootfs::{self, copy, with_libraries};
+use crate::rootfs::{self, copy, copy_all, files, with_libraries};
 use crate::system::System;
 use crate::testbed::Testbed;
 use crate::tools::{Tools, run, wait_for};
@@ -111,7 +111,9 @@ impl Installation {
         for program in ["initdb", "postgres"].map(|name| self.outside(&self.program(name))) {
             with_libraries(directory, &program, &self.root)?;
         }
-        self.copy_all(&self.directory("share"), directory)?;
+        let share = self.directory("share");
+        let to = directory.join(share.strip_prefix("/").unwrap_or(&share));
+        copy_all(&self.outside(&share), &to, &[])?;
         let passwd =
             format!("root:x:0:0:root:/:/bin/false\npostgres:x:{USER}:{USER}::/data:/bin/sh\n");
         std::fs::write(directory.join("etc/passwd"), passwd)?;
@@ -125,18 +127,6 @@ impl Installation {
     fn copy(&self, inside: &Path, directory: &Path) -> Result<()> {
         let to = directory.join(inside.strip_prefix("/").unwrap_or(inside));
         copy(&self.outside(inside), &to)
-    }
-
-    fn copy_all(&self, inside: &Path, directory: &Path) -> Result<()> {
-        for name in files(&self.outside(inside))? {
-            let path = inside.join(name);
-            if self.outside(&path).is_dir() {
-                self.copy_all(&path, directory)?;
-            } else {
-                self.copy(&path, directory)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -156,13 +146,6 @@ fn disguise(directory: &Path) -> Result<()> {
     cc.args(["-shared", "-fPIC", "-o"]);
     cc.arg(directory.join(DISGUISE_PATH.trim_start_matches('/')));
     run(cc.arg(&source)).map(|_| ())
-}
-
-fn files(directory: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(directory)
-        .with_context(|| format!("cannot read {}", directory.display()))?;
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    names.collect()
 }
 
 /// Starts PostgreSQL on `system`, with an empty cluster.

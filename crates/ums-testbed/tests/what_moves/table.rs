@@ -61,6 +61,7 @@ pub(crate) const GROUPS: &[(&str, &[Row])] = &[
     ("Connections", CONNECTIONS),
     ("Kernel objects and devices", OBJECTS),
     ("Confinement", CONFINEMENT),
+    ("Whole services", SERVICES),
 ];
 
 const MEMORY: &[Row] = &[
@@ -371,6 +372,67 @@ const OBJECTS: &[Row] = &[
         Refused,
         SEEN,
         Test("what_can_not_be_carried_is_named"),
+    ),
+];
+
+/// How each of them was moved.
+const UNDER_LOAD: &str =
+    "three times, in a long test ten, with clients that keep their connections";
+
+const SERVICES: &[Row] = &[
+    row(
+        "Go: 2000 goroutines, a garbage collector",
+        Carried,
+        UNDER_LOAD,
+        Test("a_go_server_moves_under_load"),
+    ),
+    row(
+        "Java: a heap that is collected, compiled code, direct buffers",
+        Carried,
+        UNDER_LOAD,
+        Test("a_java_server_moves_under_load"),
+    ),
+    row(
+        "Node.js: timers, worker threads",
+        Carried,
+        UNDER_LOAD,
+        Test("a_node_server_moves_under_load"),
+    ),
+    row(
+        "Python: workers that are forked before they answer, `multiprocessing`",
+        Carried,
+        UNDER_LOAD,
+        Test("a_python_server_that_forks_its_workers_moves_under_load"),
+    ),
+    row(
+        "supervisord, with a job that it starts again and again",
+        Carried,
+        UNDER_LOAD,
+        Test("a_supervisor_moves_under_load"),
+    ),
+    row(
+        "nginx with workers",
+        Carried,
+        UNDER_LOAD,
+        Test("nginx_moves_under_load"),
+    ),
+    row(
+        "memcached",
+        Carried,
+        UNDER_LOAD,
+        Test("memcached_moves_under_load"),
+    ),
+    row(
+        "Redis, while it saves",
+        Carried,
+        UNDER_LOAD,
+        Test("redis_moves_while_it_saves"),
+    ),
+    row(
+        "PostgreSQL, its indexes checked by `amcheck`",
+        Carried,
+        UNDER_LOAD,
+        Test("postgresql_moves_under_load"),
     ),
 ];
 
