@@ -20,6 +20,7 @@ mod parse;
 mod place;
 mod process;
 mod semaphore;
+mod session;
 mod socket;
 mod state;
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub fn understand(text: &str) {
         .map(parse::Timer::cpu_time_of);
     of.for_each(drop);
     let _ = parse::is_pending(text, 5);
+    let _ = parse::parent_and_session(text);
     let _ = parse::open_files_max(text);
     let _ = parse::with_queue(text, parse::Table::Netlink);
     let _ = parse::with_queue(text, parse::Table::Udp);
@@ -164,6 +166,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         }
     }
     seen.obstacles.extend(state::sharing(&tree));
+    seen.obstacles.extend(session::obstacles(&tree));
     seen.losses.extend(state::losses(&tree));
     seen.obstacles.extend(deleted.obstacles());
     seen.obstacles.extend(state::held_data(init, &sockets));

@@ -168,6 +168,8 @@ pub enum ObstacleKind {
     MemoryProgram,
     /// A process whose first thread has ended while others go on.
     MainThread,
+    /// A process whose session can't be made again.
+    Session,
     /// A SIGTRAP that was not taken yet.
     PendingTrap,
     /// A POSIX timer that signals a thread which has ended, or counts the CPU time of one thread.

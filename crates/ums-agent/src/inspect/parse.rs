@@ -48,6 +48,15 @@ pub(super) fn is_pending(text: &str, signal: u32) -> bool {
     sets.fold(0, |all, set| all | set) >> (signal - 1) & 1 == 1
 }
 
+/// Parent and session of the process that `/proc/PID/status` tells of, in the reader's PID namespace.
+pub(super) fn parent_and_session(text: &str) -> Option<(i32, i32)> {
+    let first = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+        value.split_whitespace().next()?.parse().ok()
+    };
+    Some((first("PPid:")?, first("NSsid:")?))
+}
+
 /// The first three of some numbers.
 fn three(text: &str) -> Option<[u32; 3]> {
     let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
@@ -303,6 +312,13 @@ mod test {
             [of(3), of(-2), of((!9 << 3) | 6)],
             [Some(0), Some(0), Some(9)]
         );
+    }
+
+    #[test]
+    fn sessions() {
+        let text = "Name:\tsh\nPPid:\t70\nNSpid:\t71\t2\nNSsid:\t69\t1\n";
+        assert_eq!(parent_and_session(text), Some((70, 69)));
+        assert_eq!(parent_and_session(STATUS), None);
     }
 
     #[test]

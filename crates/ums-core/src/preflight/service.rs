@@ -168,6 +168,11 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "has ended its first thread while others go on, which CRIU can't carry",
             "let the service's first thread wait for the others instead of ending (`pthread_exit`)",
         ),
+        ObstacleKind::Session => (
+            RefusalKind::Process,
+            "is in a session that CRIU can't make again (setsid)",
+            "let it have a session of its own, or end it before the migration",
+        ),
         ObstacleKind::PendingTrap => (
             RefusalKind::Process,
             "has a signal pending that CRIU needs itself (SIGTRAP)",

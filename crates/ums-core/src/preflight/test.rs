@@ -206,6 +206,7 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::DeletedFile, RefusalKind::DeletedFile),
         (ObstacleKind::MemoryProgram, RefusalKind::Process),
         (ObstacleKind::MainThread, RefusalKind::Process),
+        (ObstacleKind::Session, RefusalKind::Process),
         (ObstacleKind::PendingTrap, RefusalKind::Process),
         (ObstacleKind::ThreadTimer, RefusalKind::Process),
         (ObstacleKind::DescriptorLimit, RefusalKind::Process),

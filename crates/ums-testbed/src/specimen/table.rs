@@ -81,6 +81,7 @@ pub const ALL: &[Specimen] = &[
         RefusalKind::Process,
         &["POSIX timer", "a thread that has ended"],
     ),
+    specimen!("stray", "stray", &[]).refused(RefusalKind::Process, &["is in a session", "setsid"]),
     specimen!("trap", "trap", &[]).refused(RefusalKind::Process, &["a signal pending", "SIGTRAP"]),
     specimen!("clone-memory", "cloned", &["memory"])
         .refused(RefusalKind::Process, &["shares its memory", "CLONE_VM"]),

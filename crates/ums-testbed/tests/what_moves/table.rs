@@ -237,6 +237,12 @@ const PROCESSES: &[Row] = &[
         SEEN,
         Specimen("alarm-cpu"),
     ),
+    row(
+        "process in a session whose leader is gone, below a parent that left it",
+        Refused,
+        SEEN,
+        Specimen("stray"),
+    ),
     row("SIGTRAP that is pending", Refused, SEEN, Specimen("trap")),
     row(
         "process of another user, where root lacks `CAP_SYS_RESOURCE`",
