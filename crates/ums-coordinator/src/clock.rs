@@ -93,10 +93,11 @@ impl Stopwatch {
 }
 
 #[cfg(test)]
-mod test {
+pub(crate) mod test {
     use super::*;
 
-    fn asked_now(boot: String) -> Request {
+    /// A migration that was asked for in a boot of this host.
+    pub(crate) fn asked_now(boot: String) -> Request {
         Request {
             id: ums_core::id::MigrationId(uuid::Uuid::nil()),
             service: "web".parse().expect("a name"),

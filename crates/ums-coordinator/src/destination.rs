@@ -33,6 +33,13 @@ use crate::shared::Shared;
 /// and allocating, until the freeze.
 const MEMORY_GROWTH_BYTES: u64 = 256 * 1024 * 1024;
 
+/// Most memory that may arrive of a service that had so much when it was announced, bytes.
+const fn memory_bytes_max(announced: u64) -> u64 {
+    announced
+        .saturating_mul(2)
+        .saturating_add(MEMORY_GROWTH_BYTES)
+}
+
 /// What is not in the journal about arriving services: locks and leases.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
@@ -233,10 +240,7 @@ pub(crate) async fn create(
     let request = CreateRequest {
         specification: service.specification.clone(),
         source,
-        memory_bytes_max: service
-            .memory_bytes
-            .saturating_mul(2)
-            .saturating_add(MEMORY_GROWTH_BYTES),
+        memory_bytes_max: memory_bytes_max(service.memory_bytes),
     };
     let created = shared.agent.create(id, &request).await?;
     let answer = CreateAnswer {
@@ -272,7 +276,11 @@ pub(crate) async fn restore(
     };
     let delivered = receiver::receive(Some(&incoming.state), &message)?;
     if !matches!(delivered, State::Prepared { .. }) {
-        let restored = shared.agent.restore(id).await?;
+        // All that may have arrived: no shorter than its source waits, which knows what did.
+        let announced = incoming.service.as_ref().map_or(0, |it| it.memory_bytes);
+        let limits = &shared.config.limits;
+        let limit = limits.restore_timeout(memory_bytes_max(announced));
+        let restored = shared.agent.restore(id, limit).await?;
         if restored.digest != digest {
             return Err(Rejected::Digest.into());
         }

@@ -135,8 +135,10 @@ impl PeerClient {
         &self,
         id: MigrationId,
         it: &RestoreRequest,
+        timeout: Duration,
     ) -> Answer<RestoreAnswer> {
-        self.post(id, "restore", it).await
+        let client = self.client.clone();
+        Self { client, timeout }.post(id, "restore", it).await
     }
 
     pub(crate) async fn commit(&self, id: MigrationId) -> Answer<CommitAnswer> {

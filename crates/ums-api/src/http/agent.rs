@@ -157,9 +157,11 @@ impl AgentClient {
             .await
     }
 
-    /// Restores, and holds before the first instruction.
-    pub async fn restore(&self, id: MigrationId) -> Answer<Restored> {
-        self.plain(id, "restore").await
+    /// Restores, and holds before the first instruction: by then all memory may have to be in place,
+    /// which the caller's `limit` allows for.
+    pub async fn restore(&self, id: MigrationId, limit: Duration) -> Answer<Restored> {
+        let path = paths::operation(id, "restore");
+        self.client.post(&path, &Empty {}, limit).await
     }
 
     /// Runs what is held.

@@ -267,7 +267,12 @@ pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Fai
     let step = Step::RequestRestore;
     let (client, id, asked_us) = (destination(m, step)?, m.id(), m.now_us());
     let request = RestoreRequest { digest };
-    let answer = attempt(m, step, client.restore(id, &request)).await?;
+    let memory_bytes = match m.saga().output(Step::ImageComplete) {
+        Some(Output::Delivered { bytes, .. }) => bytes.memory,
+        _ => 0,
+    };
+    let limit = m.limits().restore_timeout(memory_bytes);
+    let answer = attempt(m, step, client.restore(id, &request, limit)).await?;
     if answer.digest != request.digest {
         let (ours, theirs) = (request.digest, answer.digest);
         let error = format!("the destination restored another stream: {theirs} instead of {ours}");
@@ -601,5 +606,28 @@ async fn renew_lease(m: &Migration, step: Step) -> Infallible {
         if let Err(error) = client.renew(m.id()).await {
             tracing::debug!(migration = %m.id(), error = error.chain(), "the lease was not renewed");
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::clock::boot;
+    use crate::clock::test::asked_now;
+
+    #[test]
+    fn how_long_a_service_stood_still_is_not_told_over_a_reboot_of_its_source() {
+        let told = |boot| {
+            let stopwatch = Stopwatch::of(&asked_now(boot));
+            match interruption(&stopwatch, 1_000, Some(1_500), 1_700) {
+                Output::Running {
+                    downtime_us,
+                    freeze_us,
+                } => [downtime_us, freeze_us],
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(told(boot()), [Some(700), Some(500)]);
+        assert_eq!(told("another".to_owned()), [None, None]);
     }
 }
