@@ -20,7 +20,7 @@ use ums_core::frontman::FrontmanMode;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Transport;
 use ums_frontman::client::{self, FrontmanClient, Launch};
-use ums_frontman::control::Limits;
+use ums_frontman::control::{Limits, Status};
 
 use crate::agent::{Agent, Service};
 use crate::problem;
@@ -94,9 +94,17 @@ async fn take_endpoints(
         },
     };
     let failed = problem::failed("frontman", "the Frontman can't take the endpoint");
-    let (client, status) = client::spawn(&program(agent), &launch)
-        .await
-        .map_err(|e| failed(&e))?;
+    let program = program(agent);
+    let mut spawned = client::spawn(&program, &launch).await;
+    if let Err(client::ClientError::Other(socket)) = &spawned {
+        // The service has come home since that one was made: it has old connections left, if any.
+        let older = FrontmanClient::connect(socket).await;
+        if let Ok(older) = older {
+            older.retire(YIELD_DRAIN).await.map_err(|e| failed(&e))?;
+        }
+        spawned = client::spawn(&program, &launch).await;
+    }
+    let (client, status) = spawned.map_err(|e| failed(&e))?;
     client.hold().await.map_err(|error| failed(&error))?;
     let listeners: BTreeMap<u16, SocketAddrV4> = status
         .ports
@@ -124,19 +132,45 @@ pub(crate) fn program(agent: &Agent) -> PathBuf {
     dir.join("ums-frontman")
 }
 
-/// Step 14: the Frontman leads clients to the new place.
-pub async fn lead(agent: &Arc<Agent>, request: LeadRequest) -> Result<(), Problem> {
-    tunnel::lead(agent, &request.service).await?;
-    let (socket, _) = paths(agent, &request.service);
-    let client = match FrontmanClient::connect(socket).await {
-        Ok(client) => client,
-        // Nothing was published, or it has retired since the first time this was asked.
-        Err(client::ClientError::NotThere(_)) => return Ok(()),
-        Err(error) => return Err(problem::failed("frontman", "the Frontman")(&error)),
+/// The proxy that stands for a service.
+enum Proxy {
+    /// Nobody does: nothing was published, or it has retired.
+    None,
+    /// This migration's.
+    Own(FrontmanClient, Status),
+    /// Another migration's: this one has nothing to say to it, however late it comes.
+    Another,
+}
+
+async fn proxy(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Proxy, Problem> {
+    let (socket, _) = paths(agent, name);
+    let asked = match FrontmanClient::connect(socket).await {
+        Ok(client) => client.status().await.map(|status| (client, status)),
+        Err(error) => Err(error),
     };
-    let status = client.status().await;
+    match asked {
+        Ok((client, status)) if status.owner == id.to_string() => Ok(Proxy::Own(client, status)),
+        Ok((_, status)) => {
+            tracing::info!(migration = %id, service = %name, of = status.owner, "the Frontman is another migration's");
+            Ok(Proxy::Another)
+        }
+        Err(client::ClientError::NotThere(_)) => Ok(Proxy::None),
+        Err(error) => Err(problem::failed("frontman", "the Frontman")(&error)),
+    }
+}
+
+/// Step 14: the Frontman leads clients to the new place. Content when none is the migration's: nothing
+/// was published, or it has retired since the first time this was asked.
+pub async fn lead(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    request: LeadRequest,
+) -> Result<(), Problem> {
+    tunnel::lead(agent, id, &request.service).await?;
+    let Proxy::Own(client, status) = proxy(agent, id, &request.service).await? else {
+        return Ok(());
+    };
     let failed = problem::failed("frontman", "the Frontman can't lead clients");
-    let status = status.map_err(|error| failed(&error))?;
     // A service has the same ports on every system.
     let at = |port: u16| request.endpoints.iter().find(|to| to.port() == port);
     let ports = status.ports.iter().map(|port| port.system_port);
@@ -150,20 +184,25 @@ pub async fn lead(agent: &Arc<Agent>, request: LeadRequest) -> Result<(), Proble
 }
 
 /// Compensation of [`hold`]: the endpoint is the service's again, and what was held goes
-/// to it. The service must run.
-pub async fn yield_to_service(agent: &Arc<Agent>, name: ServiceName) -> Result<(), Problem> {
-    tunnel::give_back(agent, &name).await?;
+/// to it. The service must run. Content when another migration has led it away since.
+pub async fn yield_to_service(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    name: ServiceName,
+) -> Result<(), Problem> {
+    tunnel::give_back(agent, id, &name).await?;
     let failed = problem::failed("frontman", "the endpoint can't be given back");
+    let proxy = proxy(agent, id, &name).await?;
+    if matches!(proxy, Proxy::Another) {
+        return Ok(());
+    }
     agent
         .network
         .give_back(&name)
         .await
         .map_err(|error| failed(&error))?;
-    let (socket, _) = paths(agent, &name);
-    let client = match FrontmanClient::connect(socket).await {
-        Ok(client) => client,
-        Err(client::ClientError::NotThere(_)) => return Ok(()),
-        Err(error) => return Err(failed(&error)),
+    let Proxy::Own(client, _) = proxy else {
+        return Ok(());
     };
     if let Ok(service) = agent.service(&name) {
         let specification = &service.record.specification;

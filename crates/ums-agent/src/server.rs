@@ -186,18 +186,18 @@ async fn hold(
 
 async fn lead(
     State(agent): Shared,
-    Path(_id): Path<MigrationId>,
+    Path(id): Path<MigrationId>,
     Json(request): Json<LeadRequest>,
 ) -> impl IntoResponse {
-    empty(frontman::lead(&agent, request).await)
+    empty(frontman::lead(&agent, id, request).await)
 }
 
 async fn give_way(
     State(agent): Shared,
-    Path(_id): Path<MigrationId>,
+    Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(frontman::yield_to_service(&agent, of.service).await)
+    empty(frontman::yield_to_service(&agent, id, of.service).await)
 }
 
 async fn checkpoint(

@@ -183,10 +183,29 @@ pub fn led(agent: &Agent) -> Vec<String> {
         .collect()
 }
 
+/// The near end of a service, if it is this migration's: to another one's it has nothing to say, however
+/// late it comes.
+async fn near_of(
+    agent: &Agent,
+    id: MigrationId,
+    name: &ServiceName,
+) -> Result<Option<Client>, Problem> {
+    match client::connect(near_socket(agent, name)).await {
+        Ok((client, status)) if status.migration == id.to_string() => Ok(Some(client)),
+        Ok((_, status)) => {
+            tracing::info!(migration = %id, service = %name, of = status.migration, "the tunnel is another migration's");
+            Ok(None)
+        }
+        Err(ClientError::NotThere(_)) => Ok(None),
+        Err(error) => Err(problem::failed("tunnel", "the end of the tunnel")(&error)),
+    }
+}
+
 /// Step 14: what was held is led to the new place, and all that comes. Content when there is no
-/// near end: the service has no tunnel, or the end has retired since the first time this was asked.
-pub async fn lead(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
-    let Some(client) = at(near_socket(agent, name)).await? else {
+/// near end of the migration: the service has no tunnel, or the end has retired since the first time
+/// this was asked.
+pub async fn lead(agent: &Arc<Agent>, id: MigrationId, name: &ServiceName) -> Result<(), Problem> {
+    let Some(client) = near_of(agent, id, name).await? else {
         return Ok(());
     };
     let led = client.lead().await;
@@ -195,8 +214,12 @@ pub async fn lead(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem>
 }
 
 /// Compensation of [`begin`]: what was held goes to the service, which must run.
-pub async fn give_back(agent: &Arc<Agent>, name: &ServiceName) -> Result<(), Problem> {
-    let Some(client) = at(near_socket(agent, name)).await? else {
+pub async fn give_back(
+    agent: &Arc<Agent>,
+    id: MigrationId,
+    name: &ServiceName,
+) -> Result<(), Problem> {
+    let Some(client) = near_of(agent, id, name).await? else {
         return Ok(());
     };
     let given = client.give_back().await;

@@ -231,8 +231,11 @@ impl Launch {
 
 /// Starts a Frontman that outlives its starter, and returns when it listens.
 ///
-/// *Idempotence*: one that answers already and serves the same ports is taken as it is; its state
-/// may be another than holding.
+/// *Idempotence*: one that answers already, of the same migration and with the same ports, is taken as
+/// it is; its state may be another than holding.
+///
+/// # Errors
+/// [`ClientError::Other`] when the one that answers is another migration's: it has to retire first.
 pub async fn spawn(
     binary: &Path,
     launch: &Launch,
@@ -241,6 +244,9 @@ pub async fn spawn(
         path: launch.socket.clone(),
     };
     match client.status().await {
+        Ok(status) if status.owner != launch.owner => {
+            return Err(ClientError::Other(client.path));
+        }
         Ok(status) => {
             let served = status.ports.iter().map(|port| &port.system_port);
             if served.eq(launch.ports.keys()) {

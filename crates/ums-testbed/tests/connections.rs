@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::{
-    Moving, PATIENCE, SLOW_MBIT, is_only_at, nothing_acknowledged_is_lost, process, remove, strike,
-    systems, systems_set,
+    Moving, PATIENCE, SLOW_MBIT, is_only_at, nothing_acknowledged_is_lost, post, process, remove,
+    strike, systems, systems_set,
 };
 use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::client::echo::Echo;
@@ -273,6 +273,44 @@ fn without_a_tunnel_connections_begin_anew_and_nothing_is_lost() {
     let recorded = client.stop().expect("the client goes on to the end");
     assert!(recorded.summary.reconnects >= 1, "{recorded:?}");
     nothing_acknowledged_is_lost(&testbed.a, &recorded);
+    remove(testbed);
+}
+
+#[test]
+fn late_requests_to_a_proxy_change_nothing() {
+    let test = "late_requests_to_a_proxy_change_nothing";
+    late_requests_change_nothing(test, "frontman = \"connections\"\n");
+}
+
+#[test]
+fn late_requests_to_a_tunnel_change_nothing() {
+    late_requests_change_nothing("late_requests_to_a_tunnel_change_nothing", "");
+}
+
+/// A request of another migration that comes late leads nobody away, and gives nothing back.
+fn late_requests_change_nothing(test: &str, settings: &str) {
+    let Some(testbed) = systems_set(test, 1000, settings) else {
+        return;
+    };
+    start_ledger(&testbed, &testbed.a, 1).expect("the ledger runs");
+    let verified = |address| ums_testbed::ledger::verify(address).map(drop);
+    moved(&testbed, &testbed.a, &testbed.b, "ledger");
+    at(&testbed, &testbed.a, LEDGER_PORT, verified);
+    let nowhere = SocketAddr::from((testbed.b.ip(), LEDGER_PORT + 1));
+    let lead = serde_json::json!({"service": "ledger", "endpoints": [nowhere]});
+    let give_back = serde_json::json!({"service": "ledger"});
+    let another = "01890000-0000-7000-8000-000000000000";
+    for (operation, body) in [("lead", lead), ("yield", give_back)] {
+        let path = format!("/v1/migrations/{another}/frontman/{operation}");
+        let answer = post(&testbed.a, "agent.sock", &path, &body);
+        assert!(answer.is_some(), "`{operation}` is answered");
+        at(&testbed, &testbed.a, LEDGER_PORT, verified);
+    }
+    // Home, and away again, where a Frontman of the first time may be left.
+    moved(&testbed, &testbed.b, &testbed.a, "ledger");
+    at(&testbed, &testbed.a, LEDGER_PORT, verified);
+    moved(&testbed, &testbed.a, &testbed.b, "ledger");
+    at(&testbed, &testbed.a, LEDGER_PORT, verified);
     remove(testbed);
 }
 

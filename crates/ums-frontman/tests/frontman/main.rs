@@ -303,6 +303,12 @@ async fn what_does_not_fit_is_refused_with_the_reason() {
     };
     let other = spawn(&fixture::binary(), &launch).await.unwrap_err();
     assert!(matches!(other, ClientError::OtherPorts(_)), "{other}");
+    let launch = ums_frontman::client::Launch {
+        owner: "m-2".to_owned(),
+        ..fixture.launch.clone()
+    };
+    let other = spawn(&fixture::binary(), &launch).await.unwrap_err();
+    assert!(matches!(other, ClientError::Other(_)), "{other}");
 }
 
 #[tokio::test]

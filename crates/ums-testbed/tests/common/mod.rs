@@ -76,10 +76,23 @@ pub(crate) fn systems_with_hog(test: &str, rate_mbit: u32, mib: u64) -> Option<T
 
 /// What a program of the system answers to a GET at its socket; `None` when it does not.
 pub(crate) fn get(system: &System, socket: &str, path: &str) -> Option<Value> {
+    ask(system, socket, &format!("GET {path}"), "")
+}
+
+/// The same for a POST of something.
+pub(crate) fn post(system: &System, socket: &str, path: &str, body: &Value) -> Option<Value> {
+    ask(system, socket, &format!("POST {path}"), &body.to_string())
+}
+
+fn ask(system: &System, socket: &str, what: &str, body: &str) -> Option<Value> {
     let socket = system.outside(&system.run_dir().join(socket));
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: ums\r\nconnection: close\r\n\r\n");
+    let length = body.len();
+    let request = format!(
+        "{what} HTTP/1.1\r\nhost: ums\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
