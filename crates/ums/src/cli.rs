@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::{
     abort, ca, completions, doctor, history, list, migrate, peer, plan, resolve, rm, run, serve,
@@ -23,6 +23,34 @@ pub(crate) struct Cli {
     pub(crate) settings: Layer,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Reads the arguments; ends the program where they can't be used, or ask for help.
+pub(crate) fn parse() -> Cli {
+    let mut command = command();
+    let read = Cli::from_arg_matches_mut(&mut command.get_matches_mut());
+    read.unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
+/// The command line, with the settings in the help of `ums` alone: each command takes them all, and
+/// its own options would drown in them.
+fn command() -> clap::Command {
+    let mut command = Cli::command();
+    // Settings become arguments of each command here.
+    command.build();
+    command.mut_subcommands(without_settings)
+}
+
+fn without_settings(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let is_setting = arg.is_global_set();
+        arg.hide(is_setting)
+    });
+    let command = match command.get_after_help() {
+        Some(_) => command,
+        None => command.after_long_help(SEE_HELP),
+    };
+    command.mut_subcommands(without_settings)
 }
 
 const SEE_HELP: &str = "`ums --help` shows all settings and the exit codes.";
@@ -72,7 +100,6 @@ mod test {
     use std::path::Path;
     use std::time::Duration;
 
-    use clap::CommandFactory;
     use ums_core::technique::{Approach, Technique};
 
     use super::*;
@@ -204,5 +231,26 @@ mod test {
         );
         let short = Cli::command().render_help().to_string();
         assert!(!short.contains("--service-network"), "{short}");
+    }
+
+    #[test]
+    fn a_commands_help_has_its_own_options_alone() {
+        let mut command = command();
+        let mut lines = vec!["ums run web --help", "ums peer add --help", "ums help run"];
+        lines.push("ums help peer add");
+        for line in lines {
+            let error = command
+                .try_get_matches_from_mut(line.split_whitespace())
+                .expect_err(line);
+            let help = error.to_string();
+            assert!(error.exit_code() == 0 && help.contains("Usage:"), "{help}");
+            assert!(!help.contains("--service-network"), "{line}: {help}");
+            assert!(help.contains("shows all settings"), "{line}: {help}");
+        }
+        // They are taken all the same.
+        let line = "ums list --run-dir /r";
+        let matches = command.try_get_matches_from_mut(line.split_whitespace());
+        let cli = Cli::from_arg_matches(&matches.expect(line)).expect(line);
+        assert_eq!(cli.settings.run_dir.as_deref(), Some(Path::new("/r")));
     }
 }

@@ -16,14 +16,11 @@ pub mod fuzzing;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::Cli;
 use crate::exit::Exit;
 
 /// Runs the program: reads its arguments, does what they ask, and gives the exit code.
 pub fn main() -> ExitCode {
-    let exit = match command::execute(Cli::parse()) {
+    let exit = match command::execute(cli::parse()) {
         Ok(exit) => exit,
         Err(failure) => {
             if failure.error.is_some() {

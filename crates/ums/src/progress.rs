@@ -2,11 +2,15 @@
 //! each step anywhere else.
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use ums_api::client::MigrationView;
 use ums_core::step::Step;
 
 use crate::show;
+
+/// How often a line tells what is being waited for where there is no terminal, seconds.
+const LINE_EVERY_SECONDS: u64 = 10;
 
 /// Width of the bar.
 const BAR_WIDTH: u64 = 30;
@@ -63,6 +67,22 @@ impl Screen {
         }
     }
 
+    /// Tells what is being waited for, and how long by now: the same line on a terminal, else a line now
+    /// and then.
+    pub(crate) fn waiting(&mut self, what: &str, elapsed: Duration) {
+        let text = waited(what, elapsed);
+        match self.mode {
+            Mode::Silent => {}
+            Mode::Terminal => {
+                let text = format!("{}{}", self.rewind(), fit(&text, columns()));
+                self.lines = 1;
+                put(&text);
+            }
+            Mode::Lines if elapsed.as_secs() % LINE_EVERY_SECONDS == 1 => put(&text),
+            Mode::Lines => {}
+        }
+    }
+
     /// Says something that stays.
     pub(crate) fn say(&mut self, text: &str) {
         let rewind = self.rewind();
@@ -85,6 +105,10 @@ impl Screen {
             _ => String::new(),
         }
     }
+}
+
+fn waited(what: &str, elapsed: Duration) -> String {
+    format!("ums: {what} ({} s)\n", elapsed.as_secs())
 }
 
 /// Progress is worth nothing when nobody can read it.

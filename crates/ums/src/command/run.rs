@@ -2,8 +2,10 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use tokio::time::Instant;
 use ums_api::client::{RunRequest, ServiceView, paths};
 use ums_core::id::ServiceName;
 use ums_core::specification::{PublishedPort, Volume};
@@ -11,8 +13,12 @@ use ums_core::specification::{PublishedPort, Volume};
 use super::{Outcome, print_either};
 use crate::connection::Connection;
 use crate::exit::Failure;
+use crate::progress::Screen;
 use crate::show;
 use crate::value::{Size, User, published_port, variable, volume};
+
+/// How often it is told that the start is waited for. One that takes less is not worth a word.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -79,10 +85,33 @@ impl Args {
     }
 }
 
+/// Waits for an answer, and tells so each second. A copy of a large root filesystem takes minutes.
+async fn told_meanwhile<T>(screen: &mut Screen, what: &str, asked: impl Future<Output = T>) -> T {
+    let mut asked = std::pin::pin!(asked);
+    let began = Instant::now();
+    let mut every = tokio::time::interval_at(began + TELL_EVERY, TELL_EVERY);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut asked => return answer,
+            _ = every.tick() => screen.waiting(what, began.elapsed()),
+        }
+    }
+}
+
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
     let here = std::env::current_dir().context("the working directory is gone")?;
     let request = args.request(&here).map_err(Failure::usage)?;
-    let view: ServiceView = coordinator.post(paths::SERVICES, &request).await?;
+    let what = format!(
+        "taking a copy of `{}` into the image store, and starting `{}`",
+        args.rootfs.display(),
+        args.name
+    );
+    let mut screen = Screen::new(!args.json);
+    let asked = coordinator.post::<ServiceView>(paths::SERVICES, &request);
+    let view = told_meanwhile(&mut screen, &what, asked).await;
+    screen.clear();
+    let view = view?;
     print_either(args.json, &view, |view| {
         show::services(std::slice::from_ref(view))
     })

@@ -283,3 +283,14 @@ fn amounts_spans_and_moments() {
     assert_eq!(moment(1_700_000_000_123), "2023-11-14 22:13:20Z");
     assert_eq!(moment(u64::MAX), "?");
 }
+
+#[test]
+fn a_downtime_that_nobody_knows_is_said_to_be_so() {
+    let mut view = completed();
+    view.report.downtime_ms = None;
+    let text = migration(&view);
+    assert!(
+        text.contains("not known: the source was rebooted"),
+        "{text}"
+    );
+}
