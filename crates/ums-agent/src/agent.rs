@@ -325,9 +325,14 @@ impl Agent {
         let resumed = status
             .as_ref()
             .is_some_and(|status| status.resumed_at_ns.is_some());
+        // From the freeze on, and not only when its checkpoint is whole.
+        let stands_still = status
+            .as_ref()
+            .is_some_and(|status| status.frozen_at_ns.is_some());
         ServiceView {
             status: match phase {
                 Some(Phase::Frozen) => ServiceStatus::Frozen,
+                Some(Phase::Dumping) if stands_still => ServiceStatus::Frozen,
                 Some(Phase::Running | Phase::Dumping) if arriving.is_none() || resumed => {
                     ServiceStatus::Running
                 }
@@ -463,9 +468,13 @@ impl Agent {
         };
         let directories = [service.places.upper(), service.places.volumes()];
         let directories: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
-        let seen = crate::inspect::inspect(init, &directories).map_err(|error| {
-            problem::failed("inspect", "the service can't be inspected")(&error)
-        })?;
+        let failed = problem::failed("inspect", "the service can't be inspected");
+        let mut seen =
+            crate::inspect::inspect(init, &directories).map_err(|error| failed(&error))?;
+        if let Some(limit) = specification.memory_limit_bytes {
+            let over = crate::inspect::over_limit(init, limit).map_err(|error| failed(&error))?;
+            seen.obstacles.extend(over);
+        }
         Ok(ServiceFacts {
             image_bytes,
             ..seen.facts(specification, gate)

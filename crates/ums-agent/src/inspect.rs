@@ -26,9 +26,11 @@ mod state;
 #[cfg(test)]
 mod test;
 mod unix;
+mod unshared;
 
 pub(crate) use files::bytes as files_bytes;
 pub use files::shared_writable_files;
+pub use unshared::over_limit;
 
 /// Most processes that are looked at (the default `pid_max` of the kernel).
 const PROCESSES_MAX: usize = 32_768;
@@ -44,6 +46,7 @@ pub fn understand(text: &str) {
     let _ = parse::mount_ids(text);
     let _ = parse::descriptor_info(text);
     parse::mappings(text).for_each(drop);
+    let _ = parse::areas(text);
     let _ = parse::rollup(text, "Anonymous");
     let _ = parse::established(text);
     let of = parse::timers(text)

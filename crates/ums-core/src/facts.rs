@@ -186,4 +186,7 @@ pub enum ObstacleKind {
     HeldData,
     /// A user whose processes' limits CRIU may not read.
     OtherUser,
+    /// Memory shared by fork that will not be shared after a move, and that the service's own limit has no
+    /// room for.
+    UnsharedMemory,
 }

@@ -243,6 +243,54 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// A mapping with private pages of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Area {
+    pub start: u64,
+    pub end: u64,
+    /// Its pages that are no file's, swapped out ones included, bytes.
+    pub own_bytes: u64,
+}
+
+/// The private mappings in `/proc/PID/smaps` that have pages of their own.
+pub(super) fn areas(text: &str) -> Vec<Area> {
+    let mut found: Vec<Area> = Vec::new();
+    let mut area = None;
+    for line in text.lines() {
+        if let Some(begins) = area_of(line) {
+            area = begins;
+            continue;
+        }
+        let own = ["Anonymous", "Swap"]
+            .iter()
+            .find_map(|name| rollup(line, name));
+        let (Some((start, end)), Some(bytes @ 1..)) = (area, own) else {
+            continue;
+        };
+        match found.last_mut() {
+            Some(last) if last.start == start => {
+                last.own_bytes = last.own_bytes.saturating_add(bytes);
+            }
+            _ => found.push(Area {
+                start,
+                end,
+                own_bytes: bytes,
+            }),
+        }
+    }
+    found
+}
+
+/// Where a mapping begins and ends, if the line is its first; nowhere for one that is shared.
+fn area_of(line: &str) -> Option<Option<(u64, u64)>> {
+    let mut words = line.split(' ');
+    let (start, end) = words.next()?.split_once('-')?;
+    let permissions = words.next()?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    let area = (number(start)?, number(end)?);
+    Some(permissions.ends_with('p').then_some(area))
+}
+
 /// A value in KiB of `/proc/PID/smaps_rollup`, as bytes.
 pub(super) fn rollup(text: &str, name: &str) -> Option<u64> {
     let rest = text
@@ -279,6 +327,20 @@ mod test {
     const STATUS: &str = "Name:\tsh\nState:\tS (sleeping)\nTgid:\t70\nNgid:\t0\nPid:\t70\nPPid:\t1\n\
          TracerPid:\t0\nUid:\t0\t33\t34\t35\nGid:\t1\t2\t3\t4\nThreads:\t3\nNSpid:\t70\t1\n\
          CapEff:\t00000000a80425fb\n";
+
+    #[test]
+    fn areas_are_the_private_ones_with_pages() {
+        let text = "1000-3000 rw-p 00000000 00:00 0 \nRss: 8 kB\nAnonymous:             8 kB\n\
+                    Swap:                 4 kB\nVmFlags: rd wr\n\
+                    4000-5000 rw-s 00000000 00:01 7 /dev/zero\nAnonymous:             4 kB\n\
+                    5000-6000 r--p 00000000 00:01 7 /a-b c\nAnonymous:             0 kB\nSwap: 0 kB\n";
+        let area = Area {
+            start: 0x1000,
+            end: 0x3000,
+            own_bytes: 12 << 10,
+        };
+        assert_eq!(areas(text), [area]);
+    }
 
     #[test]
     fn leases_timers_and_limits() {

@@ -46,6 +46,11 @@ pub(super) struct Process {
 }
 
 impl Process {
+    /// Its parent, by its id in the agent's PID namespace.
+    pub(super) fn parent(&self) -> i32 {
+        self.status.parent
+    }
+
     /// Whether the first thread has ended and others go on.
     pub(super) fn main_thread_ended(&self) -> bool {
         self.status.state == 'Z' && self.threads > 1

@@ -163,6 +163,13 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
              destination",
             "run it from a file of the service",
         ),
+        ObstacleKind::UnsharedMemory => (
+            RefusalKind::Memory,
+            "shares memory since its forks that it can't share after a move, and its memory limit has \
+             no room for the copies",
+            "run it with a higher `--memory`; memory stays shared between a parent that lives and its \
+             children, in mappings that have not grown since the fork",
+        ),
         ObstacleKind::MainThread => (
             RefusalKind::Process,
             "has ended its first thread while others go on, which CRIU can't carry",

@@ -214,6 +214,7 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::SharedPlaces, RefusalKind::Process),
         (ObstacleKind::UnreadMessages, RefusalKind::Socket),
         (ObstacleKind::HeldData, RefusalKind::Socket),
+        (ObstacleKind::UnsharedMemory, RefusalKind::Memory),
     ];
     for (obstacle, kind) in pairs {
         let detail = "what was seen".to_owned();

@@ -66,6 +66,10 @@ pub const ALL: &[Specimen] = &[
     specimen!("hugepage", "adjacent", &["hugepage", "4", "512"]),
     specimen!("locked", "adjacent", &["locked", "16", "2"]),
     specimen!("forked", "forked", &["60", "6"]).memory("128M"),
+    specimen!("orphans", "orphans", &["60", "4"])
+        .memory("128M")
+        .refused(RefusalKind::Memory, &["memory limit", "of 128 MiB"]),
+    specimen!("orphans-with-room", "orphans", &["20", "4"]).memory("128M"),
     specimen!("changing", "changing", &["32"]),
     specimen!("stopped", "stopped", &[]),
     specimen!("options", "options", &[]),

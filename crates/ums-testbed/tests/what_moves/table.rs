@@ -133,6 +133,19 @@ const MEMORY: &[Row] = &[
         Specimen("forked"),
     ),
     row(
+        "memory shared by the children of a process that has ended, or in a heap that has grown since the \
+         fork: each gets a copy",
+        Carried,
+        "counted before the freeze",
+        Specimen("orphans-with-room"),
+    ),
+    row(
+        "the same, under a memory limit that has no room for the copies",
+        Refused,
+        "a higher `--memory`",
+        Specimen("orphans"),
+    ),
+    row(
         "memory that is forked, moved by `mremap` and given back while its pages arrive",
         Carried,
         "a page stays missing until it is in",
