@@ -75,6 +75,7 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     let data_port = data.local_addr()?.port();
     let socket = config.socket();
     let agent = Arc::new(Agent::load(config, data_port)?);
+    services::end_cut_off(&agent).await;
     let listener = listen(&socket)?;
     let this = Arc::clone(&agent);
     tokio::task::spawn_blocking(move || this.acquaint_criu());

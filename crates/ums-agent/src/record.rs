@@ -29,6 +29,10 @@ pub struct Record {
     /// Its address on the bridge of this system, where another service had its own.
     #[serde(default)]
     pub on_bridge: Option<Ipv4Addr>,
+    /// Set until it has been started here for the first time: an agent that finds it at its own start
+    /// knows that nobody was told of the service.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub starting: bool,
 }
 
 impl Record {

@@ -10,7 +10,7 @@ use ums_api::agent::{RunRequest, ServiceView};
 use ums_api::problem::Problem;
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::freezer::Freezer;
-use ums_checkpoint::keeper::protocol::Request;
+use ums_checkpoint::keeper::protocol::{Phase, Request};
 use ums_core::id::ServiceName;
 use ums_core::specification::{ImageId, PublishedPort, Specification};
 
@@ -21,6 +21,10 @@ use crate::network::{self, Port};
 use crate::problem;
 use crate::record::{self, Record};
 use crate::{frontman, tunnel};
+
+/// How long the end of a service may take that an earlier agent was killed in: whoever starts the agent
+/// waits for it.
+const CUT_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
 fn kill_cgroup(agent: &Agent, service: &Service) -> Result<(), Problem> {
     let cgroup = cgroup_of(agent, service)?;
@@ -278,6 +282,7 @@ pub fn prepare(
         specification,
         gate: None,
         inbound: arriving.clone(),
+        starting: arriving.is_none(),
         arriving,
         on_bridge,
     };
@@ -372,9 +377,51 @@ async fn start(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
         let specification = &of.record.specification;
         container::start_container(&this.config, specification, &of.places, &keeper)
             .map_err(|error| problem::failed("start", "the container can't be started")(&error))?;
-        Ok(())
+        started(&this, &specification.name)
     })
     .await
+}
+
+/// Writes down that a service has been started. Blocks.
+fn started(agent: &Agent, name: &ServiceName) -> Result<(), Problem> {
+    let started = agent.update_record(name, |record| {
+        record.starting = false;
+        Ok(())
+    });
+    started.map(drop)
+}
+
+/// Ends what an earlier agent was killed in: a service that it was starting, and of which nobody has been
+/// told. One that was started after all goes on; of the others nothing is left. To be called before
+/// anybody is served, so that none of them can be asked for again meanwhile.
+pub async fn end_cut_off(agent: &Arc<Agent>) {
+    let all = agent.all_services().into_iter();
+    for service in all.filter(|service| service.record.starting) {
+        let name = service.record.specification.name.clone();
+        let ended = tokio::time::timeout(CUT_OFF_PATIENCE, end_one_cut_off(agent, &service)).await;
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(service = %name, %error, "a service that was being started when the agent was killed is still there: `ums rm` removes it");
+            }
+            Err(_) => {
+                tracing::warn!(service = %name, "a service that was being started when the agent was killed does not end: `ums rm` removes it");
+            }
+        }
+    }
+}
+
+async fn end_one_cut_off(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
+    let (this, of) = (Arc::clone(agent), service.clone());
+    let status = blocking(move || this.keeper_if_any(&of)).await?;
+    if status.is_some_and(|status| status.phase != Phase::Created) {
+        let (this, name) = (Arc::clone(agent), service.record.specification.name.clone());
+        return blocking(move || started(&this, &name)).await;
+    }
+    destroy(agent, service, Keep::Nothing).await?;
+    let name = &service.record.specification.name;
+    tracing::warn!(service = %name, "the agent was killed while it started this service: nothing is left of it");
+    Ok(())
 }
 
 /// Removes a service that is not migrating, or the Frontman of one that has moved away.

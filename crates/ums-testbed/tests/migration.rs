@@ -18,6 +18,9 @@ const KEYS: u64 = 20_000;
 /// How far the reported downtime may be from what the service itself saw, milliseconds.
 const DOWNTIME_TOLERANCE_MS: f64 = 30.0;
 
+/// Most moves of which one has to agree.
+const COMPARED_MAX: usize = 12;
+
 /// Two systems with Coordinators, or `None` after saying that the test is left out.
 fn systems(test: &str) -> Option<Testbed> {
     let tools = Tools::find().expect("this program's own path is known");
@@ -155,30 +158,27 @@ fn the_reported_downtime_is_what_the_service_saw() {
         return;
     };
     start_hog(&testbed, &testbed.a, "hog", 32).expect("the hog runs");
-    // A busy machine lets the service wait for its turn beyond the switch, so the nearest of some
+    // A busy machine lets the service wait for its turn beyond the switch, so one of several moves
     // counts: a report that is wrong is wrong in each.
     let ways = [(&testbed.a, &testbed.b), (&testbed.b, &testbed.a)];
-    let compared: Vec<(f64, f64)> = ways
-        .iter()
-        .cycle()
-        .take(4)
-        .map(|(from, to)| {
-            ask_hog(&testbed, from, Request::Reset).expect("the hog answers");
-            let report = testbed.migrate(from, to, "hog", &[]).expect("a report");
-            let status = ask_hog(&testbed, to, Request::Verify).expect("the hog answers");
-            assert_eq!(status.intact, Some(true));
-            (
-                report.downtime_ms.expect("there was a switch"),
-                status.largest_gap_ms,
-            )
-        })
-        .collect();
-    let nearest = compared
-        .iter()
+    let mut compared: Vec<(f64, f64)> = Vec::new();
+    for (from, to) in ways.iter().cycle().take(COMPARED_MAX) {
+        ask_hog(&testbed, from, Request::Reset).expect("the hog answers");
+        let report = testbed.migrate(from, to, "hog", &[]).expect("a report");
+        let status = ask_hog(&testbed, to, Request::Verify).expect("the hog answers");
+        assert_eq!(status.intact, Some(true));
+        let reported = report.downtime_ms.expect("there was a switch");
+        compared.push((reported, status.largest_gap_ms));
+        if (status.largest_gap_ms - reported).abs() <= DOWNTIME_TOLERANCE_MS {
+            break;
+        }
+    }
+    let last = compared
+        .last()
         .map(|(reported, seen)| (seen - reported).abs());
-    let nearest = nearest.fold(f64::INFINITY, f64::min);
     assert!(
-        nearest <= DOWNTIME_TOLERANCE_MS,
+        last.is_some_and(|differs| differs <= DOWNTIME_TOLERANCE_MS),
         "reported and seen, ms: {compared:?}"
     );
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
 }

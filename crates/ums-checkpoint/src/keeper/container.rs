@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -17,6 +18,9 @@ use super::protocol::{KeeperConfig, Phase};
 use super::server::Shared;
 use crate::cgroup::Cgroup;
 use crate::freezer::Freezer;
+
+/// How long a start is waited for by whoever wants the container killed: runc takes a part of a second.
+const START_MAX: Duration = Duration::from_secs(30);
 
 /// What exists of a container besides its processes.
 pub(super) struct Container {
@@ -123,11 +127,24 @@ fn new_netns() -> io::Result<OwnedFd> {
         .map_err(|_| io::Error::other("network namespace thread"))?
 }
 
-/// Creates and starts the container with runc.
+/// Creates and starts the container with runc. One that was started before is left as it is.
 pub(super) fn start(shared: &Arc<Shared>, bundle: &Path) -> Result<(), String> {
-    if shared.state().phase != Phase::Created {
+    let begins = shared.wait_for(|state| {
+        let begins = state.phase == Phase::Created;
+        (!state.starting).then(|| {
+            state.starting = begins;
+            begins
+        })
+    });
+    if !begins {
         return Ok(());
     }
+    let started = start_created(shared, bundle);
+    shared.update(|state| state.starting = false);
+    started
+}
+
+fn start_created(shared: &Arc<Shared>, bundle: &Path) -> Result<(), String> {
     mount_root(&shared.config)?;
     let pid_file = bundle.join("init.pid");
     let root = bundle.join("runc");
@@ -234,8 +251,10 @@ pub(super) fn begin(shared: &Arc<Shared>, pid: i32) {
     });
 }
 
-/// Kills the container, frozen, held or running, and waits until its init is gone.
+/// Kills the container, frozen, held or running, and waits until its init is gone. One that is being
+/// started is waited for, since what runc has begun would else be left.
 pub(super) fn kill(shared: &Arc<Shared>) -> Result<(), String> {
+    shared.wait_at_most(START_MAX, |state| (!state.starting).then_some(()));
     let held = shared.update(|state| {
         let held = matches!(state.phase, Phase::Held | Phase::Restoring);
         if held {

@@ -40,6 +40,8 @@ pub(super) struct Shared {
 /// What changes while a keeper lives.
 pub(super) struct State {
     pub(super) phase: Phase,
+    /// Whether runc is at work on its first start: what it makes can't be told from outside.
+    pub(super) starting: bool,
     pub(super) init_pid: Option<i32>,
     pub(super) pages_missing: u64,
     /// Processes with late pages that CRIU has not handed over yet.
@@ -154,6 +156,7 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
         container,
         state: Mutex::new(State {
             phase: Phase::Created,
+            starting: false,
             init_pid: None,
             pages_missing: 0,
             unclaimed: 0,
