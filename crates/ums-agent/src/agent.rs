@@ -158,7 +158,10 @@ impl Agent {
             return Err(problem::conflict("name-taken", "the name is taken", detail));
         }
         if services.len() >= SERVICES_MAX {
-            let detail = format!("this node has {SERVICES_MAX} services, which is its limit");
+            let detail = format!(
+                "this node has {SERVICES_MAX} services, which is its limit: remove one (`ums rm`) or move one \
+                 away"
+            );
             return Err(problem::conflict(
                 "too-many-services",
                 "too many services",
@@ -226,7 +229,9 @@ impl Agent {
             });
         }
         if migrations.len() >= MIGRATIONS_MAX {
-            let detail = format!("{MIGRATIONS_MAX} migrations are remembered, which is the limit");
+            let detail = format!(
+                "{MIGRATIONS_MAX} migrations are remembered, which is the limit: try again when some are over"
+            );
             return Err(problem::conflict(
                 "too-many-migrations",
                 "too many migrations",
@@ -376,10 +381,11 @@ impl Agent {
             images: self
                 .images
                 .list()
-                .map_err(|e| problem::failed("images", "image store")(&e))?,
+                .map_err(|e| problem::failed("images", "the image store can't be read")(&e))?,
         };
         let facts = self.node.facts(known);
-        let facts = facts.map_err(|e| problem::failed("facts", "facts of the node")(&e))?;
+        let facts =
+            facts.map_err(|e| problem::failed("facts", "this node can't be looked at")(&e))?;
         let warnings = self.warnings.lock();
         let warnings = warnings.unwrap_or_else(PoisonError::into_inner).clone();
         Ok(NodeFacts { warnings, ..facts })
@@ -450,7 +456,7 @@ impl Agent {
         let image_bytes = self
             .images
             .bytes(&specification.image)
-            .map_err(|error| problem::failed("images", "image store")(&error))?;
+            .map_err(|error| problem::failed("images", "the image store can't be read")(&error))?;
         let Some(init) = init else {
             return Ok(ServiceFacts {
                 specification,

@@ -72,7 +72,9 @@ async fn take_endpoints(
     let (socket, state) = paths(agent, name);
     if let Some(dir) = socket.parent() {
         let made = std::fs::create_dir_all(dir);
-        made.map_err(|error| problem::failed("frontman", "no directory for it")(&error))?;
+        made.map_err(|error| {
+            problem::failed("frontman", "there is no directory for the Frontman")(&error)
+        })?;
     }
     let gateway = agent.network.gateway();
     let config = &agent.config;
@@ -155,7 +157,9 @@ async fn proxy(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Pro
             Ok(Proxy::Another)
         }
         Err(client::ClientError::NotThere(_)) => Ok(Proxy::None),
-        Err(error) => Err(problem::failed("frontman", "the Frontman")(&error)),
+        Err(error) => Err(problem::failed("frontman", "the Frontman does not answer")(
+            &error,
+        )),
     }
 }
 
@@ -230,7 +234,9 @@ pub async fn is_there(agent: &Arc<Agent>, name: &ServiceName) -> Result<bool, Pr
     match FrontmanClient::connect(socket).await {
         Ok(_) => Ok(true),
         Err(client::ClientError::NotThere(_)) => tunnel::is_there(agent, name).await,
-        Err(error) => Err(problem::failed("frontman", "the Frontman")(&error)),
+        Err(error) => Err(problem::failed("frontman", "the Frontman does not answer")(
+            &error,
+        )),
     }
 }
 

@@ -38,6 +38,15 @@ pub fn conflict(kind: &str, title: &str, detail: impl Into<String>) -> Problem {
     Problem::refused(409, kind, title, detail)
 }
 
+/// A task of the agent ended in a panic, or was cut off; the agent goes on.
+pub fn panicked(error: &(dyn Error + 'static)) -> Problem {
+    let detail = format!(
+        "{}: `agent.log` in the state directory says where; nothing else of the agent is touched by it",
+        chain(error)
+    );
+    Problem::failed("panic", "the agent failed", detail)
+}
+
 /// The service ended by itself.
 pub fn exited(name: &ums_core::id::ServiceName, code: i32) -> Problem {
     Problem {

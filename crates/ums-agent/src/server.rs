@@ -253,11 +253,7 @@ async fn settle(State(agent): Shared, Path(id): Path<MigrationId>) -> impl IntoR
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    tokio::spawn(work).await.unwrap_or_else(|error| {
-        Err(Problem::failed(
-            "panic",
-            "the agent failed",
-            error.to_string(),
-        ))
-    })
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(problem::panicked(&error)))
 }

@@ -90,13 +90,7 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|error| {
-            Err(Problem::failed(
-                "panic",
-                "the agent failed",
-                error.to_string(),
-            ))
-        })
+        .unwrap_or_else(|error| Err(problem::panicked(&error)))
 }
 
 /// Creates and starts a service.

@@ -291,8 +291,9 @@ async fn open_path(
     let service = agent.service(&request.service)?;
     all_pages_in(agent, &service).await?;
     let permit = permit_bytes(&request.endpoint.permit)?;
-    let config = ums_tls::client_config(&agent.identity, &[ALPN])
-        .map_err(|error| problem::failed("tls", "certificates")(&error))?;
+    let config = ums_tls::client_config(&agent.identity, &[ALPN]).map_err(|error| {
+        problem::failed("tls", "this system's certificates can't be used")(&error)
+    })?;
     let endpoint = &request.endpoint;
     let stream = ums_tls::connect(endpoint.address, &endpoint.system, config, CONNECT_PATIENCE)
         .await
@@ -467,7 +468,9 @@ async fn freeze_and_send(
         return Err(problem::exited(&service.record.specification.name, code));
     }
     let images = MemoryDir::new(IMAGES_BYTES_MAX);
-    let images = Arc::new(images.map_err(|e| problem::failed("images", "no memory")(&e))?);
+    let images = Arc::new(images.map_err(|e| {
+        problem::failed("images", "there is no memory for the checkpoint's images")(&e)
+    })?);
     let (attendant, gate) = freeze::pair()?;
     // In a task of its own: whatever becomes of this, packets pass again before the service runs on.
     let attending = freeze::attend(Arc::clone(agent), netns_path(&status), attendant);
@@ -526,7 +529,8 @@ async fn dump(
     (connections, gate): (keeper::Connections, OwnedFd),
 ) -> Result<Status, Problem> {
     let pair = UnixStream::pair();
-    let (ours, theirs) = pair.map_err(|error| problem::failed("socket", "no socket")(&error))?;
+    let (ours, theirs) =
+        pair.map_err(|error| problem::failed("socket", "no socket can be made")(&error))?;
     let sending = tokio::task::spawn_blocking(move || send_pages(ours, to));
     let (this, of, at) = (Arc::clone(agent), service.clone(), Arc::clone(images));
     let dumped = blocking(move || {
@@ -542,9 +546,7 @@ async fn dump(
             .map_err(|error| problem::keeper(&error))
     })
     .await;
-    let sent = sending
-        .await
-        .map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
+    let sent = sending.await.map_err(|error| problem::panicked(&error))?;
     // Where the data path broke, CRIU only knows that its page socket did: the cause comes first.
     let owners = match (sent, &dumped) {
         (Ok(owners), _) => owners,
@@ -560,9 +562,9 @@ async fn dump(
     let info: CheckpointInfo =
         info.map_err(|error| Problem::failed("images", "the checkpoint is not whole", error))?;
     let info = serde_json::to_vec(&CheckpointInfo { owners, ..info }).unwrap_or_default();
-    images
-        .write(INFO_NAME, &info)
-        .map_err(|e| problem::failed("images", "no memory")(&e))?;
+    images.write(INFO_NAME, &info).map_err(|e| {
+        problem::failed("images", "there is no memory for the checkpoint's images")(&e)
+    })?;
     Ok(status)
 }
 

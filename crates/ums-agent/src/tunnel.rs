@@ -123,7 +123,9 @@ async fn end(
     };
     if let Some(dir) = socket.parent() {
         let made = std::fs::create_dir_all(dir);
-        made.map_err(|error| problem::failed("tunnel", "no directory for it")(&error))?;
+        made.map_err(|error| {
+            problem::failed("tunnel", "there is no directory for the Frontman")(&error)
+        })?;
     }
     Ok(End {
         service: name.to_string(),
@@ -163,7 +165,9 @@ async fn at(socket: PathBuf) -> Result<Option<Client>, Problem> {
     match client::connect(socket).await {
         Ok((client, _)) => Ok(Some(client)),
         Err(ClientError::NotThere(_)) => Ok(None),
-        Err(error) => Err(problem::failed("tunnel", "the end of the tunnel")(&error)),
+        Err(error) => Err(problem::failed("tunnel", "the Frontman does not answer")(
+            &error,
+        )),
     }
 }
 
@@ -197,7 +201,9 @@ async fn near_of(
             Ok(None)
         }
         Err(ClientError::NotThere(_)) => Ok(None),
-        Err(error) => Err(problem::failed("tunnel", "the end of the tunnel")(&error)),
+        Err(error) => Err(problem::failed("tunnel", "the Frontman does not answer")(
+            &error,
+        )),
     }
 }
 

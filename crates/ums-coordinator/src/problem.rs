@@ -107,7 +107,10 @@ impl From<ClientError> for Refused {
                 ..Problem::failed(
                     "agent-failed",
                     "the Migration Interface gave no good answer",
-                    format!("{}; its log may say why", error.chain()),
+                    format!(
+                        "{}; `agent.log` in the state directory may say why",
+                        error.chain()
+                    ),
                 )
             },
         };

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use ums_core::specification::{ImageId, Specification, Volume};
+use ums_core::specification::{ImageId, PublishedPort, Specification, Transport, Volume};
 
 use super::*;
 
@@ -105,7 +105,7 @@ fn the_soft_limit_never_exceeds_the_hard_one() {
 #[test]
 fn what_can_not_be_made_is_refused_by_name() {
     type Change = fn(&mut Specification);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 15] = [
         (|s| s.command.clear(), "command is empty"),
         (|s| s.command[1] = "a\0b".into(), "argument number 1"),
         (|s| s.env.push("=x".into()), "entry number 1"),
@@ -123,6 +123,18 @@ fn what_can_not_be_made_is_refused_by_name() {
         (|s| s.hostname = String::new(), "host name"),
         (|s| s.prefix_len = 31, "prefix length"),
         (|s| s.memory_limit_bytes = Some(0), "memory limit"),
+        (
+            |s| {
+                let port = |transport, service_port| PublishedPort {
+                    system_port: 53,
+                    service_port,
+                    transport,
+                };
+                let (tcp, udp) = (Transport::Tcp, Transport::Udp);
+                s.ports = vec![port(tcp, 53), port(udp, 53), port(udp, 54)];
+            },
+            "53/udp of the system is published twice",
+        ),
     ];
     check(&specification()).unwrap();
     for (change, word) in cases {

@@ -199,7 +199,9 @@ impl Arrival {
         let image = image_needed
             .then(|| agent.images.staging(&id))
             .transpose()
-            .map_err(|error| problem::failed("images", "image store")(&error))?;
+            .map_err(|error| {
+                problem::failed("images", "the image store can't be written")(&error)
+            })?;
         if let Some(staging) = &image {
             roots.push((RootName::Image, staging.rootfs()));
         }

@@ -27,7 +27,7 @@ pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
         let attendant = Attendant::new(ours)?;
         Ok((attendant, OwnedFd::from(theirs)))
     });
-    made.map_err(|error| problem::failed("socket", "no socket")(&error))
+    made.map_err(|error| problem::failed("socket", "no socket can be made")(&error))
 }
 
 /// Holds what arrives from right before the freeze on, and what leaves from right after it, and
@@ -191,8 +191,7 @@ pub(super) fn both(
     dumped: Result<Status, Problem>,
     attended: Result<Result<Option<Connections>, Problem>, JoinError>,
 ) -> Result<(Status, Connections), Problem> {
-    let attended =
-        attended.map_err(|error| problem::failed("panic", "the agent failed")(&error))?;
+    let attended = attended.map_err(|error| problem::panicked(&error))?;
     // Where packets could not be held the keeper got no leave: the cause comes first.
     let attended = attended?;
     let status = dumped?;
@@ -218,7 +217,7 @@ pub(super) async fn tell_destination(
     let carried_from = inbound.map(|inbound| inbound.source.clone());
     let moving = Moving::new(connections, &remembered, carried_from);
     let text = serde_json::to_vec(&moving).unwrap_or_default();
-    images
-        .write(connections::NAME, &text)
-        .map_err(|error| problem::failed("images", "no memory")(&error))
+    images.write(connections::NAME, &text).map_err(|error| {
+        problem::failed("images", "there is no memory for the checkpoint's images")(&error)
+    })
 }

@@ -559,7 +559,7 @@ fn words(error: &ClientError) -> String {
         None => {
             let remedy = match error {
                 ClientError::Connect { .. } => "see whether it runs (`ums serve` starts both)",
-                _ => "its log may say why",
+                _ => "its log (`agent.log` in the state directory there) may say why",
             };
             format!("{}; {remedy}", error.chain())
         }
