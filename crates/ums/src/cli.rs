@@ -34,7 +34,7 @@ pub(crate) fn parse() -> Cli {
 
 /// The command line, with the settings in the help of `ums` alone: each command takes them all, and
 /// its own options would drown in them.
-fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let mut command = Cli::command();
     // Settings become arguments of each command here.
     command.build();

@@ -29,9 +29,7 @@ pub(crate) fn execute(args: &Args) -> Outcome {
 }
 
 pub(crate) fn pages(args: &ManArgs) -> Outcome {
-    let mut command = Cli::command();
-    command.build();
-    page(&command, &args.directory)?;
+    page(&crate::cli::command(), &args.directory)?;
     Ok(Exit::Done)
 }
 
