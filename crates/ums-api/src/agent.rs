@@ -122,9 +122,9 @@ pub struct ServiceView {
 pub enum ServiceStatus {
     /// It runs.
     Running,
-    /// It is frozen for a migration.
+    /// It is frozen for a migration, or waits in the freeze for its checkpoint to be whole.
     Frozen,
-    /// It is being received, and has not executed an instruction here.
+    /// It is being received, or started for the first time, and has not executed an instruction here.
     Arriving,
     /// Its init has exited by itself.
     Exited,

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// User and group id inside
     #[arg(long, value_name = "UID:GID", default_value = "0:0")]
     user: User,
-    /// Address on the service network [default: the next free one]
+    /// Address on the service network [default: one that follows from the names of system and service]
     #[arg(long, value_name = "ADDRESS")]
     address: Option<Ipv4Addr>,
     /// Print one JSON object
