@@ -139,7 +139,7 @@ enum Proxy {
     /// Nobody does: nothing was published, or it has retired.
     None,
     /// This migration's.
-    Own(FrontmanClient, Status),
+    Own(FrontmanClient, Box<Status>),
     /// Another migration's: this one has nothing to say to it, however late it comes.
     Another,
 }
@@ -151,7 +151,9 @@ async fn proxy(agent: &Agent, id: MigrationId, name: &ServiceName) -> Result<Pro
         Err(error) => Err(error),
     };
     match asked {
-        Ok((client, status)) if status.owner == id.to_string() => Ok(Proxy::Own(client, status)),
+        Ok((client, status)) if status.owner == id.to_string() => {
+            Ok(Proxy::Own(client, Box::new(status)))
+        }
         Ok((_, status)) => {
             tracing::info!(migration = %id, service = %name, of = status.owner, "the Frontman is another migration's");
             Ok(Proxy::Another)

@@ -18,7 +18,7 @@ use ums_core::id::{MigrationId, ServiceName};
 
 use crate::agent::Agent;
 use crate::services::blocking;
-use crate::{attendants, destination, frontman, services, source};
+use crate::{attendants, destination, frontman, problem, services, source};
 
 /// The longest request, bytes.
 const BODY_LEN_MAX: usize = 1 << 20;

@@ -90,7 +90,7 @@ pub struct RunRequest {
     /// Volumes.
     #[serde(default)]
     pub volumes: Vec<Volume>,
-    /// Address on the service network; the next free one when absent.
+    /// Address on the service network; one that follows from the names of system and service when absent.
     #[serde(default)]
     pub address: Option<std::net::Ipv4Addr>,
     /// Published ports.
