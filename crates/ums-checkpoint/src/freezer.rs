@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
-use crate::{link_remap, repair, stuck};
+use crate::{link_remap, repair, restart, stuck};
 
 /// How long tasks may take to freeze where nobody says otherwise. A task in uninterruptible sleep (a
 /// hung disk) takes longer.
@@ -119,8 +119,13 @@ impl Freezer {
         Ok(fs::read_to_string(self.dir.join("freezer.state"))?.trim() == "FROZEN")
     }
 
-    /// Lets every task run on.
+    /// Lets every task run on, with the system call that the freeze has interrupted: see [`restart`].
+    ///
+    /// A frozen task of version 1 can't be traced: it may see `EINTR`.
     pub fn thaw(&self) -> io::Result<()> {
+        if self.unified {
+            restart::frozen(&self.cgroup.processes());
+        }
         self.write(false)
     }
 
@@ -160,7 +165,7 @@ impl Freezer {
             for pid in &tasks {
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
-            self.thaw()?;
+            self.write(false)?;
             if tasks.is_empty() {
                 return Ok(());
             }

@@ -24,6 +24,7 @@ mod loopback;
 pub mod memory_dir;
 pub mod message;
 mod repair;
+mod restart;
 pub mod store;
 pub mod stuck;
 pub mod tree;

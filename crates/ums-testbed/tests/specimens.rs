@@ -7,7 +7,7 @@ mod common;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{remove, systems};
+use common::{Moving, SLOW_MBIT, process, remove, stop, strike, systems};
 use ums_testbed::specimen::{ALL, Expected, Specimen};
 use ums_testbed::testbed::Testbed;
 
@@ -78,4 +78,43 @@ fn what_a_move_changes_is_told_before_and_after() {
     are_as_expected("what_a_move_changes_is_told_before_and_after", |specimen| {
         matches!(specimen.expected, Expected::Declared(..))
     });
+}
+
+/// Waits, with memory that takes a while to dump over a slow link.
+const WAITS: Specimen = Specimen {
+    name: "waits-large",
+    program: "waits",
+    source: include_str!("../specimens/waits.c"),
+    arguments: &["48"],
+    memory: None,
+    expected: Expected::Carried,
+};
+/// Memory of which some has been dumped, and more has not.
+const PART_BYTES: u64 = 4 << 20;
+
+#[test]
+fn waits_go_on_when_a_move_is_abandoned() {
+    let test = "waits_go_on_when_a_move_is_abandoned";
+    let Some(testbed) = systems(test, SLOW_MBIT) else {
+        return;
+    };
+    let (a, b) = (&testbed.a, &testbed.b);
+    WAITS.start(&testbed, a).expect("it starts");
+
+    // In the middle of the dump.
+    let moving = Moving::start(a, b, WAITS.name);
+    moving.wait_for_memory(a, PART_BYTES);
+    strike(process(a, &["criu", "swrk"]));
+    moving.end().must_be_abandoned(&["CRIU"]);
+    WAITS.goes_on(a).expect("as if nothing had been");
+
+    // After it: where nobody dumps, CRIU restores.
+    let moving = Moving::start(a, b, WAITS.name);
+    stop(process(b, &["criu", "swrk"]));
+    strike(process(b, &["ums-agent", "keeper"]));
+    moving.end().must_be_abandoned(&["keeper"]);
+    WAITS.goes_on(a).expect("as if nothing had been");
+
+    WAITS.remove(a).expect("it is removed");
+    remove(testbed);
 }

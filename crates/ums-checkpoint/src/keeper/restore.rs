@@ -16,6 +16,7 @@ use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, Reque
 use crate::criu::swrk::{Criu, log_tail};
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
+use crate::restart;
 use crate::store::{Mapped, index};
 
 /// CRIU's log during a restore, in the images directory.
@@ -134,6 +135,8 @@ impl Restore {
         // From before the first socket is there until all are.
         let held = Hold::new(shared.container.netns.as_fd());
         let mut loopback = Some(held.map_err(|error| hold_failed(&error))?);
+        restart::images(&self.images)
+            .map_err(|error| format!("calls under way at the freeze: {error}"))?;
         mount_root(&shared.config)?;
         let group = shared.container.cgroup.clone();
         let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));

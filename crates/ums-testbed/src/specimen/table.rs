@@ -75,6 +75,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("options", "options", &[]),
     specimen!("multicast", "multicast", &[]),
     specimen!("timers", "timers", &[]),
+    specimen!("waits", "waits", &[]),
     specimen!("alarm-other", "alarms", &["other"]),
     specimen!("alarm-self", "alarms", &["self"]),
     specimen!("alarm-cpu", "alarms", &["cpu"]).refused(

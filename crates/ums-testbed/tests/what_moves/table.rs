@@ -197,6 +197,20 @@ const PROCESSES: &[Row] = &[
         Specimen("stopped"),
     ),
     row(
+        "waits, with a time-out or without: sleeps, `poll`, `select`, `epoll_wait`, `futex`, `sigtimedwait`, \
+         sockets with a time-out, …",
+        Carried,
+        "no `EINTR`, and none ends early; a time-out that is counted from the call on (`nanosleep`, `poll`, \
+         `epoll_wait`, …) may begin anew, so that it ends at most so much later as it had waited",
+        Specimen("waits"),
+    ),
+    row(
+        "the same waits where a move is abandoned in the freeze",
+        Carried,
+        "calls are made again before the thaw; with a freezer of version 1 alone they may see `EINTR`",
+        Test("waits_go_on_when_a_move_is_abandoned"),
+    ),
+    row(
         "process ids and monotonic clocks",
         Carried,
         "PID and time namespaces",
