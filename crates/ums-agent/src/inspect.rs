@@ -174,6 +174,9 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
     seen.obstacles.extend(deleted.obstacles());
     seen.obstacles.extend(state::held_data(init, &sockets));
     seen.obstacles.extend(unix::obstacles(init, &sockets)?);
+    let odd = socket::oddities(&tree);
+    seen.obstacles.extend(socket::odd(&odd));
+    seen.losses.extend(socket::losses(&odd));
     deduplicate(&mut seen.obstacles);
     order(&mut seen.losses);
     Ok(seen)

@@ -14,6 +14,7 @@
 //! What can't be set is returned as [`Lost`], which the report tells.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 use ums_core::facts::{Loss, LossKind};
@@ -22,8 +23,10 @@ use crate::memory_dir::MemoryDir;
 
 mod clock;
 mod descriptor;
+mod error;
 mod inherit;
 mod multicast;
+mod oddity;
 mod option;
 mod process;
 mod raw;
@@ -33,10 +36,12 @@ mod task;
 mod timer;
 
 pub use inherit::{Inherited, differing};
+pub use oddity::{Oddity, look};
 pub use process::{Process, processes};
 
 use clock::Offsets;
-use descriptor::{Kind, Reach};
+use descriptor::{Kind, Place, Reach};
+use option::Nature;
 
 /// Name of the image file.
 pub const NAME: &str = "ums-carry.json";
@@ -52,6 +57,9 @@ pub struct Carry {
     threads: Vec<task::Thread>,
     processes: Vec<task::Whole>,
     inherited: inherit::Family,
+    failed: Vec<error::Failed>,
+    /// What was seen that nobody carries, to be told with what can't be set.
+    noticed: Vec<Lost>,
 }
 
 /// Something of a service that could not be set again.
@@ -99,6 +107,8 @@ pub fn capture(processes: &[Process]) -> io::Result<Carry> {
                 let nature = sockets.add(&copy, place)?;
                 let multicast = multicast::capture(&copy, place, nature, &groups)?;
                 carry.multicast.extend(multicast);
+                carry.failed.extend(error::capture(&copy, place, nature)?);
+                carry.noticed.extend(notice(&copy, place, nature)?);
             }
         }
     }
@@ -110,6 +120,38 @@ pub fn capture(processes: &[Process]) -> io::Result<Carry> {
     }
     carry.inherited = inherit::Family::of(processes)?;
     Ok(carry)
+}
+
+/// What of a socket of a frozen process is lost.
+///
+/// # Errors
+/// It can't be dumped as it is: CRIU would leave out a part of its stream without a word.
+fn notice(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lost>> {
+    let Place { pid, fd } = place;
+    if nature.is_tcp() && (oddity::is_urgent(socket, nature) || oddity::hides_more(socket, nature)?)
+    {
+        return Err(io::Error::other(format!(
+            "process {pid} has not read an urgent byte (MSG_OOB) of the connection behind descriptor \
+             {fd}: migrate again when it has"
+        )));
+    }
+    let lost = |(kind, what): (LossKind, &str)| Lost {
+        kind,
+        pid,
+        detail: format!("the socket behind descriptor {fd}: {what}"),
+    };
+    // CRIU has the last word of what it can't dump.
+    let told = oddity::of(socket, nature)
+        .into_iter()
+        .filter_map(|oddity| match oddity {
+            Oddity::Unread => Some((LossKind::UnreadDatagrams, "what it had not read")),
+            Oddity::Unaccepted => {
+                Some((LossKind::UnacceptedConnection, "what it had not accepted"))
+            }
+            Oddity::Untold => Some((LossKind::PendingError, "not at all")),
+            Oddity::Uncarried(_) | Oddity::Urgent | Oddity::Ring => None,
+        });
+    Ok(told.map(lost).collect())
 }
 
 /// All processes of a service are in one network namespace.
@@ -154,6 +196,8 @@ impl Carry {
         lost.extend(multicast::apply(&self.multicast, &reach));
         lost.extend(task::apply(&self.threads, &self.processes, processes));
         lost.extend(self.inherited.lost(processes));
+        lost.extend(error::apply(&self.failed, &reach));
+        lost.extend(self.noticed.iter().cloned());
         lost
     }
 

@@ -184,6 +184,10 @@ pub enum ObstacleKind {
     UnreadMessages,
     /// A UDP socket that holds data back.
     HeldData,
+    /// A socket with something of the kernel's that CRIU can't make again.
+    SocketState,
+    /// A TCP connection with an urgent byte that was not read.
+    UrgentData,
     /// A user whose processes' limits CRIU may not read.
     OtherUser,
     /// Memory shared by fork that will not be shared after a move, and that the service's own limit has no

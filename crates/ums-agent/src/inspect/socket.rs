@@ -1,10 +1,14 @@
 //! Sockets: how many connections there are, and which kinds can't be carried.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use ums_core::facts::{Obstacle, ObstacleKind};
+use ums_checkpoint::carry::{self, Oddity};
+use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
-use super::{InspectError, obstacle, parse, proc_file};
+use super::process::Process;
+use super::state::lasting;
+use super::{InspectError, loss, obstacle, parse, proc_file};
 
 /// Protocols that CRIU carries, by the kernel's names for them. (Raw sockets it carries too.)
 const CARRIED: [&str; 14] = [
@@ -47,9 +51,91 @@ fn is_carried(protocol: &str) -> bool {
     CARRIED.contains(&protocol)
 }
 
+/// What the sockets of a service are in the middle of, by process id in the service: asked of the
+/// sockets themselves. What may be over in a moment is looked at again.
+pub(super) fn oddities(tree: &[Process]) -> BTreeSet<(i32, Oddity)> {
+    let processes = tree.iter().map(|process| carry::Process {
+        pid: process.pid,
+        inner: process.inner,
+    });
+    let processes: Vec<carry::Process> = processes.collect();
+    let look = || match carry::look(&processes) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "the sockets of a service can't be looked at");
+            BTreeSet::new()
+        }
+    };
+    let mut found = look();
+    if found.iter().any(|(_, oddity)| oddity.passes()) {
+        let again = lasting(look);
+        found.retain(|one| !one.1.passes() || again.contains(one));
+    }
+    found
+}
+
+/// Those that can't be moved.
+pub(super) fn odd(oddities: &BTreeSet<(i32, Oddity)>) -> Vec<Obstacle> {
+    let of = |(pid, oddity): &(i32, Oddity)| match oddity {
+        Oddity::Uncarried(what) => Some(obstacle(ObstacleKind::SocketState, *pid, what)),
+        Oddity::Urgent => {
+            let what = "a TCP socket that the byte has arrived at";
+            Some(obstacle(ObstacleKind::UrgentData, *pid, what))
+        }
+        _ => None,
+    };
+    oddities.iter().filter_map(of).collect()
+}
+
+/// Those that a move changes.
+pub(super) fn losses(oddities: &BTreeSet<(i32, Oddity)>) -> Vec<Loss> {
+    let of = |(pid, oddity): &(i32, Oddity)| {
+        let (kind, what) = match oddity {
+            Oddity::Unread => (
+                LossKind::UnreadDatagrams,
+                "in a socket that it does not read",
+            ),
+            Oddity::Ring => (LossKind::PacketRing, "of a packet socket (PACKET_RX_RING)"),
+            Oddity::Unaccepted => (
+                LossKind::UnacceptedConnection,
+                "at a listener that it does not accept from",
+            ),
+            // Whoever asks a socket for its error is told of it, most often at once.
+            Oddity::Untold | Oddity::Uncarried(_) | Oddity::Urgent => return None,
+        };
+        Some(loss(kind, *pid, what))
+    };
+    oddities.iter().filter_map(of).collect()
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn oddities_are_refused_or_declared() {
+        let all = [
+            (1, Oddity::Uncarried("an eBPF program".to_owned())),
+            (1, Oddity::Urgent),
+            (2, Oddity::Unread),
+            (2, Oddity::Ring),
+            (3, Oddity::Unaccepted),
+            (3, Oddity::Untold),
+        ];
+        let all = BTreeSet::from(all);
+        let refused: Vec<ObstacleKind> = odd(&all).iter().map(|one| one.kind).collect();
+        assert_eq!(
+            refused,
+            [ObstacleKind::SocketState, ObstacleKind::UrgentData]
+        );
+        let lost: Vec<(i32, LossKind)> =
+            losses(&all).iter().map(|one| (one.pid, one.kind)).collect();
+        let (unread, ring) = (LossKind::UnreadDatagrams, LossKind::PacketRing);
+        let unaccepted = LossKind::UnacceptedConnection;
+        assert_eq!(lost, [(2, unread), (2, ring), (3, unaccepted)]);
+        // What happens in any service that is busy must not keep it from moving.
+        assert!(!unread.needs_consent() && !unaccepted.needs_consent() && ring.needs_consent());
+    }
 
     #[test]
     fn kinds_of_sockets() {

@@ -158,7 +158,7 @@ pub(super) fn held_data(init: i32, sockets: &BTreeMap<u64, i32>) -> Vec<Obstacle
 }
 
 /// What is there each time that one looks.
-fn lasting<T: Ord>(look: impl Fn() -> BTreeSet<T>) -> BTreeSet<T> {
+pub(super) fn lasting<T: Ord>(look: impl Fn() -> BTreeSet<T>) -> BTreeSet<T> {
     let (times, pause) = PATIENCE;
     let mut found = look();
     for _ in 1..times {

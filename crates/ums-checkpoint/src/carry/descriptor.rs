@@ -44,13 +44,18 @@ fn kind(link: &str) -> Option<Kind> {
 }
 
 /// Every description of a known kind. Sockets are named once; of other kinds, which have no number of
-/// their own, each descriptor is named.
+/// their own, each descriptor is named. A process that has ended has none.
 pub(super) fn all(processes: &[Process]) -> io::Result<Vec<(Place, Kind)>> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for process in processes {
-        for entry in fs::read_dir(format!("/proc/{}/fd", process.pid))? {
-            let entry = entry?;
+        let entries = match fs::read_dir(format!("/proc/{}/fd", process.pid)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            // A process that ends meanwhile.
+            let Ok(entry) = entry else { break };
             let (Ok(link), Some(fd)) = (fs::read_link(entry.path()), number(&entry.file_name()))
             else {
                 continue;

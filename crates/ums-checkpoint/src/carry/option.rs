@@ -64,6 +64,16 @@ impl Nature {
         self.domain == AF_INET6
     }
 
+    /// Whether it waits for connections.
+    pub(super) fn is_listening(self) -> bool {
+        self.is_tcp() && self.state == TCP_LISTEN
+    }
+
+    /// Whether it is a TCP socket without a connection.
+    pub(super) fn is_closed(self) -> bool {
+        self.is_tcp() && self.state == TCP_CLOSE
+    }
+
     /// Whether it is a raw socket of IPv4 or IPv6.
     pub(super) fn is_raw(self) -> bool {
         self.is_inet() && self.kind == SOCK_RAW

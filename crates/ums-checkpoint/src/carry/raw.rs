@@ -61,13 +61,55 @@ pub(super) fn has_header(socket: &OwnedFd) -> bool {
 }
 
 /// How many bytes were written to a socket and have not left it (`SIOCOUTQ`).
-#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
 pub(super) fn unsent(socket: &OwnedFd) -> io::Result<i32> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes one `int`, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    number(socket, libc::TIOCOUTQ)
+}
+
+/// How many bytes of a connection can be read (`SIOCINQ`).
+pub(super) fn unread(socket: &OwnedFd) -> io::Result<i32> {
+    number(socket, libc::FIONREAD)
+}
+
+/// Whether the next byte of a connection is the urgent one.
+pub(super) fn is_at_mark(socket: &OwnedFd) -> io::Result<bool> {
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    Ok(number(socket, SIOCATMARK)? != 0)
+}
+
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+fn number(socket: &OwnedFd, request: libc::c_ulong) -> io::Result<i32> {
+    let mut number: libc::c_int = 0;
+    // SAFETY: each request made here has the kernel write one `int`, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut number) };
     match result {
-        0 => Ok(bytes),
+        0 => Ok(number),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// How many bytes one call would read of a connection, without reading them.
+#[expect(unsafe_code, reason = "a length without a buffer")]
+pub(super) fn readable(socket: &OwnedFd) -> i32 {
+    let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    let (nothing, len) = (std::ptr::null_mut(), i32::MAX as usize);
+    // SAFETY: of TCP, with MSG_TRUNC the kernel counts and writes nothing (tcp(7)); the callers ask TCP
+    // alone.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), nothing, len, flags) };
+    i32::try_from(count.max(0)).unwrap_or(i32::MAX)
+}
+
+/// Ends a connection from this side at once (`connect(2)` with AF_UNSPEC).
+#[expect(unsafe_code, reason = "an address of no family")]
+pub(super) fn disconnect(socket: &OwnedFd) -> io::Result<()> {
+    let address = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the kernel reads the address, which outlives the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const address, len) };
+    match result {
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -28,8 +28,10 @@ pub enum LossKind {
     PeerCredentials,
     /// The name of the other end of a unix connection.
     PeerName,
-    /// Datagrams in a socket that were not read yet.
+    /// Datagrams in a socket that were not read yet: nobody is promised them.
     UnreadDatagrams,
+    /// A ring of packets (`packet(7)`, PACKET_RX_RING) is empty and begins at its first frame.
+    PacketRing,
     /// An eventfd that counted down by one (EFD_SEMAPHORE) is read as a whole.
     EventfdSemaphore,
     /// System V semaphores are not put back when a process ends (SEM_UNDO).
@@ -48,6 +50,10 @@ pub enum LossKind {
     FileLease,
     /// What a Landlock domain forbids (`landlock(7)`) is allowed afterwards.
     Landlock,
+    /// A connection that waits in a listener's queue is reset.
+    UnacceptedConnection,
+    /// An error of a socket that its owner has not been told (SO_ERROR, `socket(7)`).
+    PendingError,
     /// A timer (`timerfd_create(2)`, `timer_create(2)`) is not set as it was.
     Timer,
     /// The destination's release carries less than the source's.
@@ -65,7 +71,7 @@ impl LossKind {
         match self {
             Self::Multicast
             | Self::UrgentData
-            | Self::UnreadDatagrams
+            | Self::PacketRing
             | Self::EventfdSemaphore
             | Self::SemaphoreUndo
             | Self::Keyring
@@ -74,6 +80,9 @@ impl LossKind {
             | Self::Timer
             | Self::Other => true,
             Self::SocketOption
+            | Self::UnreadDatagrams
+            | Self::UnacceptedConnection
+            | Self::PendingError
             | Self::PeerCredentials
             | Self::PeerName
             | Self::CpuAffinity
@@ -95,6 +104,7 @@ impl LossKind {
             }
             Self::PeerName => "the other end of a unix connection is told without its name",
             Self::UnreadDatagrams => "datagrams that were not read yet are gone",
+            Self::PacketRing => "a ring of packets is empty and begins anew",
             Self::EventfdSemaphore => "an eventfd semaphore becomes a plain counter",
             Self::SemaphoreUndo => "semaphores are not put back when a process ends",
             Self::CpuAffinity => "a thread may run on other CPUs",
@@ -104,6 +114,8 @@ impl LossKind {
             Self::RelativeTimeout => "a wait lasts longer than it was asked to",
             Self::FileLease => "a file lease is gone",
             Self::Landlock => "what Landlock forbade is allowed",
+            Self::UnacceptedConnection => "a connection that was not accepted yet is reset",
+            Self::PendingError => "an error that was not told yet is told otherwise",
             Self::Timer => "a timer is not set as it was",
             Self::EarlierRelease => "the destination's release carries less of a service",
             Self::Other => "something is not as it was",

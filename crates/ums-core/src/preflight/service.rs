@@ -217,6 +217,16 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "holds a socket whose data CRIU can't take out",
             "let the service send what it holds back and ask again",
         ),
+        ObstacleKind::SocketState => (
+            RefusalKind::Socket,
+            "holds a socket in a state that CRIU can't make again",
+            "let the service close it, or do without that, and ask again",
+        ),
+        ObstacleKind::UrgentData => (
+            RefusalKind::Socket,
+            "has not read the urgent byte (MSG_OOB) of a connection, which CRIU can't carry",
+            "let the service read it and ask again",
+        ),
         ObstacleKind::OtherUser => (
             RefusalKind::OtherUser,
             "runs as a user whose processes' limits CRIU may not read without CAP_SYS_RESOURCE",

@@ -215,6 +215,8 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::UnreadMessages, RefusalKind::Socket),
         (ObstacleKind::HeldData, RefusalKind::Socket),
         (ObstacleKind::UnsharedMemory, RefusalKind::Memory),
+        (ObstacleKind::SocketState, RefusalKind::Socket),
+        (ObstacleKind::UrgentData, RefusalKind::Socket),
     ];
     for (obstacle, kind) in pairs {
         let detail = "what was seen".to_owned();

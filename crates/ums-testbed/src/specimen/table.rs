@@ -74,6 +74,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("stopped", "stopped", &[]),
     specimen!("options", "options", &[]),
     specimen!("multicast", "multicast", &[]),
+    specimen!("errors", "errors", &[]),
     specimen!("timers", "timers", &[]),
     specimen!("waits", "waits", &[]),
     specimen!("alarm-other", "alarms", &["other"]),
@@ -103,4 +104,17 @@ pub const ALL: &[Specimen] = &[
     specimen!("kept", "attributes", &["kept"]),
     specimen!("personality-of-a-thread", "attributes", &["persona"])
         .declared(LossKind::ProcessAttribute, &["personality"]),
+    specimen!("urgent", "odd", &["urgent"]).refused(RefusalKind::Socket, &["urgent byte"]),
+    specimen!("far-group", "odd", &["far-group"])
+        .refused(RefusalKind::Socket, &["groups beyond the 32nd"]),
+    specimen!("unbound-member", "odd", &["unbound"]).refused(
+        RefusalKind::Socket,
+        &["member of groups and was never bound"],
+    ),
+    specimen!("packet-ring", "odd", &["ring"])
+        .declared(LossKind::PacketRing, &["of a packet socket"]),
+    specimen!("unread", "odd", &["unread"]).declared(
+        LossKind::UnreadDatagrams,
+        &["a socket that it does not read"],
+    ),
 ];
