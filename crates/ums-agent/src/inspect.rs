@@ -14,6 +14,7 @@ use ums_core::id::MigrationId;
 use ums_core::specification::Specification;
 
 mod descriptor;
+mod eventfd;
 mod files;
 mod mapping;
 mod parse;
@@ -55,6 +56,7 @@ pub fn understand(text: &str) {
     of.for_each(drop);
     let _ = parse::is_pending(text, 5);
     let _ = parse::parent_and_session(text);
+    let _ = parse::is_semaphore(text);
     let _ = parse::open_files_max(text);
     let _ = parse::with_queue(text, parse::Table::Netlink);
     let _ = parse::with_queue(text, parse::Table::Udp);
@@ -163,6 +165,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         let found = descriptor::obstacles(process, &mounts, &mut sockets, &mut deleted);
         seen.obstacles.extend(found);
         seen.obstacles.extend(state::obstacles(process));
+        seen.losses.extend(eventfd::losses(process));
         seen.obstacles.extend(mapping::obstacles(process));
         if seen.obstacles.len() >= OBSTACLES_MAX {
             break;

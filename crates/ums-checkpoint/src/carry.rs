@@ -24,6 +24,7 @@ use crate::memory_dir::MemoryDir;
 mod clock;
 mod descriptor;
 mod error;
+mod event;
 mod inherit;
 mod multicast;
 mod oddity;
@@ -54,6 +55,7 @@ pub struct Carry {
     timers: Vec<timer::Timer>,
     sockets: socket::Sockets,
     multicast: Vec<multicast::Multicast>,
+    events: Vec<event::Event>,
     threads: Vec<task::Thread>,
     processes: Vec<task::Whole>,
     inherited: inherit::Family,
@@ -102,6 +104,7 @@ pub fn capture(processes: &[Process]) -> io::Result<Carry> {
     for (place, kind) in descriptor::all(processes)? {
         let copy = reach.get(place)?;
         match kind {
+            Kind::Event => carry.events.extend(event::capture(&copy, place)?),
             Kind::Timer => carry.timers.push(timer::capture(&copy, place, offsets)?),
             Kind::Socket => {
                 let nature = sockets.add(&copy, place)?;
@@ -194,6 +197,7 @@ impl Carry {
         let reach = Reach::new(processes);
         let mut lost = self.sockets.apply(&reach);
         lost.extend(multicast::apply(&self.multicast, &reach));
+        lost.extend(event::apply(&self.events, &reach));
         lost.extend(task::apply(&self.threads, &self.processes, processes));
         lost.extend(self.inherited.lost(processes));
         lost.extend(error::apply(&self.failed, &reach));

@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 pub enum Shared {
     /// The address space (CLONE_VM, also a `vfork` that is under way).
     Memory,
+    /// Open descriptors (CLONE_FILES).
+    Descriptors,
     /// Root, working directory and umask (CLONE_FS).
     Places,
     /// What is put back in semaphores when the process ends (CLONE_SYSVSEM).
@@ -20,10 +22,11 @@ pub enum Shared {
 }
 
 impl Shared {
-    /// KCMP_VM, KCMP_FS and KCMP_SYSVSEM of `linux/kcmp.h`.
+    /// KCMP_VM, KCMP_FILES, KCMP_FS and KCMP_SYSVSEM of `linux/kcmp.h`.
     fn number(self) -> nix::libc::c_int {
         match self {
             Self::Memory => 1,
+            Self::Descriptors => 2,
             Self::Places => 3,
             Self::Undo => 6,
         }
@@ -47,6 +50,13 @@ pub fn pairs(pids: &[i32], what: Shared) -> Vec<(i32, i32)> {
         }
     }
     found
+}
+
+/// Whether two threads or processes certainly don't share it: they run on, and the kernel tells so.
+pub fn differ(one: i32, other: i32, what: Shared) -> bool {
+    let differ = || compare(one, other, what).is_some_and(Ordering::is_ne);
+    // What ends meanwhile gives up what it shared.
+    differ() && !has_ended(one) && !has_ended(other) && differ()
 }
 
 /// Those of these processes for which the kernel keeps a list of what is put back in semaphores when
@@ -118,6 +128,12 @@ mod test {
             assert_eq!(pairs.len(), 1, "{pairs:?}");
             assert_eq!(pairs[0].0, own);
         }
+        let apart = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+            let thread = nix::unistd::gettid().as_raw();
+            [Shared::Descriptors, Shared::Places].map(|what| differ(own, thread, what))
+        });
+        assert_eq!(apart.join().unwrap(), [false, true]);
     }
 
     #[test]

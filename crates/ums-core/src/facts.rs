@@ -180,6 +180,8 @@ pub enum ObstacleKind {
     SharedAddressSpace,
     /// Two processes with one working directory, root and umask (CLONE_FS).
     SharedPlaces,
+    /// A thread with places or descriptors of its own (unshare).
+    ThreadApart,
     /// A netlink socket with messages that were not read.
     UnreadMessages,
     /// A UDP socket that holds data back.

@@ -109,6 +109,13 @@ pub(super) fn has_lease(text: &str) -> bool {
     text.lines().filter_map(lock).any(|kind| kind == "LEASE")
 }
 
+/// Whether `/proc/PID/fdinfo/N` tells of an eventfd that counts down by one (EFD_SEMAPHORE).
+pub(super) fn is_semaphore(text: &str) -> bool {
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix("eventfd-semaphore:"));
+    value.is_some_and(|value| value.trim() == "1")
+}
+
 /// A POSIX timer (`timer_create(2)`), as `/proc/PID/timers` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Timer {

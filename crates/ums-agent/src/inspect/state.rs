@@ -37,6 +37,7 @@ pub(super) fn obstacles(process: &Process) -> Vec<Obstacle> {
         found.push(obstacle(ObstacleKind::PendingTrap, inner, signal));
     }
     found.extend(descriptors_are_short(process));
+    found.extend(thread_apart(process));
     found
 }
 
@@ -81,6 +82,24 @@ fn trap_pending(process: &Process) -> Option<String> {
     });
     let threads = pending.len();
     (threads > 0).then(|| format!("{threads} of its {} threads", process.threads))
+}
+
+/// CRIU looks at the first thread's places and descriptors, and gives them to all.
+fn thread_apart(process: &Process) -> Option<Obstacle> {
+    if process.threads < 2 || process.main_thread_ended() {
+        return None;
+    }
+    let entries = fs::read_dir(proc_path(process.pid, "task")).into_iter();
+    let tids = entries
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let is_apart = |tid: &i32| {
+        let differ = |what| kcmp::differ(process.pid, *tid, what);
+        differ(Shared::Places) || differ(Shared::Descriptors)
+    };
+    let apart = tids.filter(is_apart).count();
+    let what = format!("{apart} of its {} threads", process.threads);
+    (apart > 0).then(|| obstacle(ObstacleKind::ThreadApart, process.inner, what))
 }
 
 /// CRIU's own code inside of the process opens some descriptors.

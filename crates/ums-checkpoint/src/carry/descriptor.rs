@@ -28,6 +28,8 @@ pub(super) struct Place {
 /// Kinds of descriptors that have something that CRIU does not carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// eventfd(2).
+    Event,
     /// timerfd_create(2).
     Timer,
     /// socket(2).
@@ -37,6 +39,7 @@ pub(super) enum Kind {
 /// What the link of a descriptor below `/proc/PID/fd` tells of its kind.
 fn kind(link: &str) -> Option<Kind> {
     match link {
+        "anon_inode:[eventfd]" => Some(Kind::Event),
         "anon_inode:[timerfd]" => Some(Kind::Timer),
         _ if link.starts_with("socket:") => Some(Kind::Socket),
         _ => None,

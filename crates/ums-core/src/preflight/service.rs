@@ -207,6 +207,12 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
              can't carry",
             "let the service start it with `fork`, or end it before the migration",
         ),
+        ObstacleKind::ThreadApart => (
+            RefusalKind::Process,
+            "has a thread with a working directory, umask or descriptors of its own (`unshare`), \
+             which CRIU can't carry",
+            "let the service use a process for it, or end the thread before the migration",
+        ),
         ObstacleKind::UnreadMessages => (
             RefusalKind::Socket,
             "holds a socket whose messages CRIU can't take out",

@@ -212,6 +212,7 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::DescriptorLimit, RefusalKind::Process),
         (ObstacleKind::SharedAddressSpace, RefusalKind::Process),
         (ObstacleKind::SharedPlaces, RefusalKind::Process),
+        (ObstacleKind::ThreadApart, RefusalKind::Process),
         (ObstacleKind::UnreadMessages, RefusalKind::Socket),
         (ObstacleKind::HeldData, RefusalKind::Socket),
         (ObstacleKind::UnsharedMemory, RefusalKind::Memory),

@@ -117,4 +117,13 @@ pub const ALL: &[Specimen] = &[
         LossKind::UnreadDatagrams,
         &["a socket that it does not read"],
     ),
+    specimen!("signals", "signals", &[]),
+    specimen!("clocks", "clocks", &[]),
+    specimen!("eventfds", "eventfds", &[]),
+    specimen!("eventfd-semaphore", "eventfds", &["semaphore"])
+        .declared(LossKind::EventfdSemaphore, &["descriptor"]),
+    specimen!("thread-places", "apart", &["places"])
+        .refused(RefusalKind::Process, &["has a thread", "unshare"]),
+    specimen!("thread-descriptors", "apart", &["descriptors"])
+        .refused(RefusalKind::Process, &["has a thread", "unshare"]),
 ];

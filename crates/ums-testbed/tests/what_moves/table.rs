@@ -161,6 +161,30 @@ const MEMORY: &[Row] = &[
 
 const PROCESSES: &[Row] = &[
     row(
+        "waiting signals with what was sent along, masks, handlers, alternate stack, signalfd",
+        Carried,
+        "CRIU",
+        Specimen("signals"),
+    ),
+    row(
+        "POSIX timers and interval timers: relative, to a moment, periodic",
+        Carried,
+        "CRIU; they come later by the time of the freeze, never early",
+        Specimen("clocks"),
+    ),
+    row(
+        "thread with a working directory and umask of its own",
+        Refused,
+        "compared with the first thread's (`kcmp`)",
+        Specimen("thread-places"),
+    ),
+    row(
+        "thread with descriptors of its own",
+        Refused,
+        "compared with the first thread's (`kcmp`)",
+        Specimen("thread-descriptors"),
+    ),
+    row(
         "a thread's CPU affinity, I/O priority and timer slack",
         Carried,
         "set again from outside; what the destination does not have is told in the report",
@@ -430,6 +454,18 @@ const CONNECTIONS: &[Row] = &[
 ];
 
 const OBJECTS: &[Row] = &[
+    row(
+        "eventfd, its flags, a counter of more than 32 bits",
+        Carried,
+        "the rest of the counter is added",
+        Specimen("eventfds"),
+    ),
+    row(
+        "eventfd that counts down by one (EFD_SEMAPHORE)",
+        Declared,
+        "a read takes all of it",
+        Specimen("eventfd-semaphore"),
+    ),
     row(
         "System V semaphores that are put back when a process ends (SEM_UNDO)",
         Declared,
