@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Moving, SLOW_MBIT, process, remove, stop, strike, systems};
+use ums_core::report::Outcome;
 use ums_testbed::specimen::{ALL, Expected, Specimen};
 use ums_testbed::testbed::Testbed;
 
@@ -115,6 +116,11 @@ fn waits_go_on_when_a_move_is_abandoned() {
     moving.end().must_be_abandoned(&["keeper"]);
     WAITS.goes_on(a).expect("as if nothing had been");
 
-    WAITS.remove(a).expect("it is removed");
+    // What was interrupted then can be interrupted again.
+    let report = testbed.migrate(a, b, WAITS.name, &[]).expect("a report");
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    WAITS.goes_on(b).expect("it goes on");
+
+    WAITS.remove(b).expect("it is removed");
     remove(testbed);
 }

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ums_core::facts::LossKind;
+
 use super::container::{begin, mount_root, raw, unmount_root};
 use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY, hold_failed, lift};
 use super::pages;
@@ -135,8 +137,9 @@ impl Restore {
         // From before the first socket is there until all are.
         let held = Hold::new(shared.container.netns.as_fd());
         let mut loopback = Some(held.map_err(|error| hold_failed(&error))?);
-        restart::images(&self.images)
+        let ended = restart::images(&self.images)
             .map_err(|error| format!("calls under way at the freeze: {error}"))?;
+        self.tell(ended.into_iter().map(call_ended).collect());
         mount_root(&shared.config)?;
         let group = shared.container.cgroup.clone();
         let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));
@@ -275,5 +278,16 @@ impl Restore {
             network_lock: Some(NETWORK_LOCK_SKIP),
             ..Opts::default()
         }
+    }
+}
+
+/// What became of a call that could not be made again.
+fn call_ended(pid: i32) -> Lost {
+    let detail = "a wait with a time-out ends with EINTR: it had been interrupted before, and the kernel \
+                  does not tell what was called";
+    Lost {
+        kind: LossKind::Other,
+        pid,
+        detail: detail.to_owned(),
     }
 }

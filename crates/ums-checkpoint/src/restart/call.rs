@@ -29,7 +29,7 @@ pub(super) enum Abi {
 pub(super) enum Call {
     /// By being made again.
     Again,
-    /// By the kernel's note, where it is there; else by being made again.
+    /// The kernel would go on with it by its note; it can be made again as well.
     Noted,
     /// By the kernel's note alone: it is restart_syscall(2), and what was called is not known.
     NoteOnly,

@@ -83,26 +83,40 @@ struct Signal {
 }
 
 /// Lets every thread of a checkpoint go on with the call that the freeze has interrupted, and returns
-/// how many there are.
+/// the ids of those whose call ends with `EINTR` because it is not known what they had called.
 ///
 /// # Errors
 /// When an image can't be read or written, or is malformed.
-pub(crate) fn images(images: &MemoryDir) -> io::Result<usize> {
-    let mut mended = 0;
+pub(crate) fn images(images: &MemoryDir) -> io::Result<Vec<i32>> {
+    let mut ended = Vec::new();
     for (name, _) in images.files()? {
-        if !(name.starts_with("core-") && name.ends_with(".img")) {
+        let id = name
+            .strip_prefix("core-")
+            .and_then(|rest| rest.strip_suffix(".img"));
+        let Some(id) = id.and_then(|id| id.parse().ok()) else {
             continue;
-        }
+        };
         let file = std::fs::read(images.path().join(&name))?;
-        let edited = edit(&file).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("`{name}`: {error}"))
-        })?;
-        if let Some(edited) = edited {
+        let malformed =
+            |error| io::Error::new(io::ErrorKind::InvalidData, format!("`{name}`: {error}"));
+        if let Some(edited) = edit(&file).map_err(malformed)? {
             images.write(&name, &edited)?;
-            mended += 1;
+        } else if ends(&file).map_err(malformed)? {
+            ended.push(id);
         }
     }
-    Ok(mended)
+    Ok(ended)
+}
+
+/// Whether it is the image of a thread that goes on with restart_syscall(2), for which no note is there.
+fn ends(file: &[u8]) -> Result<bool, prost::DecodeError> {
+    let core = Core::decode(file.get(HEAD_LEN..).unwrap_or_default())?;
+    let registers = core
+        .thread_info
+        .as_ref()
+        .and_then(|info| info.registers.as_ref());
+    let ends = registers.is_some_and(|registers| interrupted(registers) == Some(Call::NoteOnly));
+    Ok(ends && !is_signalled(&core))
 }
 
 /// The image of a thread that makes its call again; `None` when it stays as it is.
@@ -136,6 +150,12 @@ fn edit(file: &[u8]) -> Result<Option<Vec<u8>>, prost::DecodeError> {
 
 /// The registers `ax` and `ip` with which a thread makes its interrupted call again.
 fn again(registers: &Registers) -> Option<(u64, u64)> {
+    let call = interrupted(registers).filter(|call| *call != Call::NoteOnly);
+    call.map(|_| (registers.orig_ax, registers.ip.wrapping_sub(INSTRUCTION)))
+}
+
+/// The call of a thread that was interrupted and can go on.
+fn interrupted(registers: &Registers) -> Option<Call> {
     let abi = match registers.mode {
         Some(COMPAT) => Abi::Compat,
         _ => Abi::Native,
@@ -145,9 +165,8 @@ fn again(registers: &Registers) -> Option<(u64, u64)> {
         Abi::Native => value.cast_signed(),
         Abi::Compat => i64::from((value as u32).cast_signed()),
     };
-    let call = Call::of(abi, signed(registers.orig_ax))?;
-    let interrupted = signed(registers.ax) == INTERRUPTED && call != Call::NoteOnly;
-    interrupted.then(|| (registers.orig_ax, registers.ip.wrapping_sub(INSTRUCTION)))
+    let call = Call::of(abi, signed(registers.orig_ax));
+    call.filter(|_| signed(registers.ax) == INTERRUPTED)
 }
 
 /// Whether a signal waits that the thread takes before its next instruction: then the call ends by it.
@@ -310,6 +329,14 @@ mod test {
                 "{ax} {call}"
             );
         }
+    }
+
+    #[test]
+    fn a_call_that_is_not_known_is_told() {
+        let unknown = image(&core(INTERRUPTED, libc::SYS_restart_syscall, 9));
+        assert!(ends(&unknown).unwrap());
+        assert!(!ends(&image(&core(INTERRUPTED, libc::SYS_close, 9))).unwrap());
+        assert!(!ends(&image(&core(0, libc::SYS_restart_syscall, 9))).unwrap());
     }
 
     #[test]

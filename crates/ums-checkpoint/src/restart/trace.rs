@@ -89,8 +89,9 @@ fn stopped(thread: Pid) -> nix::Result<user_regs_struct> {
 
 /// What the call of a thread returns to the kernel for it to go on.
 ///
-/// CRIU's code in a first thread ends with rt_sigreturn(2), which throws away the kernel's note; the
-/// other threads have theirs.
+/// A call is made again rather than gone on with by the kernel's note: that would make it
+/// restart_syscall(2), which at the next freeze does not tell any more what was called. CRIU's code in a
+/// first thread ends with rt_sigreturn(2), which throws the note away; the other threads have theirs.
 fn again(registers: &user_regs_struct, first: bool) -> Option<i64> {
     let abi = match registers.cs {
         CS_COMPAT => Abi::Compat,
@@ -100,12 +101,80 @@ fn again(registers: &user_regs_struct, first: bool) -> Option<i64> {
         Abi::Native => value.cast_signed(),
         Abi::Compat => i64::from((value as u32).cast_signed()),
     };
-    if signed(registers.rax) != INTERRUPTED {
-        return None;
+    let call = Call::of(abi, signed(registers.orig_rax))?;
+    match (call, signed(registers.rax)) {
+        (Call::Again | Call::Noted, INTERRUPTED) | (Call::Noted, RESTART_BY_NOTE) => {
+            Some(RESTART_UNLESS_HANDLED)
+        }
+        (Call::NoteOnly, INTERRUPTED) if !first => Some(RESTART_BY_NOTE),
+        _ => None,
     }
-    match (Call::of(abi, signed(registers.orig_rax))?, first) {
-        (Call::Again, _) | (Call::Noted, true) => Some(RESTART_UNLESS_HANDLED),
-        (Call::Noted | Call::NoteOnly, false) => Some(RESTART_BY_NOTE),
-        (Call::NoteOnly, true) => None,
+}
+
+#[cfg(test)]
+mod test {
+    use nix::libc;
+
+    use super::*;
+
+    fn interrupted(call: i64, result: i64, first: bool) -> Option<i64> {
+        let mut registers = registers();
+        registers.orig_rax = call.cast_unsigned();
+        registers.rax = result.cast_unsigned();
+        again(&registers, first)
+    }
+
+    fn registers() -> user_regs_struct {
+        user_regs_struct {
+            r15: 0,
+            r14: 0,
+            r13: 0,
+            r12: 0,
+            rbp: 0,
+            rbx: 0,
+            r11: 0,
+            r10: 0,
+            r9: 0,
+            r8: 0,
+            rax: 0,
+            rcx: 0,
+            rdx: 0,
+            rsi: 0,
+            rdi: 0,
+            orig_rax: 0,
+            rip: 0,
+            cs: 0x33,
+            eflags: 0,
+            rsp: 0,
+            ss: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+        }
+    }
+
+    #[test]
+    fn a_call_is_made_again_in_every_thread() {
+        for first in [true, false] {
+            for call in [libc::SYS_epoll_wait, libc::SYS_nanosleep] {
+                let made = interrupted(call, INTERRUPTED, first);
+                assert_eq!(made, Some(RESTART_UNLESS_HANDLED));
+            }
+            let noted = interrupted(libc::SYS_poll, RESTART_BY_NOTE, first);
+            assert_eq!(noted, Some(RESTART_UNLESS_HANDLED));
+        }
+        let restart = |first| interrupted(libc::SYS_restart_syscall, INTERRUPTED, first);
+        assert_eq!(restart(false), Some(RESTART_BY_NOTE));
+        assert_eq!(restart(true), None, "its note is gone");
+    }
+
+    #[test]
+    fn what_was_not_interrupted_stays() {
+        assert_eq!(interrupted(libc::SYS_nanosleep, 0, true), None);
+        assert_eq!(interrupted(libc::SYS_close, INTERRUPTED, true), None);
+        assert_eq!(interrupted(-1, INTERRUPTED, false), None);
     }
 }
