@@ -24,6 +24,7 @@ mod semaphore;
 mod session;
 mod socket;
 mod state;
+mod terminal;
 #[cfg(test)]
 mod test;
 mod unix;
@@ -57,6 +58,8 @@ pub fn understand(text: &str) {
     let _ = parse::is_pending(text, 5);
     let _ = parse::parent_and_session(text);
     let _ = parse::is_semaphore(text);
+    let _ = parse::terminal_number(text);
+    let _ = parse::is_temporary(text);
     let _ = parse::open_files_max(text);
     let _ = parse::with_queue(text, parse::Table::Netlink);
     let _ = parse::with_queue(text, parse::Table::Udp);
@@ -167,6 +170,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         seen.obstacles.extend(state::obstacles(process));
         seen.losses.extend(eventfd::losses(process));
         seen.obstacles.extend(mapping::obstacles(process));
+        seen.losses.extend(descriptor::temporary(process));
         if seen.obstacles.len() >= OBSTACLES_MAX {
             break;
         }
@@ -176,10 +180,15 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
     seen.losses.extend(state::losses(&tree));
     seen.obstacles.extend(deleted.obstacles());
     seen.obstacles.extend(state::held_data(init, &sockets));
-    seen.obstacles.extend(unix::obstacles(init, &sockets)?);
     let odd = socket::oddities(&tree);
     seen.obstacles.extend(socket::odd(&odd));
     seen.losses.extend(socket::losses(&odd));
+    let (obstacles, losses) = unix::look(init, &sockets)?;
+    seen.obstacles.extend(obstacles);
+    seen.losses.extend(losses);
+    let (obstacles, losses) = terminal::look(&tree);
+    seen.obstacles.extend(obstacles);
+    seen.losses.extend(losses);
     deduplicate(&mut seen.obstacles);
     order(&mut seen.losses);
     Ok(seen)

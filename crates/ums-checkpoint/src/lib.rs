@@ -4,7 +4,7 @@
 //! - [`store`] holds arrived pages in memory, [`uffd`] installs them in the restored service;
 //! - [`cgroup`] and [`devices`] confine it;
 //! - [`freezer`] is the freeze that outlives CRIU and the agent;
-//! - [`carry`] carries what CRIU doesn't;
+//! - [`carry`] carries what CRIU doesn't; [`unix_diag`] tells who is connected to whom;
 //! - [`keeper`] is the small process that owns one container and everything above.
 //!
 //! Architecture invariants: knows no orchestrator, no network protocol of ours and no saga; it is
@@ -27,6 +27,9 @@ mod repair;
 mod restart;
 pub mod store;
 pub mod stuck;
+pub mod terminal;
 pub mod tree;
 pub mod uffd;
+pub mod unix_diag;
+pub mod unix_queue;
 mod watches;

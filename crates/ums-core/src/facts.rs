@@ -190,6 +190,10 @@ pub enum ObstacleKind {
     SocketState,
     /// A TCP connection with an urgent byte that was not read.
     UrgentData,
+    /// A connection to a unix socket that nobody has accepted, and that CRIU can't make again.
+    WaitingConnection,
+    /// A terminal in a state that CRIU can't make again.
+    Terminal,
     /// A user whose processes' limits CRIU may not read.
     OtherUser,
     /// Memory shared by fork that will not be shared after a move, and that the service's own limit has no

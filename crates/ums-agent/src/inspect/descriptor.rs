@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use nix::sys::stat::{major, minor};
-use ums_core::facts::{Obstacle, ObstacleKind};
+use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::parse::{self, inode_of};
 use super::place::{self, Deleted};
@@ -52,6 +52,21 @@ pub(super) fn obstacles(
         }
     }
     found
+}
+
+/// Files without a name, which are deleted ones afterwards: the first of the process is told.
+pub(super) fn temporary(process: &Process) -> Option<Loss> {
+    let number = numbers(process.pid).into_iter().find(|number| {
+        let link = fs::read_link(proc_path(process.pid, &format!("fd/{number}")));
+        let is_deleted = link.is_ok_and(|link| link.to_string_lossy().ends_with(" (deleted)"));
+        let info = || proc_file(process.pid, &format!("fdinfo/{number}"));
+        is_deleted && info().is_some_and(|info| parse::is_temporary(&info))
+    })?;
+    Some(Loss {
+        kind: LossKind::TemporaryFile,
+        pid: process.inner,
+        detail: format!("descriptor {number} (O_TMPFILE): linkat(2) will not find it"),
+    })
 }
 
 /// Numbers of the open descriptors; none once the process is gone.

@@ -157,6 +157,23 @@ pub(super) fn timers(text: &str) -> Vec<Timer> {
     found
 }
 
+/// Whether `/proc/PID/fdinfo/N` tells of a file that was made without a name (O_TMPFILE).
+pub(super) fn is_temporary(text: &str) -> bool {
+    // What O_TMPFILE has besides O_DIRECTORY, which not every filesystem leaves on the file.
+    const TEMPORARY: u32 = (nix::libc::O_TMPFILE & !nix::libc::O_DIRECTORY) as u32;
+    let mut lines = text.lines();
+    let flags = lines.find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & TEMPORARY != 0)
+}
+
+/// The number of a terminal in `/proc/PID/fdinfo/N` of its master.
+pub(super) fn terminal_number(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let number = lines.find_map(|line| line.strip_prefix("tty-index:"))?;
+    number.trim().parse().ok()
+}
+
 /// The soft limit of open files in `/proc/PID/limits`; `u64::MAX` when there is none.
 pub(super) fn open_files_max(text: &str) -> Option<u64> {
     let mut lines = text.lines();
@@ -397,6 +414,15 @@ mod test {
         assert!(is_pending(text, 5) && is_pending(text, 10));
         assert!(!is_pending(text, 1) && !is_pending(text, 9));
         assert!(!is_pending("", 5));
+    }
+
+    #[test]
+    fn terminals_and_files_without_a_name() {
+        let text = "pos:\t0\nflags:\t0100002\nmnt_id:\t27\ntty-index:\t3\n";
+        assert_eq!(terminal_number(text), Some(3));
+        assert_eq!(terminal_number("tty-index:\tx\n"), None);
+        assert!(!is_temporary(text) && !is_temporary("flags:\tx\n"));
+        assert!(is_temporary("pos:\t0\nflags:\t020300002\n"));
     }
 
     #[test]

@@ -1,47 +1,101 @@
-//! Unix sockets whose other end is outside the service.
-//!
-//! No file below `/proc` names the peer of a unix socket; the kernel tells it over netlink
-//! (`sock_diag(7)`), for the network namespace that one asks from.
+//! Unix sockets: whose other end is outside the service, who waits at one in a way that can't be
+//! carried, and what of a connection is told otherwise after a move.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::thread;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-    sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
-use ums_core::facts::{Obstacle, ObstacleKind};
+use ums_checkpoint::unix_diag::{self, UnixSocket};
+use ums_checkpoint::unix_queue::{self, Queue};
+use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::parse::inode_of;
+use super::state::lasting;
 use super::{InspectError, descriptor, obstacle, proc_path, process};
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const UNIX_DIAG_PEER: u16 = 2;
-const HEADER_LEN: usize = 16;
-const DIAG_LEN: usize = 16;
-/// Longest wait for an answer of the kernel, which comes at once.
-const PATIENCE_S: i64 = 2;
-/// Most answers that are read; each holds dozens of sockets.
-const ANSWERS_MAX: u32 = 65_536;
+/// Inode number → process id in the service, of the sockets that its processes hold.
+type Held = BTreeMap<u64, i32>;
+/// Inode number → socket, of a network namespace.
+type Sockets = BTreeMap<u64, UnixSocket>;
 
-/// `sockets` are those that processes of the service hold: inode number → process id in the service.
-pub(super) fn obstacles(
-    init: i32,
-    sockets: &BTreeMap<u64, i32>,
-) -> Result<Vec<Obstacle>, InspectError> {
-    let peers = peers_in(init)?;
-    let is_foreign = |peer: &u64, held: &BTreeMap<u64, i32>| *peer != 0 && !held.contains_key(peer);
-    let mut foreign: Vec<(i32, u64)> = peers
+/// What of the unix sockets among these can't be carried, and what is not the same after a move.
+pub(super) fn look(init: i32, sockets: &Held) -> Result<(Vec<Obstacle>, Vec<Loss>), InspectError> {
+    let all = sockets_in(init)?;
+    let mut obstacles = foreign(init, &all, sockets)?;
+    obstacles.extend(waiting(init, sockets));
+    let mut losses = losses(&all, sockets);
+    if all
         .iter()
-        .filter(|(_, peer)| is_foreign(peer, sockets))
-        .filter_map(|(inode, peer)| Some((*sockets.get(inode)?, *peer)))
+        .any(|(inode, socket)| sockets.contains_key(inode) && has_unread(socket))
+    {
+        let (told, urgent) = unread(init, &places(init)?);
+        obstacles.extend(told);
+        losses.extend(urgent);
+    }
+    Ok((obstacles, losses))
+}
+
+/// Whether messages or bytes wait to be read.
+fn has_unread(socket: &UnixSocket) -> bool {
+    !socket.listens() && socket.unread > 0
+}
+
+/// What is in queues and stays there each time that one looks: messages that CRIU can't take out, and
+/// what it takes for something else.
+fn unread(init: i32, places: &Places) -> (Vec<Obstacle>, Vec<Loss>) {
+    let found = lasting(|| {
+        let all = sockets_in(init).unwrap_or_default().into_iter();
+        let unread = all.filter(|(_, socket)| has_unread(socket));
+        let queues = unread.filter_map(|(inode, _)| {
+            let place = *places.get(&inode)?;
+            Some((place, unix_queue::queue(place.pid, place.fd)))
+        });
+        queues
+            .filter(|(_, queue)| *queue != Queue::default())
+            .collect()
+    });
+    let told = |place: Place| {
+        let what = format!(
+            "unix socket at descriptor {} with unread messages whose senders it is told (SO_PASSCRED)",
+            place.fd
+        );
+        obstacle(ObstacleKind::UnreadMessages, place.inner, what)
+    };
+    let urgent = |place: Place| Loss {
+        kind: LossKind::UrgentData,
+        pid: place.inner,
+        detail: format!("unix socket at descriptor {} (MSG_OOB)", place.fd),
+    };
+    let obstacles = found.iter().filter(|(_, queue)| queue.tells_senders);
+    let losses = found.iter().filter(|(_, queue)| queue.urgent);
+    (
+        obstacles.map(|(place, _)| told(*place)).collect(),
+        losses.map(|(place, _)| urgent(*place)).collect(),
+    )
+}
+
+/// Where a socket is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    inner: i32,
+    pid: i32,
+    fd: i32,
+}
+
+/// Inode number → one of the descriptors that lead to the socket.
+type Places = BTreeMap<u64, Place>;
+
+/// Unix sockets in the network namespace of `init`.
+fn sockets_in(init: i32) -> Result<Sockets, InspectError> {
+    let namespace = File::open(proc_path(init, "ns/net")).map_err(|_| InspectError::Gone(init))?;
+    unix_diag::sockets_in(namespace).map_err(InspectError::Sockets)
+}
+
+fn foreign(init: i32, all: &Sockets, sockets: &Held) -> Result<Vec<Obstacle>, InspectError> {
+    let is_foreign = |peer: &u64, held: &Held| *peer != 0 && !held.contains_key(peer);
+    let mut foreign: Vec<(i32, u64)> = all
+        .iter()
+        .filter(|(_, socket)| is_foreign(&socket.peer, sockets))
+        .filter_map(|(inode, socket)| Some((*sockets.get(inode)?, socket.peer)))
         .collect();
     if !foreign.is_empty() {
         // Between looking at the descriptors and asking for the peers, connections may have been made.
@@ -55,180 +109,151 @@ pub(super) fn obstacles(
         .collect())
 }
 
-fn held(init: i32) -> Result<BTreeMap<u64, i32>, InspectError> {
-    let mut held = BTreeMap::new();
+fn held(init: i32) -> Result<Held, InspectError> {
+    let places = places(init)?.into_iter();
+    Ok(places.map(|(inode, place)| (inode, place.inner)).collect())
+}
+
+/// All sockets that processes of the service hold.
+fn places(init: i32) -> Result<Places, InspectError> {
+    let mut places = BTreeMap::new();
     for process in process::tree(init)? {
         for number in descriptor::numbers(process.pid) {
             let link = fs::read_link(proc_path(process.pid, &format!("fd/{number}")));
             let inode = link
                 .ok()
                 .and_then(|link| inode_of(link.to_str()?, "socket"));
-            held.extend(inode.map(|inode| (inode, process.inner)));
+            let place = number.parse().map(|fd| Place {
+                inner: process.inner,
+                pid: process.pid,
+                fd,
+            });
+            places.extend(inode.zip(place.ok()));
         }
     }
-    Ok(held)
+    Ok(places)
 }
 
-/// Inode number → inode number of the peer, for unix sockets in the network namespace of `init`.
-fn peers_in(init: i32) -> Result<BTreeMap<u64, u64>, InspectError> {
-    let namespace = File::open(proc_path(init, "ns/net")).map_err(|_| InspectError::Gone(init))?;
-    // A thread of its own, which ends with the namespace it has entered.
-    let asking = thread::spawn(move || -> io::Result<_> {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        ask()
+/// Why a connection that nobody has accepted can't be carried. CRIU connects again at the destination,
+/// as root, and can neither read what was sent nor close what is closed (its `dump_one_unix_fd`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
+    Data,
+    Closed,
+    User(u32),
+}
+
+impl Why {
+    fn told(self) -> String {
+        match self {
+            Self::Data => "with data that only who accepts it can read".to_owned(),
+            Self::Closed => "and whose other end has been closed".to_owned(),
+            Self::User(user) => format!("of user {user}, who would be root at the destination"),
+        }
+    }
+}
+
+/// Connections that wait to be accepted and go on waiting: most are accepted in a moment.
+fn waiting(init: i32, sockets: &Held) -> Vec<Obstacle> {
+    let found =
+        lasting(|| sockets_in(init).map_or_else(|_| BTreeSet::new(), |all| all_waiting(&all)));
+    let mut told = BTreeSet::new();
+    let found = found.into_iter().filter_map(|(listener, _, why)| {
+        let pid = *sockets.get(&listener)?;
+        let what = format!("connection that waits to be accepted, {}", why.told());
+        told.insert((listener, why))
+            .then(|| obstacle(ObstacleKind::WaitingConnection, pid, what))
     });
-    let answer = asking
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the asking thread panicked")));
-    answer.map_err(InspectError::Sockets)
+    found.collect()
 }
 
-fn ask() -> io::Result<BTreeMap<u64, u64>> {
-    let protocol = SockProtocol::NetlinkSockDiag;
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        protocol,
-    )?;
-    setsockopt(
-        &netlink,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(PATIENCE_S),
-    )?;
-    send(netlink.as_raw_fd(), &request(), MsgFlags::empty())?;
-    let mut peers = BTreeMap::new();
-    let mut buffer = vec![0; 64 * 1024];
-    for _ in 0..ANSWERS_MAX {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if read_answer(&buffer[..length], &mut peers)? {
-            return Ok(peers);
-        }
+/// Who waits at which socket, and why that can't be carried: inode numbers of the socket that listens
+/// and of the one that waits.
+fn all_waiting(all: &Sockets) -> BTreeSet<(u64, u64, Why)> {
+    let listening = all.iter().filter(|(_, socket)| socket.listens());
+    let waiting = listening.flat_map(|(listener, socket)| {
+        socket
+            .waiting
+            .iter()
+            .map(move |waiting| (*listener, *waiting))
+    });
+    waiting
+        .filter_map(|(listener, waiting)| Some((listener, waiting, why(all.get(&waiting))?)))
+        .collect()
+}
+
+fn why(waiting: Option<&UnixSocket>) -> Option<Why> {
+    match waiting {
+        None => Some(Why::Closed),
+        Some(socket) if socket.sent > 0 => Some(Why::Data),
+        Some(socket) if socket.user != 0 => Some(Why::User(socket.user)),
+        Some(_) => None,
     }
-    Err(io::Error::other("the kernel's answer has no end"))
 }
 
-/// `struct nlmsghdr`, then `struct unix_diag_req`, for all unix sockets with their peers.
-fn request() -> Vec<u8> {
-    const REQUEST_AND_DUMP: u16 = 0x301;
-    const AF_UNIX: u8 = 1;
-    const SHOW_PEER: u32 = 4;
-    let mut request = Vec::with_capacity(HEADER_LEN + 24);
-    request.extend((HEADER_LEN as u32 + 24).to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
-    request.extend([0; 8]); // sequence number, port
-    request.extend([AF_UNIX, 0, 0, 0]);
-    request.extend(u32::MAX.to_ne_bytes()); // all states
-    request.extend(0_u32.to_ne_bytes()); // all inodes
-    request.extend(SHOW_PEER.to_ne_bytes());
-    request.extend([0; 8]); // cookie
-    request
-}
-
-/// Reads the messages of one answer; true when it was the last.
-fn read_answer(answer: &[u8], peers: &mut BTreeMap<u64, u64>) -> io::Result<bool> {
-    let mut rest = answer;
-    while rest.len() >= HEADER_LEN {
-        let length = u32_at(rest, 0) as usize;
-        if !(HEADER_LEN..=rest.len()).contains(&length) {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let body = &rest[HEADER_LEN..length];
-        match u16_at(rest, 4) {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = if body.len() >= 4 {
-                    u32_at(body, 0) as i32
-                } else {
-                    0
-                };
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-            }
-            SOCK_DIAG_BY_FAMILY if body.len() >= DIAG_LEN => {
-                let peer = peer_of(&body[DIAG_LEN..]).unwrap_or(0);
-                peers.insert(u64::from(u32_at(body, 4)), peer);
-            }
-            _ => {}
-        }
-        rest = rest.get(aligned(length)..).unwrap_or_default();
+/// What CRIU makes otherwise: it makes both ends of a connection by `socketpair(2)`, in one process and
+/// as root. Each is told once for the service, however many connections there are.
+fn losses(all: &Sockets, sockets: &Held) -> Vec<Loss> {
+    let connected = || {
+        let connected = all.iter().filter(|(_, socket)| socket.is_connected());
+        connected.filter_map(|(inode, socket)| {
+            let (own, peer) = (*sockets.get(inode)?, *sockets.get(&socket.peer)?);
+            Some((socket, own, peer))
+        })
+    };
+    let between: Vec<(i32, u32)> = connected()
+        .filter(|(socket, own, peer)| own != peer || socket.user != 0)
+        .map(|(socket, own, _)| (own, socket.user))
+        .collect();
+    let named: Vec<(i32, String)> = connected()
+        .filter(|(socket, ..)| !socket.name.is_empty())
+        .map(|(socket, own, _)| (own, readable(&socket.name)))
+        .collect();
+    let mut losses = Vec::new();
+    if let Some((pid, user)) = between.first() {
+        let as_whom = match between.iter().any(|(_, user)| *user != 0) {
+            true => format!(", and root, where it was user {user},"),
+            false => String::new(),
+        };
+        losses.push(Loss {
+            kind: LossKind::PeerCredentials,
+            pid: *pid,
+            detail: format!(
+                "SO_PEERCRED of {} names another process{as_whom} than the one that connected",
+                ends(between.len())
+            ),
+        });
     }
-    Ok(false)
-}
-
-/// The attribute UNIX_DIAG_PEER among others.
-fn peer_of(mut attributes: &[u8]) -> Option<u64> {
-    while attributes.len() >= 4 {
-        let length = usize::from(u16_at(attributes, 0));
-        if !(4..=attributes.len()).contains(&length) {
-            return None;
-        }
-        if u16_at(attributes, 2) == UNIX_DIAG_PEER && length >= 8 {
-            return Some(u64::from(u32_at(attributes, 4)));
-        }
-        attributes = attributes.get(aligned(length)..)?;
+    if let Some((pid, name)) = named.first() {
+        losses.push(Loss {
+            kind: LossKind::PeerName,
+            pid: *pid,
+            detail: format!(
+                "getsockname(2) of {} has no name, and neither has getpeername(2) of the other: `{name}`",
+                ends(named.len())
+            ),
+        });
     }
-    None
+    losses
 }
 
-fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
+fn ends(count: usize) -> String {
+    match count {
+        1 => "one end of a unix connection".to_owned(),
+        count => format!("{count} ends of unix connections"),
+    }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+/// A name of a socket for people: an abstract one with `@`, as others write it.
+fn readable(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let text = match text.strip_prefix('\0') {
+        Some(rest) => format!("@{rest}"),
+        None => text.trim_end_matches('\0').to_owned(),
+    };
+    text.escape_default().to_string()
 }
 
 #[cfg(test)]
-mod test {
-    use std::os::unix::fs::MetadataExt;
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    fn inode(socket: &UnixStream) -> u64 {
-        fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))
-            .unwrap()
-            .ino()
-    }
-
-    #[test]
-    fn the_kernel_tells_who_is_connected_to_whom() {
-        let (a, b) = UnixStream::pair().unwrap();
-        let peers = peers_in(std::process::id() as i32).unwrap();
-        assert_eq!(peers.get(&inode(&a)), Some(&inode(&b)));
-        assert_eq!(peers.get(&inode(&b)), Some(&inode(&a)));
-    }
-
-    #[test]
-    fn broken_answers_are_errors() {
-        let mut peers = BTreeMap::new();
-        let mut message = vec![0; 40];
-        message[0] = 200;
-        assert!(
-            read_answer(&message, &mut peers).is_err(),
-            "longer than what came"
-        );
-        message[..4].copy_from_slice(&3_u32.to_ne_bytes());
-        assert!(
-            read_answer(&message, &mut peers).is_err(),
-            "shorter than its header"
-        );
-        message[..4].copy_from_slice(&20_u32.to_ne_bytes());
-        message[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
-        message[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
-        assert_eq!(
-            read_answer(&message, &mut peers)
-                .unwrap_err()
-                .raw_os_error(),
-            Some(1)
-        );
-        assert_eq!(peer_of(&[0, 0, 2, 0]), None);
-        assert!(!read_answer(&[], &mut peers).unwrap());
-        assert!(peers.is_empty());
-    }
-}
+#[path = "unix/test.rs"]
+mod test;

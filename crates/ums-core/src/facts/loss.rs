@@ -46,6 +46,10 @@ pub enum LossKind {
     ProcessAttribute,
     /// A wait that counts from its beginning lasts longer.
     RelativeTimeout,
+    /// Bytes in a terminal that were not read yet, and a line in it that has no end yet.
+    TerminalData,
+    /// A file without a name (O_TMPFILE) can't be given one any more.
+    TemporaryFile,
     /// A lease of a file (`fcntl(2)`, F_SETLEASE).
     FileLease,
     /// What a Landlock domain forbids (`landlock(7)`) is allowed afterwards.
@@ -89,6 +93,8 @@ impl LossKind {
             | Self::SealedMemory
             | Self::ProcessAttribute
             | Self::RelativeTimeout
+            | Self::TerminalData
+            | Self::TemporaryFile
             | Self::EarlierRelease => false,
         }
     }
@@ -112,6 +118,8 @@ impl LossKind {
             Self::SealedMemory => "sealed memory can be changed",
             Self::ProcessAttribute => "an attribute of a process has its default value",
             Self::RelativeTimeout => "a wait lasts longer than it was asked to",
+            Self::TerminalData => "bytes under way in a terminal are changed",
+            Self::TemporaryFile => "a file without a name can't be given one",
             Self::FileLease => "a file lease is gone",
             Self::Landlock => "what Landlock forbade is allowed",
             Self::UnacceptedConnection => "a connection that was not accepted yet is reset",

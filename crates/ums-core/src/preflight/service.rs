@@ -233,6 +233,17 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "has not read the urgent byte (MSG_OOB) of a connection, which CRIU can't carry",
             "let the service read it and ask again",
         ),
+        ObstacleKind::WaitingConnection => (
+            RefusalKind::Socket,
+            "listens at a unix socket with a connection that CRIU can't make again",
+            "ask again once it has accepted the connection; a server that is busy for long needs more \
+             workers, or less load",
+        ),
+        ObstacleKind::Terminal => (
+            RefusalKind::Descriptor,
+            "has a terminal open in a way that CRIU can't make again",
+            "let it close the terminal (end the program that runs in it) before the migration",
+        ),
         ObstacleKind::OtherUser => (
             RefusalKind::OtherUser,
             "runs as a user whose processes' limits CRIU may not read without CAP_SYS_RESOURCE",

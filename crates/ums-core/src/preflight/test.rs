@@ -218,6 +218,8 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::UnsharedMemory, RefusalKind::Memory),
         (ObstacleKind::SocketState, RefusalKind::Socket),
         (ObstacleKind::UrgentData, RefusalKind::Socket),
+        (ObstacleKind::WaitingConnection, RefusalKind::Socket),
+        (ObstacleKind::Terminal, RefusalKind::Descriptor),
     ];
     for (obstacle, kind) in pairs {
         let detail = "what was seen".to_owned();

@@ -126,4 +126,59 @@ pub const ALL: &[Specimen] = &[
         .refused(RefusalKind::Process, &["has a thread", "unshare"]),
     specimen!("thread-descriptors", "apart", &["descriptors"])
         .refused(RefusalKind::Process, &["has a thread", "unshare"]),
+    // Unix sockets, terminals, sessions and groups, pipes and what is done through descriptors.
+    specimen!("unix-rights", "unix", &["rights"]),
+    specimen!("unix-cycle", "unix", &["cycle"]),
+    specimen!("unix-peer-name", "unix", &["peer-name"])
+        .declared(LossKind::PeerName, &["getpeername", "@listener"]),
+    specimen!("unix-waiting-data", "unix", &["waiting-data"])
+        .refused(RefusalKind::Socket, &["waits to be accepted", "with data"]),
+    specimen!("unix-waiting-empty", "unix", &["waiting-empty"]),
+    specimen!("unix-waiting-closed", "unix", &["waiting-closed"])
+        .refused(RefusalKind::Socket, &["waits to be accepted", "closed"]),
+    specimen!("unix-many-unnamed", "unix", &["many-unnamed"]),
+    specimen!("unix-closed", "unix", &["closed"]),
+    specimen!("unix-half", "unix", &["half"]),
+    specimen!("unix-full", "unix", &["full"]),
+    specimen!("unix-packets", "unix", &["packets"]),
+    specimen!("unix-removed", "unix", &["removed"]),
+    specimen!("unix-relative", "unix", &["relative"]),
+    specimen!("unix-binary", "unix", &["binary"]),
+    specimen!("unix-peek", "unix", &["peek"]),
+    specimen!("unix-credentials", "unix", &["credentials"])
+        .refused(RefusalKind::Socket, &["unread messages", "SO_PASSCRED"]),
+    specimen!("unix-peer-credentials", "unix", &["peer-credentials"])
+        .declared(LossKind::PeerCredentials, &["SO_PEERCRED"]),
+    specimen!("pty-job", "terminals", &["job"]),
+    specimen!("pty-orphaned", "terminals", &["orphaned"]),
+    specimen!("pty-zombie", "terminals", &["zombie"]),
+    specimen!("pty-queued", "terminals", &["queued"]),
+    specimen!("pty-lines", "terminals", &["lines"])
+        .declared(LossKind::TerminalData, &["edit lines"]),
+    specimen!("pty-hung", "terminals", &["hung"]),
+    specimen!("pty-alone", "terminals", &["alone"]),
+    specimen!("pty-controlling", "terminals", &["controlling"])
+        .refused(RefusalKind::Descriptor, &["/dev/tty"]),
+    specimen!("pty-bare", "terminals", &["bare"]),
+    specimen!("groups-session", "groups", &["session"]),
+    specimen!("groups-session-zombie", "groups", &["session-zombie"]),
+    specimen!("groups-group", "groups", &["group"]),
+    specimen!("groups-group-zombie", "groups", &["group-zombie"]),
+    specimen!("groups-both", "groups", &["both"]),
+    specimen!("groups-nested", "groups", &["nested"]),
+    specimen!("groups-pipeline", "groups", &["pipeline"]),
+    specimen!("groups-zombies", "groups", &["zombies"]),
+    specimen!("groups-reaper", "groups", &["reaper"]),
+    specimen!("groups-adopted", "groups", &["adopted"]),
+    specimen!("pipe-size", "pipes", &["size"]),
+    specimen!("pipe-named", "pipes", &["named"]),
+    specimen!("pipe-lent", "pipes", &["lent"]),
+    specimen!("pipe-ended", "pipes", &["ended"]),
+    specimen!("pipe-packets", "pipes", &["packets"])
+        .refused(RefusalKind::Descriptor, &["packet mode"]),
+    specimen!("pipe-owners", "pipes", &["owners"]),
+    specimen!("pipe-locks", "pipes", &["locks"]),
+    specimen!("pipe-shared", "pipes", &["shared"]),
+    specimen!("temporary", "pipes", &["temporary"])
+        .declared(LossKind::TemporaryFile, &["O_TMPFILE", "linkat"]),
 ];

@@ -3,6 +3,8 @@
 use Evidence::{Specimen, Test};
 use Outcome::{Carried, Changed, Declared, Refused};
 
+use super::local;
+
 /// What becomes of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -35,7 +37,12 @@ pub(crate) struct Row {
     pub(crate) shown_by: Evidence,
 }
 
-const fn row(state: &'static str, outcome: Outcome, how: &'static str, shown_by: Evidence) -> Row {
+pub(crate) const fn row(
+    state: &'static str,
+    outcome: Outcome,
+    how: &'static str,
+    shown_by: Evidence,
+) -> Row {
     Row {
         state,
         outcome,
@@ -45,7 +52,7 @@ const fn row(state: &'static str, outcome: Outcome, how: &'static str, shown_by:
 }
 
 /// By what it is found before the freeze.
-const SEEN: &str = "seen in `/proc` before the freeze";
+pub(crate) const SEEN: &str = "seen in `/proc` before the freeze";
 
 /// The same, of what only a comparison tells.
 const SEEN_BY_KCMP: &str = "processes are compared (`kcmp(2)`) before the freeze";
@@ -59,6 +66,9 @@ pub(crate) const GROUPS: &[(&str, &[Row])] = &[
     ("Processes", PROCESSES),
     ("Files", FILES),
     ("Connections", CONNECTIONS),
+    ("Unix sockets", local::UNIX),
+    ("Terminals, sessions and groups", local::TERMINALS),
+    ("Pipes, locks and what descriptors share", local::PIPES),
     ("Kernel objects and devices", OBJECTS),
     ("Confinement", CONFINEMENT),
     ("Whole services", SERVICES),
@@ -426,12 +436,6 @@ const CONNECTIONS: &[Row] = &[
         Refused,
         "the connections are looked at before the freeze",
         Test("a_connection_to_itself_that_is_not_accepted_is_refused_before_the_freeze"),
-    ),
-    row(
-        "unix socket whose other end is outside the service",
-        Refused,
-        SEEN,
-        Test("what_can_not_be_carried_is_named"),
     ),
     row(
         "an address that is taken at the destination",

@@ -1,0 +1,82 @@
+use super::*;
+
+fn listening(waiting: &[u64]) -> UnixSocket {
+    UnixSocket {
+        kind: 1,
+        state: 10,
+        waiting: waiting.to_vec(),
+        ..UnixSocket::default()
+    }
+}
+
+fn end(peer: u64, name: &str) -> UnixSocket {
+    UnixSocket {
+        kind: 1,
+        state: 1,
+        peer,
+        name: name.as_bytes().to_vec(),
+        ..UnixSocket::default()
+    }
+}
+
+#[test]
+fn who_waits_is_carried_without_data_and_as_root() {
+    let mut all = Sockets::from([(1, listening(&[2, 3, 4, 0])), (2, end(0, ""))]);
+    all.insert(
+        3,
+        UnixSocket {
+            sent: 768,
+            ..end(0, "")
+        },
+    );
+    all.insert(
+        4,
+        UnixSocket {
+            user: 33,
+            ..end(0, "")
+        },
+    );
+    let expected = [
+        (1, 0, Why::Closed),
+        (1, 3, Why::Data),
+        (1, 4, Why::User(33)),
+    ];
+    assert_eq!(all_waiting(&all), BTreeSet::from(expected));
+    assert_eq!(
+        all_waiting(&Sockets::from([(2, end(0, ""))])),
+        BTreeSet::new()
+    );
+}
+
+#[test]
+fn what_is_told_otherwise_is_told_once() {
+    let held = Held::from([(1, 7), (2, 7), (3, 7), (4, 8), (5, 7), (6, 8)]);
+    let mut all = Sockets::from([(1, end(2, "")), (2, end(1, ""))]);
+    assert_eq!(losses(&all, &held), [], "one process alone");
+    all.extend([
+        (3, end(4, "")),
+        (4, end(3, "\0l")),
+        (5, end(6, "")),
+        (6, end(5, "\0l")),
+    ]);
+    let found = losses(&all, &held);
+    let kinds: Vec<_> = found.iter().map(|loss| loss.kind).collect();
+    assert_eq!(kinds, [LossKind::PeerCredentials, LossKind::PeerName]);
+    assert!(found[0].detail.contains("4 ends") && !found[0].detail.contains("root"));
+    assert!(found[1].detail.contains("2 ends") && found[1].detail.contains("`@l`"));
+    all.insert(9, end(10, "\0other"));
+    assert_eq!(losses(&all, &held), found, "of another service");
+    all.get_mut(&3).unwrap().user = 33;
+    assert!(
+        losses(&all, &held)[0]
+            .detail
+            .contains("root, where it was user 33")
+    );
+}
+
+#[test]
+fn names_for_people() {
+    assert_eq!(readable(b"\0a\0b"), "@a\\u{0}b");
+    assert_eq!(readable(b"/run/x.sock\0"), "/run/x.sock");
+    assert_eq!(readable(b"/new\nline"), "/new\\nline");
+}

@@ -1,0 +1,271 @@
+//! What the kernel tells of the unix sockets of a network namespace (`sock_diag(7)`): no file below
+//! `/proc` names the other end of one, or who waits at one to be accepted.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const HEADER_LEN: usize = 16;
+const DIAG_LEN: usize = 16;
+/// Longest wait for an answer of the kernel, which comes at once.
+const PATIENCE_S: i64 = 2;
+/// Most answers that are read; each holds dozens of sockets.
+const ANSWERS_MAX: u32 = 65_536;
+
+const ESTABLISHED: u8 = 1;
+const LISTEN: u8 = 10;
+const SOCK_DGRAM: u8 = 2;
+
+/// A unix socket.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UnixSocket {
+    /// `SOCK_STREAM`, `SOCK_DGRAM` or `SOCK_SEQPACKET`.
+    pub kind: u8,
+    /// As `TCP_*` in the kernel's `tcp_states.h`.
+    pub state: u8,
+    /// Inode number of the other end; 0 for none, and for one that nobody has accepted.
+    pub peer: u64,
+    /// Its name; empty for none. An abstract one begins with a zero.
+    pub name: Vec<u8>,
+    /// Of one that listens: those who wait to be accepted, by their inode numbers; 0 for one who has
+    /// gone meanwhile.
+    pub waiting: Vec<u64>,
+    /// Bytes that can be read (of one that listens: connections that wait).
+    pub unread: u32,
+    /// Memory of what it has sent and nobody has read yet, bytes.
+    pub sent: u32,
+    /// The user who made it.
+    pub user: u32,
+}
+
+impl UnixSocket {
+    /// Whether it is one end of a connection (and not of a mere direction, as of datagrams).
+    pub fn is_connected(&self) -> bool {
+        self.state == ESTABLISHED && self.kind != SOCK_DGRAM && self.peer != 0
+    }
+
+    /// Whether others connect to it.
+    pub fn listens(&self) -> bool {
+        self.state == LISTEN
+    }
+}
+
+/// All unix sockets in this network namespace, by their inode numbers.
+///
+/// # Errors
+/// When the namespace can't be entered (CAP_SYS_ADMIN), or the kernel does not answer.
+pub fn sockets_in(namespace: File) -> io::Result<BTreeMap<u64, UnixSocket>> {
+    // A thread of its own, which ends with the namespace it has entered.
+    let asking = thread::spawn(move || -> io::Result<_> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        ask()
+    });
+    asking
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the asking thread panicked")))
+}
+
+fn ask() -> io::Result<BTreeMap<u64, UnixSocket>> {
+    let protocol = SockProtocol::NetlinkSockDiag;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        protocol,
+    )?;
+    setsockopt(
+        &netlink,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(PATIENCE_S),
+    )?;
+    send(netlink.as_raw_fd(), &request(), MsgFlags::empty())?;
+    let mut sockets = BTreeMap::new();
+    let mut buffer = vec![0; 64 * 1024];
+    for _ in 0..ANSWERS_MAX {
+        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        if read_answer(&buffer[..length], &mut sockets)? {
+            return Ok(sockets);
+        }
+    }
+    Err(io::Error::other("the kernel's answer has no end"))
+}
+
+/// `struct nlmsghdr`, then `struct unix_diag_req`, for all unix sockets.
+fn request() -> Vec<u8> {
+    const REQUEST_AND_DUMP: u16 = 0x301;
+    const AF_UNIX: u8 = 1;
+    // Name, peer, those who wait, queues, user (`UDIAG_SHOW_*`).
+    const SHOW: u32 = 0x1 | 0x4 | 0x8 | 0x10 | 0x40;
+    let mut request = Vec::with_capacity(HEADER_LEN + 24);
+    request.extend((HEADER_LEN as u32 + 24).to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
+    request.extend([0; 8]); // sequence number, port
+    request.extend([AF_UNIX, 0, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes()); // all states
+    request.extend(0_u32.to_ne_bytes()); // all inodes
+    request.extend(SHOW.to_ne_bytes());
+    request.extend([0; 8]); // cookie
+    request
+}
+
+/// Reads the messages of one answer; true when it was the last.
+fn read_answer(answer: &[u8], sockets: &mut BTreeMap<u64, UnixSocket>) -> io::Result<bool> {
+    let mut rest = answer;
+    while rest.len() >= HEADER_LEN {
+        let length = u32_at(rest, 0) as usize;
+        if !(HEADER_LEN..=rest.len()).contains(&length) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let body = &rest[HEADER_LEN..length];
+        match u16_at(rest, 4) {
+            NLMSG_DONE => return Ok(true),
+            NLMSG_ERROR => {
+                let code = if body.len() >= 4 {
+                    u32_at(body, 0) as i32
+                } else {
+                    0
+                };
+                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+            }
+            SOCK_DIAG_BY_FAMILY if body.len() >= DIAG_LEN => {
+                let mut socket = UnixSocket {
+                    kind: body[1],
+                    state: body[2],
+                    ..UnixSocket::default()
+                };
+                read_attributes(&body[DIAG_LEN..], &mut socket);
+                sockets.insert(u64::from(u32_at(body, 4)), socket);
+            }
+            _ => {}
+        }
+        rest = rest.get(aligned(length)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// `UNIX_DIAG_*`. What is malformed ends it.
+fn read_attributes(mut attributes: &[u8], socket: &mut UnixSocket) {
+    const NAME: u16 = 0;
+    const PEER: u16 = 2;
+    const WAITING: u16 = 3;
+    const QUEUES: u16 = 4;
+    const USER: u16 = 7;
+    while attributes.len() >= 4 {
+        let length = usize::from(u16_at(attributes, 0));
+        if !(4..=attributes.len()).contains(&length) {
+            return;
+        }
+        let value = &attributes[4..length];
+        match u16_at(attributes, 2) {
+            NAME => socket.name = value.to_vec(),
+            PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
+            WAITING => {
+                let numbers = value.chunks_exact(4);
+                socket.waiting = numbers.map(|four| u64::from(u32_at(four, 0))).collect();
+            }
+            QUEUES if value.len() >= 8 => {
+                (socket.unread, socket.sent) = (u32_at(value, 0), u32_at(value, 4));
+            }
+            USER if value.len() >= 4 => socket.user = u32_at(value, 0),
+            _ => {}
+        }
+        attributes = attributes.get(aligned(length)..).unwrap_or_default();
+    }
+}
+
+fn aligned(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod test {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    use super::*;
+
+    fn inode(socket: impl AsFd) -> u64 {
+        nix::sys::stat::fstat(socket).unwrap().st_ino
+    }
+
+    fn here() -> BTreeMap<u64, UnixSocket> {
+        sockets_in(File::open("/proc/self/ns/net").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_tells_who_is_connected_to_whom() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let sockets = here();
+        let (inode_a, inode_b) = (inode(&a), inode(&b));
+        assert_eq!(sockets[&inode_a].peer, inode_b);
+        assert_eq!(sockets[&inode_b].peer, inode_a);
+        assert!(sockets[&inode_a].is_connected() && !sockets[&inode_a].listens());
+    }
+
+    #[test]
+    fn the_kernel_tells_who_waits_with_what() {
+        let name = format!("ums-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let mut with = UnixStream::connect_addr(&address).unwrap();
+        with.write_all(b"early").unwrap();
+        let without = UnixStream::connect_addr(&address).unwrap();
+        drop(UnixStream::connect_addr(&address).unwrap());
+        let sockets = here();
+        let listening = &sockets[&inode(&listener)];
+        assert!(listening.listens());
+        assert_eq!(listening.name, format!("\0{name}").into_bytes());
+        assert_eq!(listening.waiting, [inode(&with), inode(&without), 0]);
+        assert!(sockets[&inode(&with)].sent > 0);
+        assert_eq!(sockets[&inode(&without)].sent, 0);
+        assert!(!sockets[&inode(&without)].is_connected(), "nobody yet");
+        assert_eq!(sockets[&inode(&with)].user, nix::unistd::getuid().as_raw());
+    }
+
+    #[test]
+    fn broken_answers_are_errors() {
+        let mut sockets = BTreeMap::new();
+        let mut message = vec![0; 40];
+        message[0] = 200;
+        let longer = read_answer(&message, &mut sockets);
+        assert!(longer.is_err(), "longer than what came");
+        message[..4].copy_from_slice(&3_u32.to_ne_bytes());
+        let shorter = read_answer(&message, &mut sockets);
+        assert!(shorter.is_err(), "shorter than its header");
+        message[..4].copy_from_slice(&20_u32.to_ne_bytes());
+        message[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
+        message[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
+        let error = read_answer(&message, &mut sockets).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(1));
+        assert!(!read_answer(&[], &mut sockets).unwrap());
+        assert!(sockets.is_empty());
+        let mut socket = UnixSocket::default();
+        for broken in [&[0, 0, 2, 0][..], &[9, 0, 2, 0], &[6, 0, 2, 0, 1, 1, 0, 0]] {
+            read_attributes(broken, &mut socket);
+        }
+        assert_eq!(socket, UnixSocket::default());
+    }
+}
