@@ -49,6 +49,8 @@ pub fn understand(text: &str) {
     let _ = parse::descriptor_info(text);
     parse::mappings(text).for_each(drop);
     let _ = parse::areas(text);
+    drop(parse::regions(text));
+    let _ = parse::fanotify_flags(text);
     let _ = parse::rollup(text, "Anonymous");
     let _ = parse::established(text);
     let of = parse::timers(text)
@@ -175,6 +177,8 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
             break;
         }
     }
+    seen.obstacles.extend(state::root_directory(init));
+    seen.obstacles.extend(state::watches(init, &tree));
     seen.obstacles.extend(state::sharing(&tree));
     seen.obstacles.extend(session::obstacles(&tree));
     seen.losses.extend(state::losses(&tree));

@@ -32,4 +32,4 @@ pub mod tree;
 pub mod uffd;
 pub mod unix_diag;
 pub mod unix_queue;
-mod watches;
+pub mod watches;

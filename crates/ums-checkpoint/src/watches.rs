@@ -1,4 +1,4 @@
-//! Which files are watched by inotify, by their paths.
+//! Which files are watched by inotify or fanotify, by their paths.
 //!
 //! The kernel names a watched file by its number and a file handle. On an overlay such a handle can't
 //! be opened (kernel `filesystems/overlayfs.rst`, "NFS export"), so CRIU looks for the number at paths
@@ -26,14 +26,33 @@ type Watched = (u64, u64);
 /// # Errors
 /// `NotFound` when one of them has no path.
 pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Vec<String>> {
+    let (mut found, nameless) = look(pids, init)?;
+    if nameless > 0 {
+        let text = format!(
+            "{nameless} of the files that the service watches (inotify) have no path any more: end those \
+             watches, then migrate again"
+        );
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    found.sort_by_key(|path| std::cmp::Reverse(path.matches('/').count()));
+    Ok(found)
+}
+
+/// How many files of the root filesystem these processes watch that have no path.
+///
+/// # Errors
+/// When the root directory of `init` can't be looked at.
+pub fn nameless(pids: &[i32], init: i32) -> io::Result<usize> {
+    look(pids, init).map(|(_, nameless)| nameless)
+}
+
+fn look(pids: &[i32], init: i32) -> io::Result<(Vec<String>, usize)> {
     let root = PathBuf::from(format!("/proc/{init}/root"));
     let device = kernel_device(fs::metadata(&root)?.dev());
     let mut wanted: BTreeSet<Watched> = pids.iter().flat_map(|pid| watched(*pid)).collect();
     // Other filesystems give handles that can be opened.
     wanted.retain(|(of, _)| *of == device);
-    let mut found = find(&root, wanted)?;
-    found.sort_by_key(|path| std::cmp::Reverse(path.matches('/').count()));
-    Ok(found)
+    find(&root, wanted)
 }
 
 /// What a process watches.
@@ -42,7 +61,8 @@ fn watched(pid: i32) -> Vec<Watched> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
     for descriptor in descriptors.into_iter().flatten().flatten() {
         let link = fs::read_link(descriptor.path()).unwrap_or_default();
-        if link != Path::new("anon_inode:inotify") {
+        let names = ["anon_inode:inotify", "anon_inode:[fanotify]"].map(Path::new);
+        if !names.contains(&link.as_path()) {
             continue;
         }
         let number = descriptor.file_name();
@@ -53,9 +73,11 @@ fn watched(pid: i32) -> Vec<Watched> {
     found
 }
 
-/// A line of `fdinfo` (kernel `filesystems/proc.rst`, 3.8): `inotify wd:1 ino:98f2a sdev:3d mask:…`.
+/// A line of `fdinfo` (kernel `filesystems/proc.rst`, 3.8): `inotify wd:1 ino:98f2a sdev:3d mask:…`. The
+/// number of the device is read as the kernel writes it there, which is not as `stat` has it.
 fn parse(line: &str) -> Option<Watched> {
-    let fields = line.strip_prefix("inotify ")?.split(' ');
+    let mark = line.strip_prefix("inotify ");
+    let fields = mark.or_else(|| line.strip_prefix("fanotify "))?.split(' ');
     let fields: BTreeMap<&str, &str> = fields.filter_map(|field| field.split_once(':')).collect();
     let number = |name: &str| u64::from_str_radix(fields.get(name)?, 16).ok();
     Some((number("sdev")?, number("ino")?))
@@ -66,8 +88,8 @@ fn kernel_device(device: u64) -> u64 {
     major(device) << 20 | minor(device)
 }
 
-/// The paths of these files below `root`, each without it.
-fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<Vec<String>> {
+/// The paths of these files below `root`, each without it, and how many of them have none.
+fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<(Vec<String>, usize)> {
     let (mut found, mut looks) = (Vec::new(), 0);
     let mut directories = vec![root.to_owned()];
     let mut check = |path: &Path, wanted: &mut BTreeSet<Watched>| -> io::Result<bool> {
@@ -88,7 +110,7 @@ fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<Vec<String>> {
         Ok(metadata.is_dir())
     };
     let Some(device) = wanted.first().map(|(device, _)| *device) else {
-        return Ok(found);
+        return Ok((found, 0));
     };
     check(root, &mut wanted)?;
     while let Some(directory) = directories.pop() {
@@ -106,15 +128,7 @@ fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<Vec<String>> {
             }
         }
     }
-    if wanted.is_empty() {
-        return Ok(found);
-    }
-    let text = format!(
-        "{} of the files that the service watches (inotify) have no path any more: end those watches, \
-         then migrate again",
-        wanted.len()
-    );
-    Err(io::Error::new(io::ErrorKind::NotFound, text))
+    Ok((found, wanted.len()))
 }
 
 #[cfg(test)]
@@ -127,6 +141,9 @@ mod test {
                     fhandle-type:1 f_handle:2a039900";
         assert_eq!(parse(line), Some((0x3d, 0x99_032a)));
         assert_eq!(parse("inotify wd:2"), None);
+        let mark = "fanotify ino:99032a sdev:3d mflags:0 mask:2 ignored_mask:0 fhandle-bytes:8";
+        assert_eq!(parse(mark), Some((0x3d, 0x99_032a)));
+        assert_eq!(parse("fanotify flags:200 event-flags:8000"), None);
         assert_eq!(parse("pos:\t0"), None);
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("a/b")).unwrap();
@@ -136,12 +153,12 @@ mod test {
             (kernel_device(metadata.dev()), metadata.ino())
         };
         let wanted = BTreeSet::from([id("a/b/file"), id("a")]);
-        let mut found = find(root.path(), wanted).unwrap();
+        let (mut found, nameless) = find(root.path(), wanted).unwrap();
         found.sort();
         assert_eq!(found, ["/a", "/a/b/file"]);
+        assert_eq!(nameless, 0);
         let gone = BTreeSet::from([(id("a").0, u64::MAX)]);
-        let error = find(root.path(), gone).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(find(root.path(), gone).unwrap(), (vec![], 1));
         assert!(find(Path::new("/nonexistent"), BTreeSet::new()).is_ok());
     }
 }

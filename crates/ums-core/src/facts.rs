@@ -199,4 +199,16 @@ pub enum ObstacleKind {
     /// Memory shared by fork that will not be shared after a move, and that the service's own limit has no
     /// room for.
     UnsharedMemory,
+    /// Memory in pages of the kernel's pool of huge ones (hugetlbfs, MAP_HUGETLB).
+    HugePages,
+    /// A mapping of a memfd that is sealed against writing.
+    SealedMapping,
+    /// A descriptor without access (O_PATH) of the program that runs.
+    ProgramDescriptor,
+    /// The first process has another root directory (`chroot(2)`).
+    RootDirectory,
+    /// A file that is watched by inotify and has no name any more.
+    WatchedFile,
+    /// Marks of fanotify that CRIU can't make again.
+    Fanotify,
 }

@@ -45,6 +45,13 @@ static void begin(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
 }
 
+/* A state that a program can be in: how it comes about, and what must hold from then on. */
+struct state {
+    const char *name;
+    void (*make)(void);
+    void (*check)(void);
+};
+
 /* Checks until it is killed. */
 __attribute__((noreturn)) static void rounds(void (*check)(void)) {
     for (unsigned long tick = 0;; tick++) {
@@ -52,4 +59,25 @@ __attribute__((noreturn)) static void rounds(void (*check)(void)) {
         printf("tick %lu\n", tick);
         usleep(PERIOD_US);
     }
+}
+
+/* The states that are chosen by their names; all of them have to be known. */
+static const struct state *chosen[32];
+static size_t chosen_count;
+
+__attribute__((unused)) static void check_chosen(void) {
+    for (size_t which = 0; which < chosen_count; which++) chosen[which]->check();
+}
+
+/* Brings about the states of these that the arguments name, and checks them until it is killed. */
+__attribute__((unused, noreturn)) static void be(const struct state *states, size_t count, char **names) {
+    begin();
+    for (char **name = names + 1; *name != NULL; name++) {
+        size_t which = 0;
+        while (which < count && strcmp(states[which].name, *name) != 0) which++;
+        must(which < count && chosen_count < sizeof chosen / sizeof *chosen, *name);
+        states[which].make();
+        chosen[chosen_count++] = &states[which];
+    }
+    rounds(check_chosen);
 }

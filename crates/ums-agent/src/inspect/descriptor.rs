@@ -43,6 +43,8 @@ pub(super) fn obstacles(
             found.extend(socket::obstacle_of(&path, process.inner));
         } else if let Some((kind, detail)) = judge(&link, &metadata) {
             found.push(obstacle(kind, process.inner, detail));
+        } else if link == "anon_inode:[fanotify]" {
+            found.extend(fanotify(process, &number));
         } else if link.starts_with("pipe:") {
             found.extend(pipe(process, &number));
         } else if link.starts_with('/') {
@@ -130,6 +132,16 @@ fn pipe(process: &Process, number: &str) -> Option<Obstacle> {
     packets.then(|| obstacle(ObstacleKind::PacketPipe, process.inner, what))
 }
 
+/// Marks that tell files by handles (FAN_REPORT_FID and its like, `fanotify_init(2)`): at the destination
+/// files have others.
+fn fanotify(process: &Process, number: &str) -> Option<Obstacle> {
+    const REPORT_HANDLES: u32 = 0x200 | 0x400 | 0x800 | 0x1000;
+    let info = proc_file(process.pid, &format!("fdinfo/{number}"))?;
+    let flags = parse::fanotify_flags(&info)?;
+    let what = format!("descriptor {number} tells files by their handles (FAN_REPORT_FID)");
+    (flags & REPORT_HANDLES != 0).then(|| obstacle(ObstacleKind::Fanotify, process.inner, what))
+}
+
 /// What is wrong with a descriptor that has a path.
 fn file(
     process: &Process,
@@ -147,5 +159,15 @@ fn file(
     if metadata.is_dir() && place::is_of_a_process(link) {
         return Some(ObstacleKind::ProcessDirectory);
     }
+    if info.path_only && is_program(process.pid, metadata) {
+        return Some(ObstacleKind::ProgramDescriptor);
+    }
     parse::has_lease(&text).then_some(ObstacleKind::FileLease)
+}
+
+/// Whether this is the file that the process runs. CRIU takes a descriptor of it that the process has for
+/// the program itself.
+fn is_program(pid: i32, file: &Metadata) -> bool {
+    let program = fs::metadata(proc_path(pid, "exe"));
+    program.is_ok_and(|program| (program.dev(), program.ino()) == (file.dev(), file.ino()))
 }

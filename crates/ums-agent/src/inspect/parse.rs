@@ -74,6 +74,8 @@ pub(super) fn mount_ids(text: &str) -> BTreeSet<u32> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DescriptorInfo {
     pub mount: u32,
+    /// O_PATH: no access.
+    pub path_only: bool,
     pub writable: bool,
     /// O_DIRECT: of a pipe, that each write is read by itself.
     pub direct: bool,
@@ -90,10 +92,11 @@ pub(super) fn descriptor_info(text: &str) -> Option<DescriptorInfo> {
             .map(str::trim)
     };
     let flags = u32::from_str_radix(field("flags")?, 8).ok()?;
-    let writable = flags & ACCESS_MODE != 0 && flags & PATH_ONLY == 0;
+    let path_only = flags & PATH_ONLY != 0;
     Some(DescriptorInfo {
         mount: field("mnt_id")?.parse().ok()?,
-        writable,
+        path_only,
+        writable: flags & ACCESS_MODE != 0 && !path_only,
         direct: flags & DIRECT != 0,
     })
 }
@@ -241,6 +244,51 @@ pub(super) fn mappings(text: &str) -> impl Iterator<Item = Mapping> {
     })
 }
 
+/// One mapping in `/proc/PID/smaps`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Region {
+    /// Its addresses, as the names in `/proc/PID/map_files` have them.
+    pub range: String,
+    pub shared: bool,
+    /// Empty for anonymous memory.
+    pub name: String,
+    /// Two letters each (kernel `filesystems/proc.rst`, VmFlags).
+    pub flags: Vec<String>,
+    /// `pkeys(7)`.
+    pub key: u32,
+}
+
+/// Every mapping of `/proc/PID/smaps`.
+pub(super) fn regions(text: &str) -> Vec<Region> {
+    let mut regions: Vec<Region> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (first, second) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        if first.contains('-') && second.len() == 4 {
+            let name = mappings(line).next().map(|mapping| mapping.name);
+            regions.push(Region {
+                range: first.to_owned(),
+                shared: second.ends_with('s'),
+                name: name.unwrap_or_default(),
+                ..Region::default()
+            });
+        } else if let Some(region) = regions.last_mut() {
+            match first {
+                "VmFlags:" => {
+                    region.flags = line
+                        .split_ascii_whitespace()
+                        .skip(1)
+                        .map(str::to_owned)
+                        .collect();
+                }
+                "ProtectionKey:" => region.key = second.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    regions
+}
+
 /// `maps` and `mountinfo` write some bytes of a path as three octal digits.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
@@ -313,6 +361,13 @@ fn area_of(line: &str) -> Option<Option<(u64, u64)>> {
     let number = |text| u64::from_str_radix(text, 16).ok();
     let area = (number(start)?, number(end)?);
     Some(permissions.ends_with('p').then_some(area))
+}
+
+/// What the marks behind a fanotify descriptor report (`fanotify_init(2)`, its flags), by its `fdinfo`.
+pub(super) fn fanotify_flags(text: &str) -> Option<u32> {
+    let mut lines = text.lines();
+    let rest = lines.find_map(|line| line.strip_prefix("fanotify flags:"))?;
+    u32::from_str_radix(rest.split(' ').next()?, 16).ok()
 }
 
 /// A value in KiB of `/proc/PID/smaps_rollup`, as bytes.
@@ -467,6 +522,7 @@ mod test {
             info("0100000"),
             Some(DescriptorInfo {
                 mount: 17,
+                path_only: false,
                 writable: false,
                 direct: false,
             })
@@ -475,6 +531,7 @@ mod test {
             info("0100001"),
             Some(DescriptorInfo {
                 mount: 17,
+                path_only: false,
                 writable: true,
                 direct: false,
             })
@@ -483,6 +540,7 @@ mod test {
             info("0102002"),
             Some(DescriptorInfo {
                 mount: 17,
+                path_only: false,
                 writable: true,
                 direct: false,
             })
@@ -507,6 +565,34 @@ mod test {
         assert!(!found[1].shared && !found[1].writable);
         assert_eq!(found[2].name, "[heap]");
         assert_eq!(unescape("\\777\\12"), "\\777\\12");
+    }
+
+    #[test]
+    fn what_smaps_says_of_a_mapping() {
+        let text = "7f00-7f01 rw-s 00000000 fe:00 123      /memfd:a b (deleted)\n\
+             Size:                  4 kB\nProtectionKey:         3\nVmFlags: rd wr sh lo \n\
+             7f02-7f03 ---p 00000000 00:00 0 \nVmFlags: mr\n";
+        let found = regions(text);
+        let file = Region {
+            range: "7f00-7f01".to_owned(),
+            shared: true,
+            name: "/memfd:a b (deleted)".to_owned(),
+            flags: ["rd", "wr", "sh", "lo"].map(str::to_owned).to_vec(),
+            key: 3,
+        };
+        let bare = Region {
+            range: "7f02-7f03".to_owned(),
+            flags: vec!["mr".to_owned()],
+            ..Region::default()
+        };
+        assert_eq!(found, [file, bare]);
+    }
+
+    #[test]
+    fn what_fanotify_reports() {
+        let text = "pos:\t0\nfanotify flags:202 event-flags:8000\nfanotify ino:5 sdev:3d\n";
+        assert_eq!(fanotify_flags(text), Some(0x202));
+        assert_eq!(fanotify_flags("inotify wd:1"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use ums_checkpoint::carry;
 use ums_checkpoint::kcmp::{self, Shared};
+use ums_checkpoint::watches;
 use ums_core::facts::{Loss, Obstacle, ObstacleKind};
 
 use super::process::Process;
@@ -100,6 +101,21 @@ fn thread_apart(process: &Process) -> Option<Obstacle> {
     let apart = tids.filter(is_apart).count();
     let what = format!("{apart} of its {} threads", process.threads);
     (apart > 0).then(|| obstacle(ObstacleKind::ThreadApart, process.inner, what))
+}
+
+/// What the first process alone may not be.
+pub(super) fn root_directory(init: i32) -> Option<Obstacle> {
+    let root = fs::read_link(proc_path(init, "root")).ok()?;
+    let what = root.to_string_lossy().into_owned();
+    (what != "/").then(|| obstacle(ObstacleKind::RootDirectory, 1, what))
+}
+
+/// Watches of files that have lost their names.
+pub(super) fn watches(init: i32, tree: &[Process]) -> Option<Obstacle> {
+    let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
+    let nameless = watches::nameless(&pids, init).ok()?;
+    let what = format!("{nameless} of them");
+    (nameless > 0).then(|| obstacle(ObstacleKind::WatchedFile, 1, what))
 }
 
 /// CRIU's own code inside of the process opens some descriptors.

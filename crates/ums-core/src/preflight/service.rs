@@ -250,6 +250,42 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "start `ums-agent` with that capability (a container engine gives it with `--cap-add \
              SYS_RESOURCE`), or let the service run as root inside its container",
         ),
+        ObstacleKind::HugePages => (
+            RefusalKind::Process,
+            "has memory in huge pages of the kernel's pool (hugetlbfs), which the destination has to \
+             have reserved",
+            "turn huge pages off in the service's own settings (PostgreSQL: `huge_pages = off`; a JVM: \
+             `-XX:-UseLargePages`); transparent huge pages move",
+        ),
+        ObstacleKind::SealedMapping => (
+            RefusalKind::Descriptor,
+            "has a memory file mapped shared that is sealed against writing (F_SEAL_WRITE), which CRIU \
+             can't seal again",
+            "let the service map it private (MAP_PRIVATE), or end the mapping before the migration",
+        ),
+        ObstacleKind::ProgramDescriptor => (
+            RefusalKind::Descriptor,
+            "has its own program open without access to it (O_PATH), from which CRIU can't map the \
+             program again",
+            "let the service close it before the migration, or open it for reading",
+        ),
+        ObstacleKind::RootDirectory => (
+            RefusalKind::Process,
+            "has another root directory than the container (`chroot`), and CRIU looks at the mounts from \
+             the first process's",
+            "let a child of the first process enter it, or use the directory as the service's root \
+             filesystem (`ums run --rootfs`)",
+        ),
+        ObstacleKind::WatchedFile => (
+            RefusalKind::Descriptor,
+            "watches files (inotify) that have no path any more, where CRIU can't find them",
+            "let the service end those watches before the migration",
+        ),
+        ObstacleKind::Fanotify => (
+            RefusalKind::Descriptor,
+            "watches files by fanotify in a way that CRIU can't take up again",
+            "let the service use inotify, or close it before the migration",
+        ),
     };
     Refusal::new(kind, format!("process {pid} {what}: {detail}"), remedy)
 }

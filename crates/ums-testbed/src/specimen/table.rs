@@ -181,4 +181,74 @@ pub const ALL: &[Specimen] = &[
     specimen!("pipe-shared", "pipes", &["shared"]),
     specimen!("temporary", "pipes", &["temporary"])
         .declared(LossKind::TemporaryFile, &["O_TMPFILE", "linkat"]),
+    specimen!(
+        "memory-objects",
+        "memory",
+        &[
+            "sealed",
+            "future",
+            "noexec",
+            "closed",
+            "growing",
+            "droppable",
+            "guarded",
+            "sysv",
+            "loose",
+            "aio"
+        ]
+    ),
+    specimen!("memory-locked", "memory", &["locked"]),
+    specimen!("memory-sealed-mapped", "memory", &["sealed-mapped"])
+        .refused(RefusalKind::Descriptor, &["F_SEAL_WRITE", "/memfd:sealed"]),
+    specimen!("memory-userfault", "memory", &["userfault"])
+        .refused(RefusalKind::Descriptor, &["[userfaultfd]"]),
+    specimen!(
+        "files-open",
+        "files",
+        &[
+            "odd",
+            "magic-links",
+            "path",
+            "nameless-only",
+            "removed-dir",
+            "removed-both",
+            "moved",
+            "sparse",
+            "attributes",
+            "kernel-files",
+            "dead",
+            "namespace"
+        ]
+    ),
+    specimen!("files-long", "files", &["long", "shm"]),
+    specimen!("files-removed", "files", &["odd-removed", "removed-cwd"]),
+    specimen!("files-own-program", "files", &["own-program"])
+        .refused(RefusalKind::Descriptor, &["O_PATH", "/bin/files"]),
+    specimen!(
+        "watches",
+        "watches",
+        &[
+            "numbered",
+            "signals",
+            "disarmed",
+            "edge-waiting",
+            "nested",
+            "closed",
+            "pidfd-dead",
+            "pidfd"
+        ]
+    ),
+    specimen!("watches-closed", "watches", &["edge", "taken"]),
+    specimen!("watches-nameless", "watches", &["nameless"])
+        .refused(RefusalKind::Descriptor, &["inotify", "no path"]),
+    specimen!("watches-handles", "watches", &["fanotify"])
+        .refused(RefusalKind::Descriptor, &["fanotify", "FAN_REPORT_FID"]),
+    specimen!("confined-filter", "confined", &["filter"]),
+    specimen!("confined-thread", "confined", &["filter-of-thread"]),
+    specimen!("confined-children", "confined", &["chroot-child", "strict"]),
+    specimen!("confined-unheard", "confined", &["unheard"]),
+    specimen!("confined-root", "confined", &["chroot"])
+        .refused(RefusalKind::Process, &["chroot", "/data/root"]),
+    specimen!("confined-listener", "confined", &["listener"])
+        .refused(RefusalKind::Descriptor, &["seccomp notify"]),
 ];

@@ -167,6 +167,66 @@ const MEMORY: &[Row] = &[
         "all pages are in before the service runs",
         Test("memory_is_right_where_userfaultfd_is_not_used"),
     ),
+    row(
+        "memfd: sealed, writable by one mapping alone, never executable",
+        Carried,
+        "CRIU",
+        Specimen("memory-objects"),
+    ),
+    row(
+        "memory that is mapped and not open any more: memfd, `/dev/zero`, a deleted file",
+        Carried,
+        "CRIU; its pages as all others",
+        Specimen("memory-objects"),
+    ),
+    row(
+        "`MAP_GROWSDOWN`, `MADV_GUARD_INSTALL`",
+        Carried,
+        "CRIU",
+        Specimen("memory-objects"),
+    ),
+    row(
+        "`MAP_DROPPABLE`",
+        Carried,
+        "the mapping; its content is given up, as the kernel may at any time",
+        Specimen("memory-objects"),
+    ),
+    row(
+        "System V segments (removed and attached, attached by nobody), messages",
+        Carried,
+        "CRIU, in the IPC namespace",
+        Specimen("memory-objects"),
+    ),
+    row(
+        "context of asynchronous IO (`io_setup`) with nothing under way",
+        Carried,
+        "CRIU",
+        Specimen("memory-objects"),
+    ),
+    row(
+        "more locked than `RLIMIT_MEMLOCK` allows now",
+        Carried,
+        "CRIU sets limits last",
+        Specimen("memory-locked"),
+    ),
+    row(
+        "memfd that is sealed against writing and mapped shared",
+        Refused,
+        SEEN,
+        Specimen("memory-sealed-mapped"),
+    ),
+    row(
+        "userfaultfd of the service's own",
+        Refused,
+        SEEN,
+        Specimen("memory-userfault"),
+    ),
+    row(
+        "huge pages of the kernel's pool (`MAP_HUGETLB`, hugetlbfs)",
+        Refused,
+        "seen in `/proc` before the freeze; transparent ones move",
+        Test("huge_pages_of_the_pool_are_named"),
+    ),
 ];
 
 const PROCESSES: &[Row] = &[
@@ -338,6 +398,67 @@ const FILES: &[Row] = &[
         SEEN,
         Test("a_file_from_another_mount_namespace_is_foreign"),
     ),
+    row(
+        "names with line breaks, bytes that are no text, ` (deleted)` at their end; the longest paths",
+        Carried,
+        "CRIU; files by their bytes",
+        Specimen("files-open"),
+    ),
+    row(
+        "paths of 4 KiB: open, mapped, working directory; 48 MiB in `/dev/shm`",
+        Carried,
+        "CRIU",
+        Specimen("files-long"),
+    ),
+    row(
+        "descriptors without access (`O_PATH`) of a file, a directory, a link, a deleted file",
+        Carried,
+        "CRIU",
+        Specimen("files-open"),
+    ),
+    row(
+        "`O_PATH` descriptor of the own program",
+        Refused,
+        SEEN,
+        Specimen("files-own-program"),
+    ),
+    row(
+        "directory that is open and removed; file in a removed, in a renamed directory",
+        Carried,
+        "CRIU",
+        Specimen("files-open"),
+    ),
+    row(
+        "working directory that is removed; odd names that are removed",
+        Carried,
+        "CRIU",
+        Specimen("files-removed"),
+    ),
+    row(
+        "holes, extended attributes, file capabilities, owners, times of modification, hard links, FIFOs, \
+         sockets, device nodes",
+        Carried,
+        "with the changed files",
+        Specimen("files-open"),
+    ),
+    row(
+        "open files of `/proc` and `/sys`, also of a process that has ended; namespaces",
+        Carried,
+        "opened again; what they say is of the destination",
+        Specimen("files-open"),
+    ),
+    row(
+        "watch (inotify) of a file that has no name any more",
+        Refused,
+        SEEN,
+        Specimen("watches-nameless"),
+    ),
+    row(
+        "fanotify that tells files by handles (`FAN_REPORT_FID`)",
+        Refused,
+        "seen in `/proc` before the freeze; files have other handles at the destination",
+        Specimen("watches-handles"),
+    ),
 ];
 
 const CONNECTIONS: &[Row] = &[
@@ -500,6 +621,25 @@ const OBJECTS: &[Row] = &[
         SEEN,
         Test("what_can_not_be_carried_is_named"),
     ),
+    row(
+        "epoll: disarmed (`EPOLLONESHOT`), an edge that was not told yet, nested, `EPOLLEXCLUSIVE`, a \
+         descriptor that is closed while its file lives on",
+        Carried,
+        "CRIU",
+        Specimen("watches"),
+    ),
+    row(
+        "epoll: an edge that was told, a closed descriptor whose number is taken",
+        Carried,
+        "CRIU",
+        Specimen("watches-closed"),
+    ),
+    row(
+        "signalfd with a queued value, pidfd, also of a process that has ended, numbers of watches",
+        Carried,
+        "CRIU",
+        Specimen("watches"),
+    ),
 ];
 
 /// How each of them was moved.
@@ -575,5 +715,41 @@ const CONFINEMENT: &[Row] = &[
         Carried,
         "made anew and compared",
         Test("what_confines_a_service_is_the_same_where_there_is_the_unified_hierarchy_alone"),
+    ),
+    row(
+        "seccomp filters of the service's own, one after the other, of all threads",
+        Carried,
+        "CRIU",
+        Specimen("confined-filter"),
+    ),
+    row(
+        "seccomp filter of one thread",
+        Carried,
+        "CRIU",
+        Specimen("confined-thread"),
+    ),
+    row(
+        "seccomp: strict mode; `chroot` of a child",
+        Carried,
+        "CRIU",
+        Specimen("confined-children"),
+    ),
+    row(
+        "seccomp filter whose listener has gone",
+        Carried,
+        "CRIU",
+        Specimen("confined-unheard"),
+    ),
+    row(
+        "listener of a seccomp filter",
+        Refused,
+        SEEN,
+        Specimen("confined-listener"),
+    ),
+    row(
+        "`chroot` of the first process",
+        Refused,
+        SEEN,
+        Specimen("confined-root"),
     ),
 ];
