@@ -5,10 +5,11 @@
 //! missing stops its thread until we have installed it (kernel `admin-guide/mm/userfaultfd.rst`).
 //! Pages are installed in the background too, those near the last fault first.
 //!
-//! A page that is lost here reads as zeros: silent corruption. Two rules prevent it:
+//! A page that is lost here reads as zeros: silent corruption. Three rules prevent it:
 //!
 //! - Descriptors are closed only when a process has all its pages, and a guard ([`crate::keeper`])
 //!   holds copies of them and kills the container if the keeper is lost.
+//! - What CRIU has left where a late page belongs is not that page ([`leftover`]).
 //! - A page stays missing until it is in, or until the kernel has told that its mapping or its
 //!   content is gone. That a call failed says nothing of the kind.
 //!
@@ -23,6 +24,7 @@ use nix::errno::Errno;
 
 use crate::criu::page_server::PAGE_LEN;
 
+pub mod leftover;
 mod missing;
 mod server;
 mod sys;

@@ -1,6 +1,7 @@
 //! The restore: CRIU builds the processes, waits before their first instruction until the commit
 //! is known, and pages are installed while the service already runs.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,8 @@ use crate::criu::swrk::{Criu, log_tail};
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
 use crate::restart;
-use crate::store::{Mapped, index};
+use crate::store::{Index, Mapped, index};
+use crate::uffd::leftover;
 
 /// CRIU's log during a restore, in the images directory.
 const LOG_NAME: &str = "restore.log";
@@ -88,11 +90,18 @@ pub(super) fn resume(shared: &Arc<Shared>) -> Result<(), String> {
     })
 }
 
+/// What of the late pages a restore itself needs.
+struct Late {
+    index: Index,
+    stored: File,
+}
+
 struct Restore {
     shared: Arc<Shared>,
     images: MemoryDir,
     info: CheckpointInfo,
     carry: Carry,
+    late: Option<Late>,
     lazy: bool,
     connections: Connections,
     begun_ns: u64,
@@ -114,8 +123,14 @@ impl Restore {
             .map_err(|error| format!("`{INFO_NAME}` of the checkpoint is malformed: {error}"))?;
         let carry = Carry::read(&images)
             .map_err(|error| format!("`{}` of the checkpoint: {error}", carry::NAME))?;
+        let mut late = None;
         if request.lazy {
             let index = index::decode(&read(INDEX_NAME)?).map_err(|error| error.to_string())?;
+            let failed = |error| format!("stored pages can't be held: {error}");
+            let stored = pages.try_clone().map(File::from).map_err(failed)?;
+            // A process alone inherits nothing.
+            let index_of_many = (index.len() > 1).then(|| index.clone());
+            late = index_of_many.map(|index| Late { index, stored });
             let mapped = Mapped::new(pages, request.lazy_bytes)
                 .map_err(|error| format!("stored pages can't be mapped: {error}"))?;
             pages::serve(shared, &images, index, mapped)?;
@@ -126,6 +141,7 @@ impl Restore {
             images,
             info,
             carry,
+            late,
             lazy: request.lazy,
             connections: request.connections,
             begun_ns: monotonic_ns(),
@@ -162,6 +178,7 @@ impl Restore {
                     Ok(())
                 }
                 Some("post-restore") => {
+                    self.fill_leftovers()?;
                     self.tell(self.carry.hold(&self.processes()));
                     self.hold()
                 }
@@ -200,6 +217,33 @@ impl Restore {
                 Err(error.to_string())
             }
         }
+    }
+
+    /// What CRIU has left where late pages belong gets their content.
+    fn fill_leftovers(&self) -> Result<(), String> {
+        let Some(Late { index, stored }) = &self.late else {
+            return Ok(());
+        };
+        for process in self.processes() {
+            let extents = u32::try_from(process.inner)
+                .ok()
+                .and_then(|id| index.get(&id));
+            let Some(extents) = extents.filter(|extents| !extents.is_empty()) else {
+                continue;
+            };
+            let filled = leftover::fill(process.pid, extents, stored).map_err(|error| {
+                let inner = process.inner;
+                format!("the memory of process {inner} can't be completed before it runs: {error}")
+            })?;
+            if filled > 0 {
+                tracing::debug!(
+                    process = process.inner,
+                    filled,
+                    "pages that were left empty"
+                );
+            }
+        }
+        Ok(())
     }
 
     fn processes(&self) -> Vec<carry::Process> {

@@ -70,6 +70,7 @@ pub const ALL: &[Specimen] = &[
         .memory("128M")
         .refused(RefusalKind::Memory, &["memory limit", "of 128 MiB"]),
     specimen!("orphans-with-room", "orphans", &["20", "4"]).memory("128M"),
+    specimen!("inherited", "inherited", &[]),
     specimen!("changing", "changing", &["32"]),
     specimen!("stopped", "stopped", &[]),
     specimen!("options", "options", &[]),

@@ -156,6 +156,12 @@ const MEMORY: &[Row] = &[
         Specimen("orphans"),
     ),
     row(
+        "memory that a child has from before its parent made and locked other memory at the same place",
+        Carried,
+        "what CRIU leaves there is filled before the service runs",
+        Specimen("inherited"),
+    ),
+    row(
         "memory that is forked, moved by `mremap` and given back while its pages arrive",
         Carried,
         "a page stays missing until it is in",
