@@ -11,11 +11,17 @@ use common::{Moving, SLOW_MBIT, process, remove, stop, strike, systems};
 use ums_core::report::Outcome;
 use ums_testbed::specimen::{ALL, Expected, Specimen};
 use ums_testbed::testbed::Testbed;
+use ums_testbed::tools::is_long;
 
 /// The link's rate where it does not matter, Mbit/s.
 const RATE_MBIT: u32 = 1000;
 /// Specimens at a time: a system sends as many services as this at once, by default.
 const AT_A_TIME: usize = 4;
+
+/// Moves of the torture in a long test, and after how many it is waited for it: the others begin at
+/// once, while its pages may still be on their way.
+const MOVES: usize = 1000;
+const WAITS_AFTER: usize = 5;
 
 /// Names of the specimens to look at, with commas in between; all of them where it is not set.
 const ONLY: &str = "UMS_SPECIMENS";
@@ -123,4 +129,38 @@ fn waits_go_on_when_a_move_is_abandoned() {
 
     WAITS.remove(b).expect("it is removed");
     remove(testbed);
+}
+
+#[test]
+fn the_torture_is_the_same_after_a_thousand_moves() {
+    let test = "the_torture_is_the_same_after_a_thousand_moves";
+    if !is_long(test) {
+        return;
+    }
+    let Some(testbed) = systems(test, RATE_MBIT) else {
+        return;
+    };
+    let torture = ALL.iter().find(|one| one.name == "torture");
+    let torture = torture.expect("it is listed");
+    torture.start(&testbed, &testbed.a).expect("it runs");
+    let (mut from, mut to) = (&testbed.a, &testbed.b);
+    for turn in 1..=moves() {
+        let report = testbed.migrate(from, to, torture.name, &[]);
+        let report = report.expect("a report");
+        let (outcome, error) = (report.outcome, report.error);
+        assert_eq!(outcome, Outcome::Completed, "move {turn}: {error:?}");
+        if turn % WAITS_AFTER == 0 || turn == moves() {
+            let well = torture.goes_on(to);
+            well.unwrap_or_else(|error| panic!("after {turn} moves: {error:#}"));
+        }
+        (from, to) = (to, from);
+    }
+    torture.remove(from).expect("it is removed");
+    remove(testbed);
+}
+
+/// As many as `UMS_TORTURE_MOVES` says.
+fn moves() -> usize {
+    let given = std::env::var("UMS_TORTURE_MOVES").ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(MOVES)
 }

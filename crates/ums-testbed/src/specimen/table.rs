@@ -72,6 +72,8 @@ pub const ALL: &[Specimen] = &[
     specimen!("orphans-with-room", "orphans", &["20", "4"]).memory("128M"),
     specimen!("inherited", "inherited", &[]),
     specimen!("changing", "changing", &["32"]),
+    // With a seed of its own in each run, which it tells when something is damaged.
+    specimen!("torture", "torture", &[]),
     specimen!("stopped", "stopped", &[]),
     specimen!("options", "options", &[]),
     specimen!("multicast", "multicast", &[]),

@@ -168,6 +168,12 @@ const MEMORY: &[Row] = &[
         Specimen("changing"),
     ),
     row(
+        "mappings of every kind, changed at random by threads and forked while they are moved",
+        Carried,
+        "as each of them",
+        Specimen("torture"),
+    ),
+    row(
         "where userfaultfd is not used",
         Carried,
         "all pages are in before the service runs",
