@@ -82,65 +82,50 @@ fn is_empty(page: &[u8; PAGE_LEN]) -> bool {
 }
 
 #[cfg(test)]
+#[expect(
+    unsafe_code,
+    reason = "memory of which each page is in a state of its own"
+)]
 mod test {
-    use std::io::{BufRead, BufReader, Write};
-    use std::process::{Child, Command, Stdio};
+    use std::io::Write;
+    use std::num::NonZeroUsize;
+    use std::ptr::{read_volatile, write_volatile};
+
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
     use super::*;
 
-    const PAGE: u64 = PAGE_LEN as u64;
-
-    /// A process with four pages of its own: one written, one read, two never touched.
-    const PROGRAM: &str = "import ctypes, mmap, sys\n\
-        m = mmap.mmap(-1, 4 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
-        m[0:1] = b'x'; m[4096:4097]\n\
-        print(ctypes.addressof(ctypes.c_char.from_buffer(m)), flush=True)\n\
-        sys.stdin.readline()\n\
-        print(m[0], m[4096], m[2 * 4096], m[3 * 4096], flush=True)\n";
-
-    fn line(child: &mut Child) -> String {
-        let mut line = String::new();
-        let out = child.stdout.as_mut().unwrap();
-        // One line at a time, so nothing is read ahead of it.
-        BufReader::with_capacity(1, out)
-            .read_line(&mut line)
-            .unwrap();
-        line.trim().to_owned()
-    }
+    const PAGES: usize = 4;
 
     #[test]
     fn what_is_there_and_empty_is_filled_and_nothing_else() {
-        let mut child = match Command::new("python3")
-            .args(["-c", PROGRAM])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-        {
-            Ok(child) => child,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return eprintln!("SKIPPED: no python3");
-            }
-            Err(error) => panic!("{error}"),
-        };
-        let address = line(&mut child).parse().unwrap();
+        let len = NonZeroUsize::new(PAGES * PAGE_LEN).unwrap();
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address that the kernel chooses.
+        let memory = unsafe { mmap_anonymous(None, len, access, MapFlags::MAP_PRIVATE) }.unwrap();
+        // SAFETY: each page is within the mapping, which nobody else has.
+        let page = |number: usize| unsafe { memory.cast::<u8>().add(number * PAGE_LEN).as_ptr() };
+        // SAFETY: as above. The first page is written, the second read, the others never touched.
+        unsafe {
+            write_volatile(page(0), b'x');
+            assert_eq!(read_volatile(page(1)), 0);
+        }
         let mut stored = tempfile::tempfile().unwrap();
-        stored.write_all(&[7; 4 * PAGE_LEN]).unwrap();
+        stored.write_all(&[7; PAGES * PAGE_LEN]).unwrap();
         let extents = [StoredExtent {
-            address,
-            pages: 4,
+            address: memory.as_ptr() as u64,
+            pages: PAGES as u64,
             offset: 0,
         }];
-        let filled = fill(child.id() as i32, &extents, &stored).unwrap();
-        assert_eq!(filled, 1, "the one that was read alone");
-        let short = File::open("/dev/null").unwrap();
-        let missing = [StoredExtent {
-            address: address + PAGE,
-            pages: 1,
-            offset: 0,
-        }];
-        assert_eq!(fill(child.id() as i32, &missing, &short).unwrap(), 0);
-        child.stdin.take().unwrap().write_all(b"\n").unwrap();
-        assert_eq!(line(&mut child), "120 7 0 0");
-        child.wait().unwrap();
+        let own = std::process::id() as i32;
+        assert_eq!(fill(own, &extents, &stored).unwrap(), 1);
+        assert_eq!(fill(own, &extents, &stored).unwrap(), 0, "it is there now");
+        // SAFETY: as above.
+        let found: Vec<u8> = (0..PAGES)
+            .map(|number| unsafe { read_volatile(page(number)) })
+            .collect();
+        assert_eq!(found, [b'x', 7, 0, 0]);
+        // SAFETY: it is this test's own, and not used any more.
+        unsafe { munmap(memory, len.get()) }.unwrap();
     }
 }
