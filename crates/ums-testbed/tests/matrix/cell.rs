@@ -144,7 +144,10 @@ impl Arena {
             let words: Vec<_> = line.splitn(4, ' ').collect();
             match words[..] {
                 ["+", "process", name, ..] => name.contains("frontman"),
-                ["+", "file", name, ..] => name.contains("tunnel") || name.contains("frontman"),
+                // The copy of the rules goes with them.
+                ["+", "file", name, ..] => ["tunnel", "frontman", "endpoints.nft"]
+                    .iter()
+                    .any(|part| name.contains(part)),
                 ["+", "namespace", "net", ..] => true,
                 [
                     "+",
