@@ -29,8 +29,8 @@ pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Vec<String>> {
     let (mut found, nameless) = look(pids, init)?;
     if nameless > 0 {
         let text = format!(
-            "{nameless} of the files that the service watches (inotify) have no path any more: end those \
-             watches, then migrate again"
+            "{nameless} of the files that the service watches (inotify) have no path any more, or are symbolic \
+             links: end those watches, then migrate again"
         );
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
@@ -38,7 +38,8 @@ pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// How many files of the root filesystem these processes watch that have no path.
+/// How many files of the root filesystem these processes watch that have no path, or are symbolic links
+/// themselves (IN_DONT_FOLLOW), which CRIU can't find again.
 ///
 /// # Errors
 /// When the root directory of `init` can't be looked at.
@@ -97,6 +98,10 @@ fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<(Vec<String>, 
             true => fs::metadata(path)?,
             false => fs::symlink_metadata(path)?,
         };
+        // CRIU would follow it at the restore, and watch what it leads to.
+        if metadata.is_symlink() {
+            return Ok(false);
+        }
         let id = (kernel_device(metadata.dev()), metadata.ino());
         if wanted.remove(&id) {
             let inside = path.strip_prefix(root).unwrap_or(path);
@@ -159,6 +164,11 @@ mod test {
         assert_eq!(nameless, 0);
         let gone = BTreeSet::from([(id("a").0, u64::MAX)]);
         assert_eq!(find(root.path(), gone).unwrap(), (vec![], 1));
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink("a", &link).unwrap();
+        let number = fs::symlink_metadata(&link).unwrap().ino();
+        let itself = BTreeSet::from([(id("a").0, number)]);
+        assert_eq!(find(root.path(), itself).unwrap(), (vec![], 1));
         assert!(find(Path::new("/nonexistent"), BTreeSet::new()).is_ok());
     }
 }

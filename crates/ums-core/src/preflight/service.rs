@@ -278,7 +278,7 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
         ),
         ObstacleKind::WatchedFile => (
             RefusalKind::Descriptor,
-            "watches files (inotify) that have no path any more, where CRIU can't find them",
+            "watches files (inotify) that have no path any more, or symbolic links themselves, which CRIU can't find",
             "let the service end those watches before the migration",
         ),
         ObstacleKind::Fanotify => (

@@ -294,9 +294,12 @@ fn python_in(directory: &Path, programs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
+/// Where Debian has modules of Python, below the root directory.
+const PYTHON_PACKAGES: &str = "usr/lib/python3/dist-packages";
+
 /// Where supervisord is: installed, or unpacked by `cargo xtask setup`.
 fn supervisord(tools: &Tools) -> Result<PathBuf> {
-    let place = Path::new("usr/lib/python3/dist-packages");
+    let place = Path::new(PYTHON_PACKAGES);
     let module = place.join("supervisor/supervisord.py");
     let root = tools.installed_or_unpacked("supervisor", &module)?;
     Ok(root.join(place))
@@ -306,9 +309,13 @@ fn supervisor(tools: &Tools, directory: &Path) -> Result<()> {
     let (shell, server) = (rootfs::program("sh")?, tools.own("ums-http")?);
     python_in(directory, &[&shell, &server])?;
     copy(&rootfs::program("busybox")?, &directory.join("bin/sleep"))?;
+    // What the host has is not unpacked a second time.
+    let places = [supervisord(tools)?, Path::new("/").join(PYTHON_PACKAGES)];
     for name in ["supervisor", "pkg_resources"] {
-        let to = directory.join("app").join(name);
-        copy_all(&supervisord(tools)?.join(name), &to, &[])?;
+        let mut modules = places.iter().map(|place| place.join(name));
+        let from = modules.find(|path| path.is_dir());
+        let from = from.with_context(|| format!("python's module {name} is nowhere"))?;
+        copy_all(&from, &directory.join("app").join(name), &[])?;
     }
     std::fs::create_dir_all(directory.join("var/job"))?;
     let configuration = include_str!("../../services/supervisord.conf");
