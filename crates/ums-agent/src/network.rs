@@ -89,6 +89,13 @@ const INSIDE_SETTINGS: [(&str, &str); 9] = [
     ("net/ipv4/conf/default/send_redirects", "0"),
 ];
 
+/// The same for IPv6. The link-local address follows from a hardware address that nobody else has: it can be
+/// used at once, and not a second or two after each move (duplicate address detection, RFC 4862).
+const INSIDE_SETTINGS_V6: [(&str, &str); 2] = [
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/eth0/accept_dad", "0"),
+];
+
 /// What a namespace remembers of packets that came through it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remembered {
@@ -470,7 +477,7 @@ impl Driver {
     /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
     async fn lay_inside(&self, netns: &Path) -> Result<(), NetworkError> {
         let settings = || {
-            let v6 = has_v6().then_some(("net/ipv6/conf/all/forwarding", "1"));
+            let v6 = INSIDE_SETTINGS_V6.into_iter().filter(|_| has_v6());
             let mut settings = INSIDE_SETTINGS.into_iter().chain(v6);
             settings.try_for_each(|(name, value)| set(name, value))
         };

@@ -107,23 +107,10 @@ static void leave(void) {
     if (fork() == 0) answer();
     _exit(0);
 }
-static void orphaned_begin(void) {
-    signal(SIGHUP, SIG_IGN);
-    open_master();
-    open_slave();
-    make_raw();
-    unblock(master);
-    session(leave);
-    must(waitpid(leader, NULL, 0) == leader, "waitpid");
-}
 static void is_hung_up(void) {
     char got;
     if (read(slave, &got, 1) != 0) bad("not hung up: %s", strerror(errno));
     if (write(slave, "x", 1) >= 0 || errno != EIO) bad("writing to what is hung up: %s", strerror(errno));
-}
-static void orphaned(void) {
-    is_hung_up();
-    if (fcntl(master, F_GETFL) < 0) bad("the master is gone");
 }
 
 /* A leader that is a zombie. */
@@ -275,7 +262,7 @@ static const struct {
     const char *name;
     void (*begin)(void), (*check)(void);
 } states[] = {
-    {"job", job_begin, job}, {"orphaned", orphaned_begin, orphaned}, {"zombie", zombie_begin, zombie_leader},
+    {"job", job_begin, job}, {"zombie", zombie_begin, zombie_leader},
     {"queued", queued_begin, queued}, {"lines", lines_begin, lines_check}, {"packet", packet_begin, packet},
     {"hung", hung_begin, is_hung_up}, {"alone", alone_begin, alone}, {"controlling", controlling_begin, controlling_check},
     {"bare", bare_begin, bare}, {"flight", flight_begin, nothing},

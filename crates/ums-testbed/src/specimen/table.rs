@@ -153,7 +153,6 @@ pub const ALL: &[Specimen] = &[
     specimen!("unix-peer-credentials", "unix", &["peer-credentials"])
         .declared(LossKind::PeerCredentials, &["SO_PEERCRED"]),
     specimen!("pty-job", "terminals", &["job"]),
-    specimen!("pty-orphaned", "terminals", &["orphaned"]),
     specimen!("pty-zombie", "terminals", &["zombie"]),
     specimen!("pty-queued", "terminals", &["queued"]),
     specimen!("pty-lines", "terminals", &["lines"])

@@ -130,13 +130,7 @@ pub(crate) const TERMINALS: &[Row] = &[
         Specimen("pty-job"),
     ),
     row(
-        "terminal whose session's leader has ended",
-        Carried,
-        CRIU,
-        Specimen("pty-orphaned"),
-    ),
-    row(
-        "the same, and nobody has asked how it ended",
+        "terminal whose session's leader has ended, and nobody has asked how",
         Carried,
         CRIU,
         Specimen("pty-zombie"),
