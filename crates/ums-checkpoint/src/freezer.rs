@@ -119,7 +119,7 @@ impl Freezer {
         Ok(fs::read_to_string(self.dir.join("freezer.state"))?.trim() == "FROZEN")
     }
 
-    /// Lets every task run on, with the system call that the freeze has interrupted: see [`restart`].
+    /// Lets every task run on, with the system call that the freeze has interrupted (see `restart`).
     ///
     /// A frozen task of version 1 can't be traced: it may see `EINTR`.
     pub fn thaw(&self) -> io::Result<()> {
