@@ -202,22 +202,13 @@ static void temporary(void) {
     if (pread(second, got, sizeof got, 0) != 9 || strcmp(got, "temporary")) bad("the temporary file has `%s`", got);
 }
 
-static const struct {
-    const char *name;
-    void (*begin)(void), (*check)(void);
-} states[] = {
+static const struct state states[] = {
     {"size", size_begin, size}, {"named", named_begin, named}, {"lent", lent_begin, lent},
     {"ended", ended_begin, ended}, {"packets", packets_begin, nothing}, {"owners", owners_begin, owners},
     {"locks", locks_begin, locks}, {"shared", shared_begin, shared}, {"temporary", temporary_begin, temporary},
 };
 
-int main(int count, char **arguments) {
-    begin();
-    must(count == 2, "one argument");
-    for (size_t at = 0; at < sizeof states / sizeof *states; at++) {
-        if (strcmp(states[at].name, arguments[1])) continue;
-        states[at].begin();
-        rounds(states[at].check);
-    }
-    must(0, arguments[1]);
+int main(int count, char **names) {
+    (void)count;
+    be(states, sizeof states / sizeof *states, names);
 }

@@ -72,6 +72,7 @@ __attribute__((unused)) static void check_chosen(void) {
 /* Brings about the states of these that the arguments name, and checks them until it is killed. */
 __attribute__((unused, noreturn)) static void be(const struct state *states, size_t count, char **names) {
     begin();
+    must(names[1] != NULL, "no state is named");
     for (char **name = names + 1; *name != NULL; name++) {
         size_t which = 0;
         while (which < count && strcmp(states[which].name, *name) != 0) which++;

@@ -258,23 +258,14 @@ static void flight_begin(void) {
 }
 static void nothing(void) {}
 
-static const struct {
-    const char *name;
-    void (*begin)(void), (*check)(void);
-} states[] = {
+static const struct state states[] = {
     {"job", job_begin, job}, {"zombie", zombie_begin, zombie_leader},
     {"queued", queued_begin, queued}, {"lines", lines_begin, lines_check}, {"packet", packet_begin, packet},
     {"hung", hung_begin, is_hung_up}, {"alone", alone_begin, alone}, {"controlling", controlling_begin, controlling_check},
     {"bare", bare_begin, bare}, {"flight", flight_begin, nothing},
 };
 
-int main(int count, char **arguments) {
-    begin();
-    must(count == 2, "one argument");
-    for (size_t at = 0; at < sizeof states / sizeof *states; at++) {
-        if (strcmp(states[at].name, arguments[1])) continue;
-        states[at].begin();
-        rounds(states[at].check);
-    }
-    must(0, arguments[1]);
+int main(int count, char **names) {
+    (void)count;
+    be(states, sizeof states / sizeof *states, names);
 }

@@ -553,10 +553,7 @@ static void peer_credentials_strict(void) {
     if (memcmp(&is, &first, sizeof is)) bad("process %d, user %u", is.pid, is.uid);
 }
 
-static const struct {
-    const char *name;
-    void (*begin)(void), (*check)(void);
-} states[] = {
+static const struct state states[] = {
     {"rights", rights_begin, rights}, {"nested", nested_begin, nested}, {"cycle", cycle_begin, cycle},
     {"credentials", credentials_dgram_begin, credentials}, {"credentials-stream", credentials_stream_begin, credentials},
     {"abstract", abstract_begin, abstract}, {"peer-name", peer_name_begin, peer_name},
@@ -572,13 +569,7 @@ static const struct {
     {"peer-credentials-strict", peer_credentials_begin, peer_credentials_strict},
 };
 
-int main(int count, char **arguments) {
-    begin();
-    must(count == 2, "one argument");
-    for (size_t at = 0; at < sizeof states / sizeof *states; at++) {
-        if (strcmp(states[at].name, arguments[1])) continue;
-        states[at].begin();
-        rounds(states[at].check);
-    }
-    must(0, arguments[1]);
+int main(int count, char **names) {
+    (void)count;
+    be(states, sizeof states / sizeof *states, names);
 }
