@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, process,
-    remains, remove, services, stop, strike, systems_with_hog,
+    remains, remove, services, stop_criu, strike, systems_with_hog,
 };
 use ums_core::report::Outcome;
 use ums_testbed::testbed::{PEER_LINK, Testbed};
@@ -89,7 +89,7 @@ fn the_keeper_of_the_destination_is_killed_while_it_restores() {
     };
     let moving = Moving::start(&testbed.a, &testbed.b, "hog");
     // Where nobody dumps, CRIU restores. It stops, or the commit might be faster than the blow.
-    stop(process(&testbed.b, &["criu", "swrk"]));
+    stop_criu(&testbed.b, "hog");
     strike(process(&testbed.b, &["ums-agent", "keeper"]));
     moving.end().must_be_abandoned(&["keeper"]);
     hog_stayed(&testbed);

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Moving, SLOW_MBIT, process, remove, stop, strike, systems};
+use common::{Moving, SLOW_MBIT, process, remove, stop_criu, strike, systems};
 use ums_core::report::Outcome;
 use ums_testbed::specimen::{ALL, Expected, Specimen};
 use ums_testbed::testbed::Testbed;
@@ -117,7 +117,7 @@ fn waits_go_on_when_a_move_is_abandoned() {
 
     // After it: where nobody dumps, CRIU restores.
     let moving = Moving::start(a, b, WAITS.name);
-    stop(process(b, &["criu", "swrk"]));
+    stop_criu(b, WAITS.name);
     strike(process(b, &["ums-agent", "keeper"]));
     moving.end().must_be_abandoned(&["keeper"]);
     WAITS.goes_on(a).expect("as if nothing had been");

@@ -251,6 +251,22 @@ pub(crate) fn stop(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it is there to be stopped");
 }
 
+/// Lets the CRIU of a restore stand still until it is killed, with the service's groups: where its keeper puts it
+/// right after its start. One that stood still before that would be killed by nobody.
+pub(crate) fn stop_criu(system: &System, service: &str) {
+    let criu = process(system, &["criu", "swrk"]);
+    stop(criu);
+    let group = format!("/{service}");
+    let placed = || {
+        let groups = std::fs::read_to_string(format!("/proc/{criu}/cgroup")).ok()?;
+        groups
+            .lines()
+            .any(|line| line.ends_with(&group))
+            .then_some(())
+    };
+    wait_for("CRIU in the service's groups", PATIENCE, placed).expect("its keeper puts it there");
+}
+
 /// The processes of services, on both systems.
 pub(crate) fn instances(testbed: &Testbed, program: &str) -> usize {
     let alive = |pid: &i32| {
