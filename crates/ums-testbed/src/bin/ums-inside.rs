@@ -33,6 +33,9 @@ struct Cli {
     what: What,
 }
 
+/// How often something is done that one freeze may undo.
+const ATTEMPTS: usize = 2;
+
 #[derive(Subcommand)]
 enum What {
     /// Connections to itself, in every state
@@ -334,6 +337,17 @@ fn unaccepted() -> Result<Box<dyn FnMut() -> Result<()>>> {
 const DELETED: &str = "/etc/group";
 const REPLACED: &str = "/etc/hosts";
 
+/// Opens a file that is watched, or whose directory is; one that was not there is removed again.
+fn touch(path: &str) -> Result<()> {
+    let is_new = !fs::exists(path)?;
+    let file = File::options().create(true).append(true).open(path);
+    drop(file.with_context(|| path.to_owned())?);
+    if is_new {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
 fn files() -> Result<Box<dyn FnMut() -> Result<()>>> {
     let options = || {
         File::options()
@@ -412,13 +426,13 @@ fn watches() -> Result<Box<dyn FnMut() -> Result<()>>> {
     Ok(Box::new(move || {
         events()?;
         for (watch, path, touched) in &watched {
-            let is_new = !fs::exists(touched)?;
-            let file = File::options().create(true).append(true).open(touched);
-            drop(file.with_context(|| (*touched).to_owned())?);
-            if is_new {
-                fs::remove_file(touched)?;
+            let mut told = false;
+            // An event that is not read yet at the freeze is lost: then it is made again.
+            for _ in 0..ATTEMPTS {
+                touch(touched)?;
+                told = told || events()?.contains(watch);
             }
-            ensure!(events()?.contains(watch), "no event of {path}");
+            ensure!(told, "no event of {path}");
         }
         Ok(())
     }))
