@@ -13,25 +13,35 @@ use nix::unistd::Pid;
 
 use super::call::{Abi, Call, INTERRUPTED, RESTART_BY_NOTE, RESTART_UNLESS_HANDLED};
 
-/// How long a frozen thread may take to stop for its tracer: it only has to be scheduled.
-const STOP_WITHIN: Duration = Duration::from_secs(1);
+/// How long all threads together may take to stop for their tracer: each only has to be scheduled, which takes
+/// microseconds.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_micros(50);
 /// Code segment of a 32-bit program (`arch/x86/include/asm/segment.h`, `__USER32_CS`).
 const CS_COMPAT: u64 = 0x23;
 
 /// Lets the threads of frozen processes go on with the calls that a freeze, or CRIU, has interrupted,
-/// once they are thawed. Returns how many there are. One that can't be traced is told in the log: it
+/// once they are thawed. Returns how many there are. One that can't be traced in time is told in the log: it
 /// sees `EINTR`.
 pub(crate) fn frozen(pids: &[i32]) -> usize {
+    // A thread of its own: with it the kernel lets go of whatever it still traces, and nothing is left
+    // stopped (ptrace(2)).
+    let mended = std::thread::scope(|scope| scope.spawn(|| mend_all(pids)).join());
+    mended.unwrap_or_else(|_| {
+        tracing::warn!("system calls under way may end with EINTR: tracing has failed");
+        0
+    })
+}
+
+fn mend_all(pids: &[i32]) -> usize {
+    let end = Instant::now() + STOP_WITHIN;
     let threads = pids.iter().flat_map(|pid| threads(*pid));
     let mended = threads.filter(|(pid, tid)| {
-        let Ok(mended) = mend(*pid, *tid).inspect_err(|error| {
+        mend(*pid, *tid, end).unwrap_or_else(|error| {
             tracing::warn!(pid, tid, %error, "a system call under way may end with EINTR");
-        }) else {
-            return false;
-        };
-        mended
+            false
+        })
     });
     mended.count()
 }
@@ -53,7 +63,10 @@ fn threads(pid: i32) -> impl Iterator<Item = (i32, i32)> {
 }
 
 /// Whether the thread was interrupted, and goes on now.
-fn mend(pid: i32, tid: i32) -> nix::Result<bool> {
+fn mend(pid: i32, tid: i32, end: Instant) -> nix::Result<bool> {
+    if Instant::now() > end {
+        return Err(Errno::ETIMEDOUT);
+    }
     let thread = Pid::from_raw(tid);
     match ptrace::seize(thread, ptrace::Options::empty()) {
         Ok(()) => {}
@@ -62,7 +75,7 @@ fn mend(pid: i32, tid: i32) -> nix::Result<bool> {
         Err(error) => return Err(error),
     }
     ptrace::interrupt(thread)?;
-    let mut registers = stopped(thread)?;
+    let mut registers = stopped(thread, end)?;
     let again = again(&registers, pid == tid);
     let set = match again {
         Some(ax) => {
@@ -77,8 +90,7 @@ fn mend(pid: i32, tid: i32) -> nix::Result<bool> {
 
 /// Waits until a thread has stopped for us. Whoever waits for its end (wait(2)) may be told of the stop
 /// before we are, so that only the thread itself can be asked.
-fn stopped(thread: Pid) -> nix::Result<user_regs_struct> {
-    let end = Instant::now() + STOP_WITHIN;
+fn stopped(thread: Pid, end: Instant) -> nix::Result<user_regs_struct> {
     loop {
         match ptrace::getregs(thread) {
             Err(Errno::ESRCH) if Instant::now() < end => std::thread::sleep(LOOK_PAUSE),
