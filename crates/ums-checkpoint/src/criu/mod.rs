@@ -3,6 +3,7 @@
 pub mod image;
 pub mod page_server;
 pub mod patience;
+pub mod reason;
 pub mod rpc;
 pub mod swrk;
 pub mod watch;

@@ -14,6 +14,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use prost::Message;
 
 use super::patience::{Patience, Waited};
+use super::reason::Reason;
 use super::rpc::{Notify, Opts, Request, RequestType, Response};
 use super::watch::{Killer, LastMoment, Watched};
 use crate::message::own;
@@ -23,6 +24,9 @@ const MESSAGE_LEN_MAX: usize = 64 * 1024;
 
 /// Inherited descriptors get numbers from here on, clear of those that CRIU opens for itself first.
 const FIRST_INHERITED: i32 = 20;
+
+/// Lines of CRIU's log in the error of one that hangs.
+const STUCK_LINES: usize = 12;
 
 /// Held by whoever starts a program in a process that also runs CRIU: see [`Criu::spawn`].
 pub(crate) fn starting() -> MutexGuard<'static, ()> {
@@ -60,20 +64,20 @@ pub enum Error {
     #[error("no waiting for CRIU")]
     Wait(#[source] io::Error),
     /// CRIU went away.
-    #[error("CRIU ended when it should {during}; its log ends:\n{log}")]
+    #[error("CRIU ended when it should {during}: {reason}")]
     Lost {
         /// The request.
         during: &'static str,
-        /// End of CRIU's log.
-        log: String,
+        /// What its log says of it.
+        reason: Reason,
     },
     /// CRIU said no.
-    #[error("CRIU could not {during}; its log ends:\n{log}")]
+    #[error("CRIU could not {during}: {reason}")]
     Failed {
         /// The request.
         during: &'static str,
-        /// End of CRIU's log.
-        log: String,
+        /// Why.
+        reason: Reason,
     },
     /// Something that is not CRIU's RPC.
     #[error("CRIU sent a message that is not its RPC: is it version 4.2.1 or later?")]
@@ -190,7 +194,7 @@ impl Swrk {
         let bytes = request.encode_to_vec();
         match send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL) {
             Ok(_) => Ok(()),
-            Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Error::Lost { during, log: log() }),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Err(lost(during, log)),
             Err(error) => Err(error.into()),
         }
     }
@@ -212,11 +216,14 @@ impl Swrk {
         });
         match waited.map_err(Error::Wait)? {
             Waited::Ready => {}
-            Waited::InVain => return Err(Error::Stuck { during, log: log() }),
+            Waited::InVain => {
+                let log = end_of(&log(), STUCK_LINES);
+                return Err(Error::Stuck { during, log });
+            }
         }
         match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(len) if len > 0 => Response::decode(&buffer[..len]).map_err(Error::Malformed),
-            _ => Err(Error::Lost { during, log: log() }),
+            _ => Err(lost(during, log)),
         }
     }
 
@@ -232,7 +239,7 @@ impl Swrk {
 
     /// Makes one request and answers CRIU's notifications until it is over.
     ///
-    /// `on_notify` is called for each notification with its name while CRIU waits; an error vetoes
+    /// `log` gives what CRIU has logged so far. `on_notify` is called for each notification with its name while CRIU waits; an error vetoes
     /// (which CRIU honours for `post-dump` and `post-restore` alone) and becomes the result.
     pub fn run(
         &mut self,
@@ -259,7 +266,10 @@ impl Swrk {
                 return match veto {
                     Some(reason) => Err(Error::Vetoed(reason)),
                     None if response.success => Ok(response),
-                    None => Err(Error::Failed { during, log: log() }),
+                    None => Err(Error::Failed {
+                        during,
+                        reason: Reason::of(&log()),
+                    }),
                 };
             }
             let notify = response.notify.unwrap_or_default();
@@ -281,19 +291,23 @@ impl Swrk {
     }
 }
 
-/// The last `lines` lines of a CRIU log in `dir`, for an error message.
-pub fn log_tail(dir: &Path, name: &str, lines: usize) -> String {
+fn lost(during: &'static str, log: &dyn Fn() -> String) -> Error {
+    let reason = Reason::of(&log());
+    Error::Lost { during, reason }
+}
+
+/// What CRIU has logged in `dir`; nothing where it has not come to that.
+pub fn log_text(dir: &Path, name: &str) -> String {
     let text = std::fs::read(dir.join(name)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let wanted: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("Error") || line.contains("Warn"))
-        .collect();
-    let wanted = if wanted.is_empty() {
-        text.lines().collect()
-    } else {
-        wanted
-    };
-    let from = wanted.len().saturating_sub(lines);
-    wanted[from..].join("\n")
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The last `lines` lines of a log that tell of errors; of all where none does.
+pub fn end_of(log: &str, lines: usize) -> String {
+    let telling = |line: &&str| line.contains("Error") || line.contains("Warn");
+    let mut wanted: Vec<&str> = log.lines().filter(telling).collect();
+    if wanted.is_empty() {
+        wanted = log.lines().collect();
+    }
+    wanted[wanted.len().saturating_sub(lines)..].join("\n")
 }

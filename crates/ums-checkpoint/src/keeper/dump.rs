@@ -13,7 +13,7 @@ use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase
 use super::server::{Shared, State, monotonic_ns};
 use crate::criu::patience::{Excused, Patience};
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
-use crate::criu::swrk::{self, Criu, Swrk, log_tail};
+use crate::criu::swrk::{self, Criu, Swrk, end_of, log_text};
 use crate::freezer::Freezer;
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
@@ -22,8 +22,8 @@ use crate::{carry, link_remap, watches};
 
 /// CRIU's log during a dump, in the images directory.
 const LOG_NAME: &str = "dump.log";
-/// Lines of CRIU's log in an error message.
-pub(super) const LOG_LINES: usize = 12;
+/// Lines of CRIU's log that are kept in ours when it fails.
+const LOG_LINES: usize = 32;
 /// Deleted but open files are carried up to this size each, bytes.
 pub const GHOST_LIMIT: u32 = 256 << 20;
 /// Key of the network namespace in the images.
@@ -130,7 +130,7 @@ fn freeze_and_dump(
         tcp_close: Some(connections == Connections::Close),
         ..options(shared, images, swrk.inherited()[0], init, freezer.dir())?
     };
-    let log = || log_tail(&images.path(), LOG_NAME, LOG_LINES);
+    let log = || log_text(&images.path(), LOG_NAME);
     // Until CRIU has let go of the sockets.
     let mut loopback = None;
     let mut names = link_remap::Kept::default();
@@ -180,7 +180,10 @@ fn freeze_and_dump(
     };
     swrk.end();
     lift(loopback);
-    result.map_err(|error| explain(shared, &error, &untraced, bound))?;
+    result.map_err(|error| {
+        keep_log(&shared.config.service, &log());
+        explain(shared, &error, &untraced, bound)
+    })?;
     names.restore().map_err(|error| names_lost(&error))?;
     if !freezer.is_frozen().map_err(|error| error.to_string())? {
         return Err("the service is not frozen after the dump".to_owned());
@@ -231,6 +234,12 @@ fn begin_cuttable(shared: &Shared, swrk: &Swrk) -> Result<(), String> {
         state.dumping = Some(killer);
     });
     Ok(())
+}
+
+/// Keeps the end of a log of CRIU's, which goes with the images, in ours.
+pub(super) fn keep_log(service: &str, log: &str) {
+    let end = end_of(log, LOG_LINES);
+    tracing::warn!(service, log = end, "CRIU was not done");
 }
 
 /// What became of a dump, and of the service, for people.

@@ -9,14 +9,14 @@ use std::time::Duration;
 use ums_core::facts::LossKind;
 
 use super::container::{begin, mount_root, raw, unmount_root};
-use super::dump::{GHOST_LIMIT, LOG_LINES, NETNS_KEY, hold_failed, lift};
+use super::dump::{GHOST_LIMIT, NETNS_KEY, hold_failed, keep_log, lift};
 use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
 use crate::criu::patience::Patience;
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
-use crate::criu::swrk::{Criu, log_tail};
+use crate::criu::swrk::{Criu, log_text};
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
 use crate::restart;
@@ -169,7 +169,7 @@ impl Restore {
         let swrk = self.carry.inherited().hand_on(start);
         let mut swrk = swrk.map_err(|error| error.to_string())?;
         let opts = self.options(swrk.inherited());
-        let log = || log_tail(&self.images.path(), LOG_NAME, LOG_LINES);
+        let log = || log_text(&self.images.path(), LOG_NAME);
         let mut init = None;
         let result = swrk.run(RequestType::Restore, opts, &log, |_, notify| {
             match notify.script.as_deref() {
@@ -211,6 +211,7 @@ impl Restore {
                 Ok(())
             }
             Err(error) => {
+                keep_log(&shared.config.service, &log());
                 // As if it had never been attempted: what CRIU left of the tree is killed.
                 let _ = shared.container.freezer().map(|freezer| freezer.kill());
                 unmount_root(&shared.config);
