@@ -33,6 +33,17 @@ impl Shared {
     }
 }
 
+/// Whether two descriptors, each a process and a number in it, are one open file.
+#[expect(unsafe_code, reason = "kcmp(2) has no wrapper in what is there")]
+pub(crate) fn same_file(one: (i32, i32), other: (i32, i32)) -> bool {
+    /// KCMP_FILE of `linux/kcmp.h`.
+    const FILE: nix::libc::c_int = 0;
+    let (number, fd, other_fd) = (nix::libc::SYS_kcmp, one.1, other.1);
+    // SAFETY: kcmp takes numbers alone and writes no memory of ours.
+    let answer = unsafe { nix::libc::syscall(number, one.0, other.0, FILE, fd, other_fd) };
+    answer == 0
+}
+
 /// Pairs of these processes that share it: one pair for each process that shares with an earlier one.
 /// A process that is gone, and a kernel that does not tell, shares nothing.
 pub fn pairs(pids: &[i32], what: Shared) -> Vec<(i32, i32)> {

@@ -2,19 +2,21 @@
 //!
 //! - [`criu`] speaks CRIU's RPC, its page-server protocol and its image format;
 //! - [`store`] holds arrived pages in memory, [`uffd`] installs them in the restored service;
+//! - [`dirty`] tells which pages of a running service change;
 //! - [`cgroup`] and [`devices`] confine it;
 //! - [`freezer`] is the freeze that outlives CRIU and the agent;
 //! - [`carry`] carries what CRIU doesn't; [`unix_diag`] tells who is connected to whom;
 //! - [`keeper`] is the small process that owns one container and everything above.
 //!
 //! Architecture invariants: knows no orchestrator, no network protocol of ours and no saga; it is
-//! the only crate with unsafe code, and that is confined to [`uffd`], [`store`], [`criu::watch`],
-//! [`carry`], [`devices`], [`kcmp`], the session keyring and the passing of descriptors.
+//! the only crate with unsafe code, and that is confined to [`uffd`], [`store`], [`dirty`],
+//! [`criu::watch`], [`carry`], [`devices`], [`kcmp`], the session keyring and the passing of descriptors.
 
 pub mod carry;
 pub mod cgroup;
 pub mod criu;
 pub mod devices;
+pub mod dirty;
 pub mod freezer;
 pub mod kcmp;
 pub mod keeper;

@@ -13,10 +13,11 @@
 //!   and in the processes that it has dumped.
 //!
 //! [`images`] mends the image before a restore, [`frozen`] the processes before they are thawed.
+//! [`again_in_place`] is for a thread that is stopped by us alone.
 
 mod call;
 mod core;
 mod trace;
 
 pub(crate) use core::images;
-pub(crate) use trace::frozen;
+pub(crate) use trace::{again_in_place, frozen, is_in_call};

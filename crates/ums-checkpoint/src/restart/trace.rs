@@ -88,6 +88,17 @@ fn mend(pid: i32, tid: i32, end: Instant) -> nix::Result<bool> {
     set.map(|()| again.is_some())
 }
 
+/// What the call of a thread that we have stopped, and nobody else, returns to the kernel for it to go on:
+/// it has its note still.
+pub(crate) fn again_in_place(registers: &user_regs_struct) -> Option<i64> {
+    again(registers, false)
+}
+
+/// Whether a thread is in a call of which it would see that it was interrupted, or whose time begins anew.
+pub(crate) fn is_in_call(pid: i32, tid: i32) -> bool {
+    threads(pid).any(|(_, of)| of == tid)
+}
+
 /// Waits until a thread has stopped for us. Whoever waits for its end (wait(2)) may be told of the stop
 /// before we are, so that only the thread itself can be asked.
 fn stopped(thread: Pid, end: Instant) -> nix::Result<user_regs_struct> {
