@@ -12,16 +12,17 @@ use ums_checkpoint::keeper::protocol::{Phase, Request, Status};
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Specification;
+use ums_node::packets::Inside;
 use ums_tls::Identity;
 
 use crate::config::{AgentConfig, RestoreMode, ServicePlaces};
 use crate::destination::Incoming;
-use crate::facts::{Known, Node};
 use crate::images::{Bounds, ImageStore};
 use crate::network;
-use crate::problem;
 use crate::record::{self, Record};
 use crate::source::Outgoing;
+use ums_node::facts::{Known, Node};
+use ums_node::problem;
 
 /// The most services on one node: bounds what a client of the API can make us keep.
 const SERVICES_MAX: usize = 4096;
@@ -56,6 +57,8 @@ pub struct Agent {
     pub images: ImageStore,
     /// Network of the services.
     pub network: network::Driver,
+    /// Packets in the services' namespaces.
+    pub packets: Inside,
     /// Where the data path listens.
     pub data_port: u16,
     /// Why all pages are put in place before a service runs; `None` where userfaultfd installs them.
@@ -78,6 +81,7 @@ impl Agent {
         let images = ImageStore::open(&config.state_dir, Bounds::default())?;
         let network = network::Driver::new(Some(config.bundle_bin()), config.service_network)
             .keeping(config.run_dir.join("endpoints.nft"));
+        let packets = Inside::new(Some(config.bundle_bin()));
         let eager_restore = eager_restore(config.restore);
         if let Some(reason) = &eager_restore {
             tracing::info!(reason, "pages are put in place before a service runs");
@@ -90,6 +94,7 @@ impl Agent {
             identity,
             images,
             network,
+            packets,
             data_port,
             eager_restore,
             node,
@@ -375,13 +380,14 @@ impl Agent {
                 .collect(),
             ports: specifications()
                 .flat_map(|s| &s.ports)
-                .map(network::Port::of)
+                .map(ums_node::facts::Port::of)
                 .collect(),
             service_network: (self.network_base(), network.prefix_len),
             images: self
                 .images
                 .list()
                 .map_err(|e| problem::failed("images", "the image store can't be read")(&e))?,
+            covered: crate::bundle::covered_proc_paths().collect(),
         };
         let facts = self.node.facts(known);
         let facts =
@@ -415,7 +421,7 @@ impl Agent {
     }
 
     /// Memory that can be had here now, bytes.
-    pub fn memory_available(&self) -> Result<u64, crate::facts::FactsError> {
+    pub fn memory_available(&self) -> Result<u64, ums_node::facts::FactsError> {
         self.node.memory_available()
     }
 
@@ -476,9 +482,10 @@ impl Agent {
         let directories: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
         let failed = problem::failed("inspect", "the service can't be inspected");
         let mut seen =
-            crate::inspect::inspect(init, &directories).map_err(|error| failed(&error))?;
+            ums_node::inspect::inspect(init, &directories).map_err(|error| failed(&error))?;
         if let Some(limit) = specification.memory_limit_bytes {
-            let over = crate::inspect::over_limit(init, limit).map_err(|error| failed(&error))?;
+            let over =
+                ums_node::inspect::over_limit(init, limit).map_err(|error| failed(&error))?;
             seen.obstacles.extend(over);
         }
         Ok(ServiceFacts {

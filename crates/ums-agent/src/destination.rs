@@ -18,9 +18,9 @@ use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_sync::Meter;
 
 use crate::agent::{Agent, Migration, Service};
-use crate::problem;
 use crate::record::Arriving;
 use crate::services::{self, blocking};
+use ums_node::problem;
 
 #[doc(hidden)]
 pub use arrival::keep_pages;

@@ -23,9 +23,9 @@ use ums_frontman::client::{self, FrontmanClient, Launch};
 use ums_frontman::control::{Limits, Status};
 
 use crate::agent::{Agent, Service};
-use crate::problem;
 use crate::source::{gated, outgoing};
 use crate::tunnel;
+use ums_node::problem;
 
 /// How long connections that a Frontman holds may go on when it hands them back.
 pub const YIELD_DRAIN: Duration = Duration::from_secs(3600);

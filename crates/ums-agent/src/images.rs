@@ -135,7 +135,7 @@ impl ImageStore {
         if let Some(bytes) = sizes().get(id) {
             return Ok(*bytes);
         }
-        let bytes = crate::inspect::files_bytes(&self.rootfs(id));
+        let bytes = ums_node::inspect::files_bytes(&self.rootfs(id));
         sizes().insert(id.clone(), bytes);
         Ok(bytes)
     }

@@ -14,18 +14,13 @@
 
 pub mod agent;
 mod alone;
-pub mod attendants;
 pub mod bundle;
 pub mod config;
-pub mod connections;
 pub mod container;
 pub mod destination;
-pub mod facts;
 pub mod frontman;
 pub mod images;
-pub mod inspect;
 pub mod network;
-pub mod problem;
 pub mod reconcile;
 pub mod record;
 pub mod server;

@@ -18,13 +18,11 @@
 //! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
 
 mod address;
-mod inside;
 mod kept;
 mod rules;
-mod sockets;
-mod tool;
+mod translation;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
@@ -32,16 +30,14 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use ums_core::id::ServiceName;
 use ums_core::specification::PublishedPort;
+use ums_node::facts::has_sockets;
+use ums_node::packets::{Inside, MTU, PacketError, Tools, has_v6, set, within};
 
 use crate::config::Network;
 
-pub use address::{contains, free_address, gateway, listening_ports, mac, ports_in_use};
-use inside::Set;
-pub use inside::{IN_DEVICE, OUT_DEVICE, Packets};
+pub use address::{contains, free_address, gateway, mac, ports_in_use};
 pub use kept::Removals;
-pub use rules::{Conflict, Endpoint, Port, Table};
-pub use sockets::{Connections, Flow};
-use tool::Tools;
+pub use rules::{Conflict, Endpoint, Table};
 
 /// The bridge on which all services of the system are.
 pub const BRIDGE: &str = "ums0";
@@ -50,7 +46,7 @@ pub const BRIDGE: &str = "ums0";
 ///
 /// The two are the same where its own address was free. Where another service had it, the service has
 /// another address on the bridge, and its own inside, where it and its connections know no other: `eth0`
-/// translates between them (see `inside::translation`).
+/// translates between them (see `translation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     /// On the system's bridge: where endpoints lead.
@@ -69,106 +65,12 @@ impl From<Ipv4Addr> for Address {
     }
 }
 
-/// Largest packet on all of a service's devices, bytes: Ethernet's.
-pub const MTU: u16 = 1500;
-
-/// Kernel settings of a service's namespace: it forwards between its devices, answers come by
-/// another device than questions, also from its own address once the service is elsewhere, nobody
-/// is told of better ways, and a packet of a connection that a socket has goes where the rules say,
-/// not straight to the socket (which early demultiplexing would do, over all marks and routes; it
-/// is off for IPv6 by the same setting). Neighbours are told of the address on the bridge alone.
-const INSIDE_SETTINGS: [(&str, &str); 9] = [
-    ("net/ipv4/conf/all/arp_ignore", "1"),
-    ("net/ipv4/conf/all/arp_announce", "2"),
-    ("net/ipv4/ip_early_demux", "0"),
-    ("net/ipv4/ip_forward", "1"),
-    ("net/ipv4/conf/all/accept_local", "1"),
-    ("net/ipv4/conf/all/rp_filter", "0"),
-    ("net/ipv4/conf/default/rp_filter", "0"),
-    ("net/ipv4/conf/all/send_redirects", "0"),
-    ("net/ipv4/conf/default/send_redirects", "0"),
-];
-
-/// The same for IPv6. The link-local address follows from a hardware address that nobody else has: it can be
-/// used at once, and not a second or two after each move (duplicate address detection, RFC 4862).
-const INSIDE_SETTINGS_V6: [(&str, &str); 2] = [
-    ("net/ipv6/conf/all/forwarding", "1"),
-    ("net/ipv6/conf/eth0/accept_dad", "0"),
-];
-
-/// What a namespace remembers of packets that came through it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Remembered {
-    /// Connections and datagrams that came through [`IN_DEVICE`].
-    pub carried: BTreeSet<Flow>,
-    /// Datagrams that came through `eth0` of late.
-    pub seen: BTreeSet<Flow>,
-}
-
 /// Networking that can't be done.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// A tool can't be started.
-    #[error(
-        "cannot start `{tool}`: install iproute2 and nftables, or give the C/R bundle's bin directory"
-    )]
-    Start {
-        /// Which.
-        tool: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A tool takes too long.
-    #[error("`{command}` did not end within {seconds} s")]
-    TimedOut {
-        /// Its command line.
-        command: String,
-        /// The limit.
-        seconds: u64,
-    },
-    /// A tool refused.
-    #[error("`{command}` failed: {said}")]
-    Failed {
-        /// Its command line.
-        command: String,
-        /// What it said.
-        said: String,
-    },
-    /// A tool said what we can't read.
-    #[error("`{tool}` printed what this version of UMS can't read")]
-    Unreadable {
-        /// Which.
-        tool: &'static str,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A namespace can't be entered.
-    #[error("cannot enter the network namespace {}: does its process live, and is this root?", .path.display())]
-    Namespace {
-        /// Its file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A kernel setting can't be written.
-    #[error("cannot write {value} to {}: set it by hand, or make /proc/sys writable", .path.display())]
-    Setting {
-        /// Which.
-        path: PathBuf,
-        /// The wanted value.
-        value: &'static str,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The kernel does not tell of connections, or does not reset them.
-    #[error(
-        "cannot list or reset the connections in the service's network namespace: does the kernel have INET_DIAG and INET_DIAG_DESTROY?"
-    )]
-    Sockets(#[source] std::io::Error),
+    /// By the tools, or by the kernel.
+    #[error(transparent)]
+    Packets(#[from] PacketError),
     /// A service that has no connection to join with.
     #[error("`{0}` has lost its place in the network: migrate it again, or remove it (`ums rm`)")]
     NotWired(ServiceName),
@@ -193,6 +95,7 @@ pub enum NetworkError {
 #[derive(Debug)]
 pub struct Driver {
     tools: Tools,
+    inside: Inside,
     network: Network,
     /// What is read from the kernel must still hold when the change is made.
     changing: Mutex<()>,
@@ -204,7 +107,8 @@ impl Driver {
     /// `bin_dir` is where `ip` and `nft` are looked for before PATH.
     pub fn new(bin_dir: Option<PathBuf>, network: Network) -> Self {
         Self {
-            tools: Tools::new(bin_dir),
+            tools: Tools::new(bin_dir.clone()),
+            inside: Inside::new(bin_dir),
             network,
             changing: Mutex::new(()),
             kept: None,
@@ -325,11 +229,11 @@ impl Driver {
         if !self.has_link(BRIDGE).await? {
             self.bridge().await?;
         }
-        self.lay_inside(netns).await?;
+        self.inside.prepare(netns).await?;
         if address.on_bridge != address.inside {
             let settings = || set("net/ipv4/tcp_mtu_probing", "1");
-            tool::within(netns, settings).await??;
-            self.nft(&inside::translation(address), Some(netns)).await?;
+            within(netns, settings).await??;
+            self.nft(&translation::rules(address), Some(netns)).await?;
         }
         self.batch(
             &["-batch", "-"],
@@ -474,47 +378,14 @@ impl Driver {
         Ok(links.find(|link| link["ifname"] == "eth0").cloned())
     }
 
-    /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
-    async fn lay_inside(&self, netns: &Path) -> Result<(), NetworkError> {
-        let settings = || {
-            let v6 = INSIDE_SETTINGS_V6.into_iter().filter(|_| has_v6());
-            let mut settings = INSIDE_SETTINGS.into_iter().chain(v6);
-            settings.try_for_each(|(name, value)| set(name, value))
-        };
-        tool::within(netns, settings).await??;
-        for family in families() {
-            let list = [family, "rule"];
-            let listing = self.tools.run("ip", &list, "", Some(netns)).await?;
-            if !inside::is_routed(&listing) {
-                let rules = inside::routing();
-                self.batch(&[family, "-batch", "-"], &rules, Some(netns))
-                    .await?;
-            }
-        }
-        self.nft(&inside::rules(Packets::Pass), Some(netns)).await
-    }
-
-    /// Leads what is marked for a device to it, once it is there.
-    pub async fn lead_into(&self, netns: &Path, device: &str) -> Result<(), NetworkError> {
-        for family in families() {
-            let default = if family == "-6" { "::/0" } else { "0.0.0.0/0" };
-            let route = inside::route(device, default);
-            self.batch(&[family, "-batch", "-"], &route, Some(netns))
-                .await?;
-        }
-        Ok(())
-    }
-
     async fn batch(
         &self,
         arguments: &[&str],
         commands: &str,
         netns: Option<&Path>,
     ) -> Result<(), NetworkError> {
-        self.tools
-            .run("ip", arguments, commands, netns)
-            .await
-            .map(drop)
+        self.tools.run("ip", arguments, commands, netns).await?;
+        Ok(())
     }
 
     /// Takes the service off the bridge.
@@ -575,75 +446,6 @@ impl Driver {
         self.change(|table| Ok(table.give_back(service))).await
     }
 
-    /// What becomes of the service's packets from now on. The rules are in the service's own
-    /// namespace: they outlive CRIU and the agent, and go with the namespace.
-    ///
-    /// A frozen service's kernel would acknowledge data that no copy of it will ever see: so
-    /// nothing is delivered to it from before the freeze until it is thawed.
-    pub async fn direct(&self, netns: &Path, packets: Packets) -> Result<(), NetworkError> {
-        self.nft(&inside::rules(packets), Some(netns)).await
-    }
-
-    /// Keeps connections that no process has any more where they are, and holds or leads all others:
-    /// [`Packets::Frozen`] with the connections that are winding up.
-    pub async fn freeze(&self, netns: &Path, closing: &BTreeSet<Flow>) -> Result<(), NetworkError> {
-        let (clear, keep) = (
-            inside::empty(Set::Closing),
-            inside::add(Set::Closing, closing),
-        );
-        let rules = inside::rules(Packets::Frozen);
-        self.nft(&format!("{rules}{clear}{keep}"), Some(netns))
-            .await
-    }
-
-    /// The connections in a service's namespace; of its own with itself those that can't move.
-    pub async fn connections(&self, netns: &Path) -> Result<Connections, NetworkError> {
-        sockets::connections_of(netns).await
-    }
-
-    /// Whether datagrams wait in the service's sockets: a checkpoint does not carry them.
-    pub async fn has_unread_datagrams(&self, netns: &Path) -> Result<bool, NetworkError> {
-        sockets::has_unread_datagrams(netns).await
-    }
-
-    /// What reached a service otherwise than by a connection of its own to the bridge: the
-    /// connections that were carried here, and datagrams of late.
-    pub async fn remembered(&self, netns: &Path) -> Result<Remembered, NetworkError> {
-        let list = ["-j", "list", "table", "inet", inside::TABLE];
-        let text = self.tools.run("nft", &list, "", Some(netns)).await?;
-        let listing: Value =
-            serde_json::from_str(&text).map_err(|source| NetworkError::Unreadable {
-                tool: "nft",
-                source,
-            })?;
-        Ok(Remembered {
-            carried: &inside::flows(&listing, Set::Carried)
-                | &inside::flows(&listing, Set::Learned),
-            seen: inside::flows(&listing, Set::Seen),
-        })
-    }
-
-    /// Whether a connection that was carried here still lives.
-    pub async fn has_carried(&self, netns: &Path) -> Result<bool, NetworkError> {
-        let (remembered, connections) =
-            tokio::join!(self.remembered(netns), self.connections(netns));
-        let (carried, alive) = (remembered?.carried, connections?);
-        let mut alive = alive.open.iter().chain(&alive.unaccepted);
-        Ok(alive.any(|flow| carried.contains(flow)))
-    }
-
-    /// Has the answers of these connections go back through [`IN_DEVICE`]; those of `home` never do.
-    pub async fn carry(
-        &self,
-        netns: &Path,
-        carried: &BTreeSet<Flow>,
-        home: &BTreeSet<Flow>,
-    ) -> Result<(), NetworkError> {
-        let mut elements = inside::add(Set::Carried, carried);
-        elements.push_str(&inside::add(Set::Home, home));
-        self.nft(&elements, Some(netns)).await
-    }
-
     /// Tells everybody with an open connection to the service that it is over, once the service is
     /// committed to another place: without it those who wait for an answer would wait for ever,
     /// since nobody is left to say so.
@@ -660,19 +462,9 @@ impl Driver {
         self.change(|table| Ok(table.moved_away(service, address)))
             .await?;
         if let Some(netns) = netns {
-            self.direct(netns, Packets::OnlyResets).await?;
-            sockets::reset_all_connections(netns).await?;
+            self.inside.reset(netns).await?;
         }
         Ok(())
-    }
-
-    /// Ends the connections of a frozen service that has moved, without a word: they go on at its new
-    /// place. What its kernel is winding up stays.
-    ///
-    /// Without this the kernel would close them when the processes are killed, be heard by nobody, and
-    /// keep the namespace until it gives up after minutes (`tcp_orphan_retries`).
-    pub async fn forget_connections(&self, netns: &Path) -> Result<(), NetworkError> {
-        sockets::reset_open_connections(netns).await.map(drop)
     }
 
     /// All endpoints, as the kernel has them.
@@ -686,7 +478,7 @@ impl Driver {
         let _changing = self.changing.lock().await;
         let attached = ends(&self.links().await?).next().is_some();
         let gateway = self.gateway();
-        if attached || !self.held().await?.is_empty() || address::has_sockets(gateway) {
+        if attached || !self.held().await?.is_empty() || has_sockets(gateway) {
             return Ok(false);
         }
         self.remove_all().await?;
@@ -734,15 +526,13 @@ impl Driver {
     }
 
     async fn nft(&self, text: &str, netns: Option<&Path>) -> Result<(), NetworkError> {
-        self.tools
-            .run("nft", &["-f", "-"], text, netns)
-            .await
-            .map(drop)
+        self.tools.run("nft", &["-f", "-"], text, netns).await?;
+        Ok(())
     }
 
     async fn ip(&self, words: &str, netns: Option<&Path>) -> Result<String, NetworkError> {
         let words: Vec<&str> = words.split(' ').collect();
-        self.tools.run("ip", &words, "", netns).await
+        Ok(self.tools.run("ip", &words, "", netns).await?)
     }
 
     /// The links of the system.
@@ -791,18 +581,8 @@ fn are_a_pair(outside: &Value, inside: &Value) -> bool {
 }
 
 fn json(text: &str) -> Result<Value, NetworkError> {
-    serde_json::from_str(text).map_err(|source| NetworkError::Unreadable { tool: "ip", source })
-}
-
-/// Flags of `ip` for each family that this kernel has.
-fn families() -> impl Iterator<Item = &'static str> {
-    ["-4"].into_iter().chain(has_v6().then_some("-6"))
-}
-
-/// Whether this kernel has IPv6, and it is not switched off.
-fn has_v6() -> bool {
-    std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-        .is_ok_and(|off| off.trim() == "0")
+    let read = serde_json::from_str(text);
+    Ok(read.map_err(|source| PacketError::Unreadable { tool: "ip", source })?)
 }
 
 /// Lets the system forward IPv6. A host that forwards stops listening to router advertisements
@@ -824,22 +604,9 @@ fn forward_v6() -> Result<(), NetworkError> {
             )?;
         }
     }
-    set(setting, "1")
+    Ok(set(setting, "1")?)
 }
 
-fn is_missing(error: &NetworkError) -> bool {
-    matches!(error, NetworkError::Failed { said, .. } if said.contains("No such file or directory"))
-}
-
-/// Writes a kernel setting unless it has that value already, which needs no right to write.
-fn set(setting: &str, value: &'static str) -> Result<(), NetworkError> {
-    let path = Path::new("/proc/sys").join(setting);
-    if std::fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
-        return Ok(());
-    }
-    std::fs::write(&path, value).map_err(|source| NetworkError::Setting {
-        path,
-        value,
-        source,
-    })
+fn is_missing(error: &PacketError) -> bool {
+    matches!(error, PacketError::Failed { said, .. } if said.contains("No such file or directory"))
 }

@@ -18,7 +18,8 @@ use ums_core::id::{MigrationId, ServiceName};
 
 use crate::agent::Agent;
 use crate::services::blocking;
-use crate::{attendants, destination, frontman, problem, services, source};
+use crate::{destination, frontman, services, source};
+use ums_node::{attendants, problem};
 
 /// The longest request, bytes.
 const BODY_LEN_MAX: usize = 1 << 20;

@@ -17,10 +17,12 @@ use ums_core::specification::{ImageId, PublishedPort, Specification};
 use crate::agent::{Agent, Service};
 use crate::bundle;
 use crate::container;
-use crate::network::{self, Port};
-use crate::problem;
+use crate::network;
 use crate::record::{self, Record};
 use crate::{frontman, tunnel};
+use ums_node::facts::{Port, listening_ports};
+use ums_node::packets::Policy;
+use ums_node::problem;
 
 /// How long the end of a service may take that an earlier agent was killed in: whoever starts the agent
 /// waits for it.
@@ -48,7 +50,7 @@ pub async fn thaw_without_keeper(agent: &Arc<Agent>, service: &Service) -> Resul
         return Ok(false);
     };
     let released = match netns_of(&cgroup) {
-        Some(netns) => agent.network.direct(&netns, network::Packets::Pass).await,
+        Some(netns) => agent.packets.direct(&netns, Policy::Pass).await,
         None => Ok(()),
     };
     blocking(
@@ -248,7 +250,7 @@ pub fn free_ports(agent: &Agent, wanted: &Specification) -> Result<(), Problem> 
     let services = agent.all_services();
     let others = services.iter().map(|service| &service.record.specification);
     let others = others.filter(|other| other.name != wanted.name);
-    let taken = network::ports_in_use(others, &network::listening_ports());
+    let taken = network::ports_in_use(others, &listening_ports());
     let is_taken = |port: &&PublishedPort| taken.contains(&Port::of(port));
     match wanted.ports.iter().find(is_taken) {
         Some(port) => {

@@ -28,9 +28,10 @@ use ums_sync::send::{ImageWriter, PageWriter, SendError, Sender, Settings};
 
 use crate::agent::{Agent, Migration, Service};
 use crate::container::{keeper_path, netns_path};
-use crate::network::Packets;
 use crate::services::{self, Keep, blocking, destroy, thaw_without_keeper};
-use crate::{bundle, inspect, problem, tunnel};
+use crate::{bundle, tunnel};
+use ums_node::packets::Policy;
+use ums_node::{inspect, problem};
 
 mod freeze;
 
@@ -699,7 +700,7 @@ pub async fn thaw(agent: &Arc<Agent>, id: MigrationId, name: ServiceName) -> Res
     }
     // First, or the service would begin with packets lost; but it must run whatever comes of it.
     let netns = netns_path(&status);
-    let released = agent.network.direct(&netns, Packets::Pass).await;
+    let released = agent.packets.direct(&netns, Policy::Pass).await;
     let (this, of) = (Arc::clone(agent), service);
     blocking(move || {
         let thawed = this.ask_keeper(&of, &Request::Thaw);
@@ -752,7 +753,7 @@ pub async fn delete_source(
     }
     if tunnel::is_there(agent, &name).await? {
         if let Some(netns) = services::remaining_netns(agent, &service).await
-            && let Err(error) = agent.network.forget_connections(&netns).await
+            && let Err(error) = agent.packets.forget_connections(&netns).await
         {
             tracing::warn!(migration = %id, %error, "the old namespace will stay for minutes");
         }

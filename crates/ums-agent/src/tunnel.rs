@@ -19,8 +19,9 @@ use ums_frontman::packet::{End, FarLaunch, Limits, NearLaunch, Permit, Ports, St
 use ums_frontman::record::{self, Record};
 
 use crate::agent::{Agent, Service};
-use crate::network::{IN_DEVICE, MTU, OUT_DEVICE};
-use crate::{frontman, problem, reconcile, services};
+use crate::{frontman, reconcile, services};
+use ums_node::packets::{IN_DEVICE, MTU, OUT_DEVICE};
+use ums_node::problem;
 
 /// How often to look in the life of a Frontman whether it is still needed.
 const LOOKS: u64 = 4;
@@ -60,7 +61,7 @@ pub async fn offer(
     let failed = problem::failed("tunnel", "the tunnel can't begin here");
     let spawned = client::spawn_far(&frontman::program(agent), &launch, Some(&log(agent))).await;
     let (_, status) = spawned.map_err(|error| failed(&error))?;
-    let led = agent.network.lead_into(&launch.end.namespace, IN_DEVICE);
+    let led = agent.packets.lead_into(&launch.end.namespace, IN_DEVICE);
     led.await.map_err(|error| failed(&error))?;
     Ok(Some(TunnelEnd {
         port: status.address.port(),
@@ -92,7 +93,7 @@ pub async fn begin(
         spawned = client::spawn_near(&program, &launch, Some(&log)).await;
     }
     spawned.map_err(|error| not_connected(&error))?;
-    let led = agent.network.lead_into(&launch.end.namespace, OUT_DEVICE);
+    let led = agent.packets.lead_into(&launch.end.namespace, OUT_DEVICE);
     led.await
         .map_err(|error| problem::failed("tunnel", "packets can't be led")(&error))
 }
@@ -288,7 +289,7 @@ async fn is_needed(
             let Some(netns) = services::remaining_netns(agent, &service).await else {
                 return Ok(false);
             };
-            let carried = agent.network.has_carried(&netns).await;
+            let carried = agent.packets.has_carried(&netns).await;
             carried.map_err(|error| {
                 problem::failed("tunnel", "the service's connections are not to be seen")(&error)
             })

@@ -36,7 +36,7 @@ pub(crate) fn frontman(data: &[u8]) -> bool {
 /// Texts below `/proc` that a service can put words into.
 pub(crate) fn proc(data: &[u8]) -> bool {
     let text = String::from_utf8_lossy(data);
-    ums_agent::inspect::understand(&text);
+    ums_node::inspect::understand(&text);
     true
 }
 

@@ -197,7 +197,7 @@ fn runc_makes_what_the_bundle_says() {
     assert!(cgroups.contains(&node.cgroup), "{cgroups}");
     assert_eq!(link(format!("/proc/{pid}/fd/0")), Path::new("/dev/null"));
 
-    let seen = crate::inspect::inspect(pid, &[&node.at("upper")]).unwrap();
+    let seen = ums_node::inspect::inspect(pid, &[&node.at("upper")]).unwrap();
     // Standard output is the test's own here; nothing else may be in the way.
     let others = seen
         .obstacles

@@ -21,8 +21,8 @@ use super::{Delivery, Incoming, incoming};
 use crate::agent::Agent;
 use crate::container::keeper_path;
 use crate::images::Staging;
-use crate::problem;
 use crate::source::ALPN;
+use ums_node::problem;
 
 /// How long a TLS handshake may take, and the opening after it: until then it is a stranger's.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);

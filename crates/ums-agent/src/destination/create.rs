@@ -10,7 +10,8 @@ use super::Incoming;
 use crate::agent::{Agent, Migration};
 use crate::record::Arriving;
 use crate::services::{self, blocking};
-use crate::{problem, tunnel};
+use crate::tunnel;
+use ums_node::problem;
 
 /// Steps 4 to 6: everything but the processes; name, address and ports are taken.
 pub async fn create(

@@ -12,10 +12,11 @@ use ums_core::id::MigrationId;
 
 use super::{Delivery, Incoming, incoming};
 use crate::agent::{Agent, Service};
-use crate::connections::{self, Moving};
-use crate::network::Packets;
 use crate::services::{self, blocking};
-use crate::{frontman, problem, tunnel};
+use crate::{frontman, tunnel};
+use ums_node::connections::{self, Moving};
+use ums_node::packets::Policy;
+use ums_node::problem;
 
 /// How long a `restore` waits for the end of a delivery that the source believes complete.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
@@ -100,13 +101,13 @@ async fn stand_ready(
         &service.record.specification.name,
         services::netns(agent, service).await?,
     );
-    let held = agent.network.direct(&netns, Packets::Hold).await;
+    let held = agent.packets.direct(&netns, Policy::Hold).await;
     held.map_err(|error| failed(&error))?;
     match moving {
         Some(moving) => {
             let sorted = moving.sort(&agent.config.system);
             let carried = agent
-                .network
+                .packets
                 .carry(&netns, &sorted.carried, &sorted.home)
                 .await;
             carried.map_err(|error| failed(&error))?;

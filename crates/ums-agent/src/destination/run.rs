@@ -11,10 +11,10 @@ use ums_core::id::{MigrationId, ServiceName};
 use super::{incoming, is_arriving};
 use crate::agent::{Agent, Service};
 use crate::frontman::{self, YIELD_DRAIN};
-use crate::network::Packets;
-use crate::problem;
 use crate::services::{self, blocking};
 use crate::source::monotonic_ns;
+use ums_node::packets::Policy;
+use ums_node::problem;
 
 /// Step 13, after the commit: the service executes.
 pub async fn run(agent: &Arc<Agent>, id: MigrationId) -> Result<Running, Problem> {
@@ -106,6 +106,6 @@ pub(super) async fn arrived(agent: &Arc<Agent>, name: &ServiceName) -> Result<()
 /// Lets packets reach the service.
 async fn open_to_clients(agent: &Arc<Agent>, service: &Service) -> Result<(), Problem> {
     let netns = services::netns(agent, service).await?;
-    let opened = agent.network.direct(&netns, Packets::Pass).await;
+    let opened = agent.packets.direct(&netns, Policy::Pass).await;
     opened.map_err(|error| problem::failed("network", "clients can't reach the service")(&error))
 }

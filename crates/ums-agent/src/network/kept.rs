@@ -13,7 +13,9 @@ use nix::sys::socket::{
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::{BRIDGE, Driver, NetworkError, Table, has_v6, is_missing, rules, set};
+use ums_node::packets::{PacketError, has_v6, set};
+
+use super::{BRIDGE, Driver, NetworkError, Table, is_missing, rules};
 
 /// The group of netlink that is told of changes of nftables (`NFNLGRP_NFTABLES`), as a mask.
 const NFTABLES_GROUP: u32 = 1 << (7 - 1);
@@ -80,7 +82,7 @@ impl Driver {
     pub async fn obstructions(&self) -> Result<Vec<String>, NetworkError> {
         let listing = self.tools.run("nft", &["-j", "list", "ruleset"], "", None);
         let ruleset = serde_json::from_str(&listing.await?);
-        let ruleset = ruleset.map_err(|source| NetworkError::Unreadable {
+        let ruleset = ruleset.map_err(|source| PacketError::Unreadable {
             tool: "nft",
             source,
         })?;
@@ -90,14 +92,15 @@ impl Driver {
     pub(super) async fn kernel_table(&self) -> Result<Option<Table>, NetworkError> {
         let list = ["-j", "list", "table", "ip", rules::TABLE];
         match self.tools.run("nft", &list, "", None).await {
-            Ok(text) => rules::parse(&text)
-                .map(Some)
-                .map_err(|source| NetworkError::Unreadable {
+            Ok(text) => {
+                let table = rules::parse(&text);
+                Ok(Some(table.map_err(|source| PacketError::Unreadable {
                     tool: "nft",
                     source,
-                }),
+                })?))
+            }
             Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }

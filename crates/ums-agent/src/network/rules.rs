@@ -9,6 +9,8 @@ use serde_json::Value;
 use ums_core::id::ServiceName;
 use ums_core::specification::{PublishedPort, Transport};
 
+use ums_node::facts::Port;
+
 use super::{BRIDGE, address};
 use crate::config::Network;
 
@@ -72,33 +74,9 @@ add rule ip {TABLE} local ip daddr @moved meta l4proto tcp reject with tcp reset
     )
 }
 
-/// A port of the system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Port {
-    /// Its transport protocol.
-    pub transport: Transport,
-    /// Its number.
-    pub number: u16,
-}
-
-impl Port {
-    /// A TCP port.
-    pub fn tcp(number: u16) -> Self {
-        let transport = Transport::Tcp;
-        Self { transport, number }
-    }
-
-    /// The system's port that leads to a published one.
-    pub fn of(published: &PublishedPort) -> Self {
-        Self {
-            transport: published.transport,
-            number: published.system_port,
-        }
-    }
-
-    fn element(self) -> String {
-        format!("{} . {}", self.transport.name(), self.number)
-    }
+/// As an element of the map.
+fn element(port: Port) -> String {
+    format!("{} . {}", port.transport.name(), port.number)
 }
 
 /// Where a port of the system leads.
@@ -355,14 +333,14 @@ impl Change {
             let _ = writeln!(text, "{verb} element ip {TABLE} {set} {{ {element} }}");
         };
         for (port, _) in &self.remove {
-            line("delete", "endpoints", port.element());
+            line("delete", "endpoints", element(*port));
         }
         for address in &self.stay {
             line("delete", "moved", address.to_string());
         }
         for (port, endpoint) in &self.add {
             let (comment, to) = (endpoint.comment(), endpoint.to);
-            let port = port.element();
+            let port = element(*port);
             let element = format!("{port} comment \"{comment}\" : {} . {}", to.ip(), to.port());
             line("add", "endpoints", element);
         }
@@ -379,10 +357,10 @@ impl Change {
             let _ = writeln!(text, "{verb} element ip6 {TABLE} endpoints {{ {element} }}");
         };
         for (port, _) in self.remove.iter().filter(|(_, endpoint)| !endpoint.taken) {
-            line("delete", port.element());
+            line("delete", element(*port));
         }
         for (port, endpoint) in self.add.iter().filter(|(_, endpoint)| !endpoint.taken) {
-            let (port, to) = (port.element(), address::v6(*endpoint.to.ip()));
+            let (port, to) = (element(*port), address::v6(*endpoint.to.ip()));
             line("add", format!("{port} : {to} . {}", endpoint.to.port()));
         }
         text

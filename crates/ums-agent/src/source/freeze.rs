@@ -16,10 +16,10 @@ use ums_checkpoint::memory_dir::MemoryDir;
 
 use super::{ACCEPT_LOOK, ACCEPT_WITHIN, READ_LOOK, READ_WITHIN};
 use crate::agent::{Agent, Service};
-use crate::connections::{self, Moving};
 use crate::container::netns_path;
-use crate::network::{Connections, Flow, Packets};
-use crate::problem;
+use ums_node::connections::{self, Moving};
+use ums_node::packets::{Connections, Flow, Policy};
+use ums_node::problem;
 
 /// Both ends of a gate: ours, and the keeper's.
 pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
@@ -56,7 +56,7 @@ pub(super) async fn attend(
         _ => false,
     };
     if !ended_well {
-        if let Err(error) = agent.network.direct(&netns, Packets::Pass).await {
+        if let Err(error) = agent.packets.direct(&netns, Policy::Pass).await {
             // It is tried again when the migration is undone.
             tracing::warn!(%error, "the service runs on while its packets are held");
         }
@@ -73,11 +73,11 @@ async fn hold(
     attendant: &mut Option<Attendant>,
 ) -> Result<Option<Connections>, Problem> {
     let failed = problem::failed("network", "packets can't be held");
-    let network = &agent.network;
-    let held = network.direct(netns, Packets::HoldNew).await;
+    let network = &agent.packets;
+    let held = network.direct(netns, Policy::HoldNew).await;
     held.map_err(|error| failed(&error))?;
     wait_for_acceptance(agent, netns).await?;
-    let held = network.direct(netns, Packets::LastMoment).await;
+    let held = network.direct(netns, Policy::LastMoment).await;
     held.map_err(|error| failed(&error))?;
     wait_for_itself(agent, netns).await?;
     wait_for_readers(agent, netns).await;
@@ -118,7 +118,7 @@ async fn ask<T: Send + 'static>(
 async fn wait_for_itself(agent: &Agent, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
-        let connections = agent.network.connections(netns).await;
+        let connections = agent.packets.connections(netns).await;
         let connections = connections
             .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
         match can_move(&connections.stuck) {
@@ -148,7 +148,7 @@ fn can_move(stuck: &BTreeSet<Flow>) -> Result<(), Problem> {
 async fn wait_for_acceptance(agent: &Agent, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
-        let connections = agent.network.connections(netns).await;
+        let connections = agent.packets.connections(netns).await;
         let connections = connections
             .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
         let waiting = connections.unaccepted.len();
@@ -170,7 +170,7 @@ async fn wait_for_acceptance(agent: &Agent, netns: &Path) -> Result<(), Problem>
 async fn wait_for_readers(agent: &Agent, netns: &Path) {
     let end = Instant::now() + READ_WITHIN;
     loop {
-        match agent.network.has_unread_datagrams(netns).await {
+        match agent.packets.has_unread_datagrams(netns).await {
             Ok(true) if Instant::now() < end => tokio::time::sleep(READ_LOOK).await,
             Ok(true) => {
                 tracing::warn!("datagrams that the service does not read are given up");
@@ -210,7 +210,7 @@ pub(super) async fn tell_destination(
     images: &MemoryDir,
     connections: &Connections,
 ) -> Result<(), Problem> {
-    let remembered = agent.network.remembered(&netns_path(status)).await;
+    let remembered = agent.packets.remembered(&netns_path(status)).await;
     let remembered = remembered
         .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
     let inbound = service.record.inbound.as_ref();

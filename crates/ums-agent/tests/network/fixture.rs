@@ -21,6 +21,7 @@ use ums_core::specification::{PublishedPort, Transport};
 use ums_frontman::client::FrontmanClient;
 use ums_frontman::control::{Counts, Limits};
 use ums_frontman::engine::{Config, Frontman};
+use ums_node::packets::Inside;
 
 /// Longest wait for anything that should come about.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -125,6 +126,7 @@ pub(crate) struct Fixture {
     pub(crate) system: Namespace,
     pub(crate) elsewhere: Namespace,
     pub(crate) driver: Driver,
+    pub(crate) inside: Inside,
     directory: TempDir,
 }
 
@@ -158,6 +160,7 @@ impl Fixture {
                     system,
                     elsewhere,
                     driver,
+                    inside: Inside::new(None),
                     directory,
                 };
                 fixture.join_up();

@@ -7,9 +7,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use fixture::{Echo, Fixture, Outcome, ask, eventually, outcome, skip_unless_root};
-use ums_agent::network::{Address, Packets, Port};
+use ums_agent::network::Address;
 use ums_core::specification::{PublishedPort, Transport};
 use ums_frontman::control::{Phase, Upstreams};
+use ums_node::facts::Port;
+use ums_node::packets::Policy;
 
 #[test]
 fn a_published_service_answers_everybody() {
@@ -353,7 +355,7 @@ fn clients_of_a_service_that_has_moved_are_told() {
 
         // As in a migration: its packets have been held since the freeze.
         let netns = service.path();
-        f.driver.direct(&netns, Packets::Frozen).await.unwrap();
+        f.inside.direct(&netns, Policy::Frozen).await.unwrap();
         f.driver
             .drop_connections(&service.name, service.address, Some(&service.path()))
             .await
@@ -368,7 +370,7 @@ fn clients_of_a_service_that_has_moved_are_told() {
         // Back again: the address works as before.
         drop(echo);
         let netns = service.path();
-        f.driver.direct(&netns, Packets::Pass).await.unwrap();
+        f.inside.direct(&netns, Policy::Pass).await.unwrap();
         f.driver
             .publish(&service.name, service.address, &service.ports)
             .await
@@ -417,14 +419,14 @@ fn held_packets_arrive_after_all() {
         assert_eq!(ask(&mut client, "1").await, "web: 1");
         for _ in 0..2 {
             let netns = service.path();
-            f.driver.direct(&netns, Packets::Hold).await.unwrap();
+            f.inside.direct(&netns, Policy::Hold).await.unwrap();
         }
         let asked = tokio::spawn(async move { ask(&mut client, "2").await });
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!asked.is_finished(), "a packet passed");
         for _ in 0..2 {
             let netns = service.path();
-            f.driver.direct(&netns, Packets::Pass).await.unwrap();
+            f.inside.direct(&netns, Policy::Pass).await.unwrap();
         }
         assert_eq!(asked.await.unwrap(), "web: 2");
     });
@@ -441,15 +443,15 @@ fn nothing_is_acknowledged_on_behalf_of_a_frozen_service() {
         let mut client = f.client.connect(f.endpoint(8080)).await.unwrap();
         assert_eq!(ask(&mut client, "1").await, "web: 1");
         let port = client.local_addr().unwrap().port();
-        for packets in [Packets::Hold, Packets::Frozen] {
+        for packets in [Policy::Hold, Policy::Frozen] {
             let netns = service.path();
-            f.driver.direct(&netns, packets).await.unwrap();
+            f.inside.direct(&netns, packets).await.unwrap();
             let mut asking = client.try_clone().unwrap();
             let asked = tokio::spawn(async move { ask(&mut asking, "2").await });
             // Sent again and again, and not acknowledged.
             eventually(async || f.client.queue(port).await.retransmits >= 2).await;
             assert_ne!(f.client.queue(port).await.unacknowledged, 0);
-            f.driver.direct(&netns, Packets::Pass).await.unwrap();
+            f.inside.direct(&netns, Policy::Pass).await.unwrap();
             assert_eq!(asked.await.unwrap(), "web: 2");
             eventually(async || f.client.queue(port).await.unacknowledged == 0).await;
         }
@@ -465,13 +467,13 @@ fn a_connection_that_the_service_has_closed_is_wound_up_where_it_was() {
         let service = f.service("web", 5).await;
         let netns = service.path();
         let (client, written) = fixture::closed_with_last_words(f, &service).await;
-        let connections = f.driver.connections(&netns).await.unwrap();
+        let connections = f.inside.connections(&netns).await.unwrap();
         assert_eq!(
             (connections.open.len(), connections.closing.len()),
             (0, 1),
             "{connections:?}"
         );
-        f.driver.freeze(&netns, &connections.closing).await.unwrap();
+        f.inside.freeze(&netns, &connections.closing).await.unwrap();
         assert_eq!(fixture::read_all(client).await, written);
     });
 }

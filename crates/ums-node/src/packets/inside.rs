@@ -1,5 +1,5 @@
 //! What is inside a service's own network namespace: where its packets go while it runs, while it
-//! is frozen, and once it has moved. Pure text, as [`rules`](super::rules) for the system.
+//! is frozen, and once it has moved. Pure text, as the rules of the system are.
 //!
 //! ```text
 //!              ┌────────── the service's namespace ───────────┐
@@ -29,7 +29,6 @@ use serde_json::Value;
 use ums_core::specification::Transport;
 
 use super::sockets::Flow;
-use super::{Address, address};
 
 /// The table, in the service's namespace.
 pub(super) const TABLE: &str = "ums";
@@ -51,35 +50,9 @@ const CARRIED_FOR: &str = "1d";
 /// The same for datagrams, which have no connection. Longer than `nf_conntrack_udp_timeout_stream`.
 const SEEN_FOR: &str = "5m";
 
-/// The table that translates addresses, which the rules of the other one don't know of.
-const TRANSLATION: &str = "ums-address";
-
-/// Translates between a service's own address and the one that it has on the bridge, at the very edge
-/// of its namespace: before and after all that is said here, and without remembering connections (so
-/// that one is led on as it came, at whichever place). Errors that routers report of its packets name
-/// an address that the service does not know: TCP finds out by itself how large packets may be
-/// (`tcp_mtu_probing`).
-pub(super) fn translation(address: Address) -> String {
-    let Address { on_bridge, inside } = address;
-    let (on_bridge_v6, inside_v6) = (address::v6(on_bridge), address::v6(inside));
-    let table = format!("inet {TRANSLATION}");
-    format!(
-        "\
-add table {table}
-add chain {table} in {{ type filter hook prerouting priority -300; policy accept; }}
-add chain {table} out {{ type filter hook postrouting priority 300; policy accept; }}
-flush table {table}
-add rule {table} in iifname \"eth0\" ip daddr {on_bridge} ip daddr set {inside}
-add rule {table} in iifname \"eth0\" ip6 daddr {on_bridge_v6} ip6 daddr set {inside_v6}
-add rule {table} out oifname \"eth0\" ip saddr {inside} ip saddr set {on_bridge}
-add rule {table} out oifname \"eth0\" ip6 saddr {inside_v6} ip6 saddr set {on_bridge_v6}
-"
-    )
-}
-
 /// What becomes of a service's packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packets {
+pub enum Policy {
     /// They pass.
     Pass,
     /// New connections go to `ums-out`; others pass, so that the service can accept what waits.
@@ -96,7 +69,7 @@ pub enum Packets {
     OnlyResets,
 }
 
-impl Packets {
+impl Policy {
     fn are_held(self) -> bool {
         matches!(self, Self::Hold | Self::LastMoment | Self::Frozen)
     }
@@ -132,7 +105,7 @@ pub(super) fn route(device: &str, default: &str) -> String {
 const FAMILIES: [(&str, &str, &str); 2] = [("ip", "ipv4_addr", "4"), ("ip6", "ipv6_addr", "6")];
 
 /// The table with its rules; repeating it changes nothing, and its sets keep their elements.
-pub(super) fn rules(packets: Packets) -> String {
+pub(super) fn rules(packets: Policy) -> String {
     let mut text = format!("add table inet {TABLE}\n");
     for (_, address, family) in FAMILIES {
         for (set, flags) in SETS {
@@ -158,7 +131,7 @@ flush table inet {TABLE}
     let mut rule = |chain: &str, rule: &str| {
         let _ = writeln!(text, "add rule inet {TABLE} {chain} {rule}");
     };
-    if packets == Packets::LastMoment {
+    if packets == Policy::LastMoment {
         rule("arrive", &format!("iifname \"lo\" {NEW} drop"));
     }
     rule("arrive", "iifname \"lo\" accept");
@@ -193,22 +166,22 @@ flush table inet {TABLE}
             let mark = format!("{answer} @{set}{family} meta mark set {IN_MARK} accept");
             rule("carry", &mark);
         }
-        if matches!(packets, Packets::Frozen) {
+        if matches!(packets, Policy::Frozen) {
             rule("leave", &format!("{answer} @closing{family} goto carry"));
         }
     }
     match packets {
-        Packets::Pass => {}
-        Packets::HoldNew => rule("arrive", &format!("{NEW} meta mark set {OUT_MARK}")),
-        Packets::Hold | Packets::LastMoment => {
+        Policy::Pass => {}
+        Policy::HoldNew => rule("arrive", &format!("{NEW} meta mark set {OUT_MARK}")),
+        Policy::Hold | Policy::LastMoment => {
             rule("arrive", &format!("meta mark set {OUT_MARK}"));
         }
-        Packets::Frozen => {
+        Policy::Frozen => {
             rule("arrive", &format!("meta mark set {OUT_MARK}"));
             rule("leave", &format!("{NEIGHBOURS} accept"));
             rule("leave", "drop");
         }
-        Packets::OnlyResets => {
+        Policy::OnlyResets => {
             rule("arrive", "drop");
             rule("leave", "tcp flags & rst == rst goto carry");
             rule("leave", "drop");
@@ -336,8 +309,8 @@ mod test {
     #[test]
     fn a_connection_to_itself_begins_at_every_time_but_the_last_moment() {
         let begins = |packets| !rules(packets).contains("iifname \"lo\" tcp flags");
-        assert!(!begins(Packets::LastMoment));
-        for packets in [Packets::Pass, Packets::HoldNew, Packets::Hold] {
+        assert!(!begins(Policy::LastMoment));
+        for packets in [Policy::Pass, Policy::HoldNew, Policy::Hold] {
             assert!(begins(packets), "{packets:?}");
         }
     }

@@ -19,7 +19,7 @@ use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
 use ums_core::specification::Transport;
 
-use super::NetworkError;
+use super::PacketError;
 use super::tool::within;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -117,7 +117,7 @@ pub struct Connections {
 }
 
 /// Looks at the connections of the namespace.
-pub(super) async fn connections_of(netns: &Path) -> Result<Connections, NetworkError> {
+pub(super) async fn connections_of(netns: &Path) -> Result<Connections, PacketError> {
     let look = || -> io::Result<Connections> {
         let netlink = open()?;
         let mut sockets = sockets(&netlink, libc_family(AddressFamily::Inet), ALL_STATES)?;
@@ -128,7 +128,7 @@ pub(super) async fn connections_of(netns: &Path) -> Result<Connections, NetworkE
         )?);
         Ok(sort(&sockets))
     };
-    within(netns, look).await?.map_err(NetworkError::Sockets)
+    within(netns, look).await?.map_err(PacketError::Sockets)
 }
 
 fn sort(sockets: &[Socket]) -> Connections {
@@ -182,7 +182,7 @@ impl Socket {
 }
 
 /// Whether datagrams have arrived that the service has not read.
-pub(super) async fn has_unread_datagrams(netns: &Path) -> Result<bool, NetworkError> {
+pub(super) async fn has_unread_datagrams(netns: &Path) -> Result<bool, PacketError> {
     let look = || -> io::Result<bool> {
         let netlink = open()?;
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -194,22 +194,22 @@ pub(super) async fn has_unread_datagrams(netns: &Path) -> Result<bool, NetworkEr
         }
         Ok(false)
     };
-    within(netns, look).await?.map_err(NetworkError::Sockets)
+    within(netns, look).await?.map_err(PacketError::Sockets)
 }
 
 /// Resets all connections of the namespace, and returns how many there were.
-pub(super) async fn reset_all_connections(netns: &Path) -> Result<usize, NetworkError> {
+pub(super) async fn reset_all_connections(netns: &Path) -> Result<usize, PacketError> {
     within(netns, || reset(|_| true))
         .await?
-        .map_err(NetworkError::Sockets)
+        .map_err(PacketError::Sockets)
 }
 
 /// Resets the connections that processes of the namespace have, and leaves those that its kernel
 /// is winding up. Returns how many there were.
-pub(super) async fn reset_open_connections(netns: &Path) -> Result<usize, NetworkError> {
+pub(super) async fn reset_open_connections(netns: &Path) -> Result<usize, PacketError> {
     within(netns, || reset(|socket| socket.inode != 0))
         .await?
-        .map_err(NetworkError::Sockets)
+        .map_err(PacketError::Sockets)
 }
 
 fn reset(wanted: impl Fn(&Socket) -> bool) -> io::Result<usize> {

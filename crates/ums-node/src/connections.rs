@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use ums_core::id::SystemName;
 use ums_core::specification::Transport;
 
-use crate::network::{Connections, Flow, Remembered};
+use crate::packets::{Connections, Flow, Remembered};
 
 /// Name of the image file that carries [`Moving`]. It is there when connections move along.
 pub const NAME: &str = "ums-connections.json";

@@ -59,12 +59,6 @@ pub fn exited(name: &ums_core::id::ServiceName, code: i32) -> Problem {
     }
 }
 
-impl From<crate::container::Error> for Box<Problem> {
-    fn from(error: crate::container::Error) -> Self {
-        Box::new(failed("container", "the container can't be made")(&error))
-    }
-}
-
 /// A keeper's answer as a problem.
 pub fn keeper(error: &client::Error) -> Problem {
     let problem = failed("keeper", "the container's keeper could not do it")(error);

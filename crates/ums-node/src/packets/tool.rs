@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::NetworkError;
+use super::PacketError;
 
 /// These tools take milliseconds; on a loaded machine much more, but never this.
 const TOOL_WITHIN: Duration = Duration::from_secs(20);
@@ -22,23 +22,24 @@ const SAID_BYTES_MAX: usize = 2000;
 
 /// Where the tools are.
 #[derive(Debug)]
-pub(super) struct Tools {
+pub struct Tools {
     bin_dir: Option<PathBuf>,
 }
 
 impl Tools {
-    pub(super) fn new(bin_dir: Option<PathBuf>) -> Self {
+    /// `bin_dir` is where they are looked for before PATH.
+    pub fn new(bin_dir: Option<PathBuf>) -> Self {
         Self { bin_dir }
     }
 
     /// Runs a tool to its end, with `input` on its standard input, and returns what it printed.
-    pub(super) async fn run(
+    pub async fn run(
         &self,
         tool: &str,
         arguments: &[&str],
         input: &str,
         netns: Option<&Path>,
-    ) -> Result<String, NetworkError> {
+    ) -> Result<String, PacketError> {
         let mut command = Command::new(self.find(tool));
         command.args(arguments).current_dir("/").kill_on_drop(true);
         command
@@ -46,7 +47,7 @@ impl Tools {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let shown = || format!("{tool} {}", arguments.join(" "));
-        let start = |source| NetworkError::Start {
+        let start = |source| PacketError::Start {
             tool: tool.to_owned(),
             source,
         };
@@ -61,7 +62,7 @@ impl Tools {
             Ok(output) => output.map_err(start)?,
             Err(_) => {
                 let seconds = TOOL_WITHIN.as_secs();
-                return Err(NetworkError::TimedOut {
+                return Err(PacketError::TimedOut {
                     command: shown(),
                     seconds,
                 });
@@ -70,7 +71,7 @@ impl Tools {
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let said = said.trim().chars().take(SAID_BYTES_MAX).collect();
-            return Err(NetworkError::Failed {
+            return Err(PacketError::Failed {
                 command: shown(),
                 said,
             });
@@ -96,11 +97,11 @@ async fn finish(mut child: Child, input: &str) -> std::io::Result<std::process::
 
 /// Calls `action` inside a network namespace, on a thread of its own that ends afterwards: a thread
 /// that has changed its namespace must never serve anything else.
-pub(super) async fn within<T: Send + 'static>(
+pub async fn within<T: Send + 'static>(
     netns: &Path,
     action: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, NetworkError> {
-    let failed = |source| NetworkError::Namespace {
+) -> Result<T, PacketError> {
+    let failed = |source| PacketError::Namespace {
         path: netns.to_owned(),
         source,
     };

@@ -54,7 +54,7 @@ pub(super) fn mounts(pid: i32) -> BTreeSet<u32> {
 }
 
 /// Bytes in the files below a directory; holes don't count. What vanishes meanwhile doesn't either.
-pub(crate) fn bytes(dir: &Path) -> u64 {
+pub fn bytes(dir: &Path) -> u64 {
     const BLOCK_LEN: u64 = 512;
     let mut left = ENTRIES_MAX;
     let mut sum = 0_u64;

@@ -30,8 +30,7 @@ mod test;
 mod unix;
 mod unshared;
 
-pub(crate) use files::bytes as files_bytes;
-pub use files::shared_writable_files;
+pub use files::{bytes as files_bytes, shared_writable_files};
 pub use unshared::over_limit;
 
 /// Most processes that are looked at (the default `pid_max` of the kernel).

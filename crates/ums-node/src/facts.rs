@@ -17,11 +17,12 @@ use ums_checkpoint::keeper;
 use ums_core::facts::{NodeFacts, NodeLimits};
 use ums_core::specification::{ImageId, Transport};
 
-use crate::network::{self, Port};
-
 mod cpu;
 mod memory;
 mod parse;
+mod ports;
+
+pub use ports::{Port, has_sockets, listening_ports};
 
 /// Longest wait for an answer of CRIU's, which takes milliseconds.
 pub const CRIU_PATIENCE: Duration = Duration::from_secs(5);
@@ -71,6 +72,8 @@ pub struct Known {
     pub service_network: (Ipv4Addr, u8),
     /// Images in the store.
     pub images: BTreeSet<ImageId>,
+    /// Paths below `/proc` on which containers have mounts, where the kernel has them.
+    pub covered: Vec<&'static str>,
 }
 
 /// Looks at one node.
@@ -104,7 +107,7 @@ impl Node {
     /// Gathers all facts.
     pub fn facts(&self, known: Known) -> Result<NodeFacts, FactsError> {
         let mut ports = known.ports;
-        ports.extend(network::listening_ports());
+        ports.extend(listening_ports());
         let numbers = |transport| {
             let of_it = ports.iter().filter(move |port| port.transport == transport);
             of_it.map(|port| port.number).collect()
@@ -115,7 +118,7 @@ impl Node {
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             criu: self.criu_version(),
             eager_restore: self.eager_restore.clone(),
-            proc_paths: proc_paths(),
+            proc_paths: proc_paths(&known.covered),
             memory_available_bytes: memory::available(&self.cgroup)?,
             disk_available_bytes: self.disk_available()?,
             services: known.services.into_iter().map(String::from).collect(),
@@ -216,10 +219,11 @@ fn cpu_features() -> Result<BTreeSet<String>, FactsError> {
 }
 
 /// What containers cover, of what is there: the same in every instance of procfs.
-fn proc_paths() -> BTreeSet<String> {
-    crate::bundle::covered_proc_paths()
+fn proc_paths(covered: &[&str]) -> BTreeSet<String> {
+    covered
+        .iter()
         .filter(|path| Path::new(path).exists())
-        .map(str::to_owned)
+        .map(|path| (*path).to_owned())
         .collect()
 }
 
@@ -259,6 +263,7 @@ mod test {
             ports: BTreeSet::from([Port::tcp(8080)]),
             service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
             images: BTreeSet::new(),
+            covered: Vec::new(),
         }
     }
 
