@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::namespace::namespace_of;
+use crate::testbed::PREFIX;
 use crate::tools;
 
 /// Kinds of namespace that a system or a service has of its own.
@@ -19,6 +20,9 @@ const LINKS: [&str; 4] = ["peer0", "world0", "to-a", "to-b"];
 
 /// Where version 1 hierarchies and the unified one lie.
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// How far up a process's ancestors are asked whose testbed's they are: more than any testbed stacks.
+const ANCESTORS_MAX: usize = 32;
 
 /// How deep service cgroups may lie below a hierarchy's root: `/ums/<id>/<system>/<service>/…`.
 const CGROUP_DEPTH_MAX: usize = 8;
@@ -118,26 +122,43 @@ pub fn leftovers(before: &Snapshot, marks: &Marks, nft: &Path) -> Vec<String> {
     found
 }
 
-/// Processes of a testbed: in its namespaces, or with its id in command line or environment.
+/// Processes of a testbed: with its id in command line or environment, or in its namespaces and not another
+/// testbed's. (The kernel gives the number of a namespace that is gone to a new one.)
 pub fn processes(marks: &Marks) -> BTreeMap<i32, String> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let parents = tools::processes();
     let mut found = BTreeMap::new();
-    for pid in tools::processes().into_keys().filter(|pid| *pid != own) {
-        let inside = NAMESPACES.iter().filter_map(|kind| namespace_of(pid, kind));
-        let inside = inside
-            .into_iter()
-            .any(|namespace| marks.namespaces.contains(&namespace));
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let marked = [&command, &environment]
-            .iter()
-            .any(|bytes| String::from_utf8_lossy(bytes).contains(&marks.id));
-        if inside || marked {
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            found.insert(pid, command.trim().to_owned());
+    for pid in parents.keys().copied().filter(|pid| *pid != own) {
+        let inside = || {
+            let mut namespaces = NAMESPACES.iter().filter_map(|kind| namespace_of(pid, kind));
+            namespaces.any(|namespace| marks.namespaces.contains(&namespace))
+        };
+        let ours = match bearing(pid, &parents) {
+            Some(text) => text.contains(&marks.id),
+            None => inside(),
+        };
+        if ours {
+            found.insert(pid, command_of(pid));
         }
     }
     found
+}
+
+/// What of a process, or else of the nearest of its ancestors, names a testbed.
+fn bearing(pid: i32, parents: &BTreeMap<i32, i32>) -> Option<String> {
+    let line = std::iter::successors(Some(pid), |pid| parents.get(pid).copied());
+    line.take(ANCESTORS_MAX).find_map(|pid| {
+        let said = ["cmdline", "environ"].map(|file| std::fs::read(format!("/proc/{pid}/{file}")));
+        let said = said.map(Result::unwrap_or_default).concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        said.contains(PREFIX).then_some(said)
+    })
+}
+
+fn command_of(pid: i32) -> String {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    command.trim().to_owned()
 }
 
 /// Lets frozen processes of a testbed run again: a frozen process can't even be killed.
@@ -225,4 +246,41 @@ fn lines(text: Option<String>) -> BTreeSet<String> {
         .lines()
         .map(str::to_owned)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::namespace::MARK;
+
+    /// A process that is marked as this testbed's, and is in the namespaces of this one.
+    fn found_as(mark: &str, asked: &str) -> bool {
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .env(MARK, mark)
+            .spawn()
+            .expect("sleep");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        // As where the number of a namespace was given away again.
+        let namespaces = NAMESPACES.iter().filter_map(|kind| namespace_of(pid, kind));
+        let marks = Marks {
+            id: asked.to_owned(),
+            namespaces: namespaces.collect(),
+        };
+        let found = processes(&marks).contains_key(&pid);
+        child.kill().expect("killed");
+        child.wait().expect("waited for");
+        found
+    }
+
+    #[test]
+    fn a_process_is_its_own_testbeds_though_namespaces_have_the_same_number() {
+        assert!(found_as("ums-testbed-one", "ums-testbed-one"));
+        assert!(!found_as("ums-testbed-other", "ums-testbed-one"));
+    }
+
+    #[test]
+    fn a_process_that_names_no_testbed_is_known_by_its_namespaces() {
+        assert!(found_as("", "ums-testbed-one"));
+    }
 }

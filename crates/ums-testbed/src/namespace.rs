@@ -17,6 +17,9 @@ use crate::tools::{Tools, children_of, run, wait_for};
 /// Longest wait for an init to start or end: both take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The environment variable by which a testbed's processes are known; holds its id.
+pub const MARK: &str = "UMS_TESTBED";
+
 /// Which cgroup hierarchies there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
@@ -31,17 +34,19 @@ pub enum Layout {
 /// Namespaces of their own for a system or for its clients.
 #[derive(Debug)]
 pub struct Namespace {
+    testbed: String,
     name: String,
     holder: Child,
     init: i32,
 }
 
 impl Namespace {
-    /// Makes the namespaces; `mounts` are directories that get a tmpfs of their own inside, and
+    /// Makes the namespaces of a testbed, whose mark their processes carry; `mounts` are directories that get a tmpfs of their own inside, and
     /// what looks like the root of every cgroup hierarchy inside is `cgroup`, of those that
     /// `layout` leaves.
     pub fn create(
         tools: &Tools,
+        testbed: &str,
         name: &str,
         mounts: &[&Path],
         cgroup: Option<&str>,
@@ -60,6 +65,7 @@ impl Namespace {
         command
             .arg(tools.own("ums-system-init")?)
             .args(mounts)
+            .env(MARK, testbed)
             .current_dir("/");
         command.args((layout == Layout::Unified).then_some("unified"));
         command.args(cgroup.map(|path| format!("cgroup:{path}")));
@@ -78,6 +84,7 @@ impl Namespace {
         BufReader::new(stdout).read_line(&mut ready)?;
         // From here on dropping `namespace` ends what was started.
         let mut namespace = Self {
+            testbed: testbed.to_owned(),
             name: name.to_owned(),
             holder,
             init: 0,
@@ -103,7 +110,7 @@ impl Namespace {
         self.init
     }
 
-    /// A command that will run inside; standard input is empty unless set otherwise.
+    /// A command that will run inside, marked as the testbed's; standard input is empty unless set otherwise.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.args([
@@ -114,7 +121,11 @@ impl Namespace {
             "--pid",
             "--",
         ]);
-        command.arg(program).current_dir("/").stdin(Stdio::null());
+        command
+            .arg(program)
+            .env(MARK, &self.testbed)
+            .current_dir("/")
+            .stdin(Stdio::null());
         command
     }
 

@@ -29,7 +29,6 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct System {
     name: String,
-    testbed: String,
     directory: PathBuf,
     ip: Ipv4Addr,
     namespace: Namespace,
@@ -56,10 +55,9 @@ impl System {
         // `/run` too: what programs keep there under fixed names must not meet the other system's.
         let cgroup = format!("/ums/{testbed}/{name}");
         let mounts = [Path::new("/run"), &run];
-        let namespace = Namespace::create(tools, name, &mounts, Some(&cgroup), layout)?;
+        let namespace = Namespace::create(tools, testbed, name, &mounts, Some(&cgroup), layout)?;
         Ok(Self {
             name: name.to_owned(),
-            testbed: testbed.to_owned(),
             directory,
             ip: Ipv4Addr::UNSPECIFIED,
             namespace,
@@ -132,9 +130,7 @@ impl System {
 
     /// A command inside, marked as this testbed's.
     pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = self.namespace.command(program);
-        command.env("UMS_TESTBED", &self.testbed);
-        command
+        self.namespace.command(program)
     }
 
     /// The `ums` command inside, with this system's configuration.

@@ -50,7 +50,7 @@ const QUEUE: &str = "20ms";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What every id begins with.
-const PREFIX: &str = "ums-testbed-";
+pub(crate) const PREFIX: &str = "ums-testbed-";
 
 /// What a testbed shall be like.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ impl Testbed {
         let [a, b] =
             ["a", "b"].map(|name| System::create(tools, &id, directory.path(), name, layout));
         let (a, b) = (a?.at(PEER[0]), b?.at(PEER[1]));
-        let world = Namespace::create(tools, "world", &[], None, Layout::Machine)?;
+        let world = Namespace::create(tools, &id, "world", &[], None, Layout::Machine)?;
         directory.keep();
         let marks = Marks::new(&id);
         let testbed = Self {
