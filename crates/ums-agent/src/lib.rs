@@ -1,32 +1,15 @@
 //! The Migration Interface (UMS §III-A): what a Coordinator asks of its own system, done on the node.
 //!
-//! - [`server`] is the API, [`agent`] what it works on;
-//! - [`services`] starts and removes services, [`source`] and [`destination`] are the two sides of
-//!   a migration, [`attendants`] lists what outlives one, [`reconcile`] takes away what outlived its
-//!   use;
-//! - [`container`] starts keepers, [`bundle`] writes their OCI bundles, [`images`] keeps root
-//!   filesystems, [`network`] does addresses and endpoints;
-//! - [`frontman`] and [`tunnel`] are what clients meet meanwhile, [`connections`] what of theirs moves;
-//! - [`facts`] and [`inspect`] look at the node and at services, without judging.
+//! What it does is in [`ums_node`], and the containers are [`ums_standalone`]'s. Here is what makes a
+//! program of them: [`server`] is the API, [`config`] the flags, [`agent`] puts the parts together.
 //!
 //! Architecture invariants: knows no saga and no peer's Coordinator; holds nothing that a service
 //! needs to go on, so that it may be killed at any time.
 
 pub mod agent;
 mod alone;
-pub mod bundle;
 pub mod config;
-pub mod container;
-pub mod destination;
-pub mod frontman;
-pub mod images;
-pub mod network;
-pub mod reconcile;
-pub mod record;
 pub mod server;
-pub mod services;
-pub mod source;
-pub mod tunnel;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -35,6 +18,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use ums_node::destination;
+use ums_standalone::{reconcile, services};
 
 use crate::agent::Agent;
 use crate::config::AgentConfig;
@@ -69,19 +54,19 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     })?;
     let data_port = data.local_addr()?.port();
     let socket = config.socket();
-    let agent = Arc::new(Agent::load(config, data_port)?);
-    services::end_cut_off(&agent).await;
+    let agent = Agent::load(&config, data_port)?;
+    services::end_cut_off(&agent.host).await;
     let listener = listen(&socket)?;
-    let this = Arc::clone(&agent);
-    tokio::task::spawn_blocking(move || this.acquaint_criu());
-    tracing::info!(system = %agent.config.system, data_port, "agent serves");
+    let node = Arc::clone(&agent.node);
+    tokio::task::spawn_blocking(move || node.machine.acquaint_criu());
+    tracing::info!(system = %config.system, data_port, "agent serves");
     let mut end = signal(SignalKind::terminate())?;
-    let api = axum::serve(listener, server::router(Arc::clone(&agent)));
+    let api = axum::serve(listener, server::router(agent.clone()));
     tokio::select! {
         served = api.into_future() => served?,
-        served = destination::listen(Arc::clone(&agent), data) => served?,
-        () = reconcile::run(Arc::clone(&agent)) => {}
-        () = reconcile::keep_rules(Arc::clone(&agent)) => {}
+        served = destination::listen(Arc::clone(&agent.node), data) => served?,
+        () = reconcile::run(Arc::clone(&agent.host)) => {}
+        () = reconcile::keep_rules(Arc::clone(&agent.host)) => {}
         _ = end.recv() => {}
     }
     let _ = std::fs::remove_file(&socket);

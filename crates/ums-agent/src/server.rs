@@ -1,7 +1,5 @@
 //! The agent's API over HTTP (`ums_api::agent` describes it).
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, State};
@@ -15,20 +13,20 @@ use ums_api::agent::{
 };
 use ums_api::problem::{MEDIA_TYPE, Problem};
 use ums_core::id::{MigrationId, ServiceName};
+use ums_node::task::blocking;
+use ums_node::{attendants, destination, look, problem, source};
+use ums_standalone::{removal, services};
 
 use crate::agent::Agent;
-use crate::services::blocking;
-use crate::{destination, frontman, services, source};
-use ums_node::{attendants, problem};
 
 /// The longest request, bytes.
 const BODY_LEN_MAX: usize = 1 << 20;
 
-type Shared = State<Arc<Agent>>;
+type Shared = State<Agent>;
 type Answer<T> = Result<axum::Json<T>, Failure>;
 
 /// The routes.
-pub fn router(agent: Arc<Agent>) -> Router {
+pub fn router(agent: Agent) -> Router {
     let operation = |name: &str| format!("/v1/migrations/{{id}}/{name}");
     Router::new()
         .route("/v1/facts", get(facts))
@@ -108,49 +106,40 @@ fn empty(result: Result<(), Problem>) -> Answer<Empty> {
 }
 
 async fn facts(State(agent): Shared) -> impl IntoResponse {
-    answer(blocking(move || agent.node_facts()).await)
+    answer(blocking(move || look::facts(&agent.node)).await)
 }
 
 async fn attendants(State(agent): Shared) -> impl IntoResponse {
-    answer(blocking(move || Ok(attendants::list(&agent.config.run_dir))).await)
+    answer(blocking(move || Ok(attendants::list(&agent.run_dir))).await)
 }
 
 async fn list(State(agent): Shared) -> impl IntoResponse {
-    let views = move || {
-        Ok(agent
-            .all_services()
-            .iter()
-            .map(|s| agent.view(s))
-            .collect::<Vec<_>>())
-    };
-    answer(blocking(views).await)
+    answer(blocking(move || Ok(look::services(&agent.node))).await)
 }
 
 async fn run(State(agent): Shared, Json(request): Json<RunRequest>) -> impl IntoResponse {
     // In a task of its own: half a service is nobody's.
-    answer(detached(async move { services::run(&agent, request).await }).await)
+    let run = async move {
+        let service = services::run(&agent.host, request).await?;
+        blocking(move || Ok(look::view(&agent.node, &service))).await
+    };
+    answer(detached(run).await)
 }
 
 async fn describe(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
-    answer(blocking(move || agent.service_facts(&name)).await)
+    answer(blocking(move || look::service(&agent.node, &name)).await)
 }
 
 async fn remove(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
-    empty(detached(async move { services::remove(&agent, &name).await }).await)
+    empty(detached(async move { removal::remove(&agent.host, &name).await }).await)
 }
 
 async fn migrations(State(agent): Shared) -> impl IntoResponse {
-    answer(blocking(move || Ok(agent.migration_states())).await)
+    answer(blocking(move || Ok(look::migrations(&agent.node))).await)
 }
 
 async fn migration(State(agent): Shared, Path(id): Path<MigrationId>) -> impl IntoResponse {
-    answer(
-        blocking(move || {
-            let migration = agent.migration(id)?;
-            Ok(agent.state_of(id, &migration))
-        })
-        .await,
-    )
+    answer(blocking(move || look::migration(&agent.node, id)).await)
 }
 
 async fn block(
@@ -158,7 +147,7 @@ async fn block(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(source::block(&agent, id, of.service).await)
+    empty(source::block(&agent.node, id, of.service).await)
 }
 
 async fn unblock(
@@ -166,7 +155,7 @@ async fn unblock(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(source::unblock(&agent, id, of.service).await)
+    empty(source::unblock(&agent.node, id, of.service).await)
 }
 
 async fn open(
@@ -174,7 +163,7 @@ async fn open(
     Path(id): Path<MigrationId>,
     Json(request): Json<OpenRequest>,
 ) -> impl IntoResponse {
-    empty(source::open(&agent, id, request).await)
+    empty(source::open(&agent.node, id, request).await)
 }
 
 async fn hold(
@@ -182,7 +171,7 @@ async fn hold(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(frontman::hold(&agent, id, of.service).await)
+    empty(source::hold(&agent.node, id, of.service).await)
 }
 
 async fn lead(
@@ -190,7 +179,7 @@ async fn lead(
     Path(id): Path<MigrationId>,
     Json(request): Json<LeadRequest>,
 ) -> impl IntoResponse {
-    empty(frontman::lead(&agent, id, request).await)
+    empty(source::lead(&agent.node, id, request).await)
 }
 
 async fn give_way(
@@ -198,7 +187,7 @@ async fn give_way(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(frontman::yield_to_service(&agent, id, of.service).await)
+    empty(source::yield_to_service(&agent.node, id, of.service).await)
 }
 
 async fn checkpoint(
@@ -207,7 +196,7 @@ async fn checkpoint(
     Json(request): Json<CheckpointRequest>,
 ) -> impl IntoResponse {
     // In a task of its own: a caller that goes away must not cut a checkpoint in half.
-    answer(detached(async move { source::checkpoint(&agent, id, request).await }).await)
+    answer(detached(async move { source::checkpoint(&agent.node, id, request).await }).await)
 }
 
 async fn thaw(
@@ -215,7 +204,7 @@ async fn thaw(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(source::thaw(&agent, id, of.service).await)
+    empty(source::thaw(&agent.node, id, of.service).await)
 }
 
 async fn delete_source(
@@ -223,7 +212,7 @@ async fn delete_source(
     Path(id): Path<MigrationId>,
     Json(of): Json<OfService>,
 ) -> impl IntoResponse {
-    empty(detached(async move { source::delete_source(&agent, id, of.service).await }).await)
+    empty(detached(async move { source::delete_source(&agent.node, id, of.service).await }).await)
 }
 
 async fn create(
@@ -231,23 +220,23 @@ async fn create(
     Path(id): Path<MigrationId>,
     Json(request): Json<CreateRequest>,
 ) -> impl IntoResponse {
-    answer(detached(async move { destination::create(&agent, id, request).await }).await)
+    answer(detached(async move { destination::create(&agent.node, id, request).await }).await)
 }
 
 async fn restore(State(agent): Shared, Path(id): Path<MigrationId>) -> impl IntoResponse {
-    answer(detached(async move { destination::restore(&agent, id).await }).await)
+    answer(detached(async move { destination::restore(&agent.node, id).await }).await)
 }
 
 async fn resume(State(agent): Shared, Path(id): Path<MigrationId>) -> impl IntoResponse {
-    answer(detached(async move { destination::run(&agent, id).await }).await)
+    answer(detached(async move { destination::run(&agent.node, id).await }).await)
 }
 
 async fn discard(State(agent): Shared, Path(id): Path<MigrationId>) -> impl IntoResponse {
-    empty(detached(async move { destination::discard(&agent, id).await }).await)
+    empty(detached(async move { destination::discard(&agent.node, id).await }).await)
 }
 
 async fn settle(State(agent): Shared, Path(id): Path<MigrationId>) -> impl IntoResponse {
-    empty(destination::settle(&agent, id).await)
+    empty(destination::settle(&agent.node, id).await)
 }
 
 /// Goes on when the caller is gone.

@@ -81,7 +81,7 @@ impl Place {
             merged: at("merged"),
             shm: at("shm"),
             shm_bytes: 1 << 20,
-            devices: ums_agent::bundle::ALLOWED_DEVICES
+            devices: ums_standalone::bundle::ALLOWED_DEVICES
                 .map(str::to_owned)
                 .to_vec(),
             log: at("log"),
@@ -143,15 +143,16 @@ fn specification(script: &str) -> ums_core::specification::Specification {
 
 fn run(place: &Place, keeper: &Keeper, script: &str) -> Status {
     let status = keeper.status().unwrap();
-    let netns = ums_agent::container::netns_path(&status);
-    let places = ums_agent::bundle::Places {
+    let netns = ums_node::container::netns_path(&status);
+    let places = ums_standalone::bundle::Places {
         rootfs: &place.config.merged,
         netns: &netns,
         volumes: place.dir.path(),
         shm: &place.config.shm,
         cgroup: &place.config.cgroup,
     };
-    let config = ums_agent::bundle::config(&specification(script), &places, (1024, 4096)).unwrap();
+    let config =
+        ums_standalone::bundle::config(&specification(script), &places, (1024, 4096)).unwrap();
     let bundle = place.dir.path().join("bundle");
     std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
     keeper.call(&Request::Start { bundle }, &[]).unwrap()

@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use prost::Message;
-use ums_agent::destination::keep_pages;
 use ums_checkpoint::criu::page_server::{self, PAGE_LEN};
 use ums_checkpoint::criu::rpc;
 use ums_checkpoint::keeper::protocol::{CheckpointInfo, KeeperConfig, Reply, Request};
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::message;
 use ums_checkpoint::store::{PageStore, index};
+use ums_node::destination::keep_pages;
 use ums_sync::receive::{Block, FileOperation, Sink, SinkError};
 
 use crate::stream::{limits, receive};

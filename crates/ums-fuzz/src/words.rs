@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ums_agent::bundle::{self, Places};
 use ums_api::{agent, client, peer, problem};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{self, Estimates, Wishes};
 use ums_core::specification::Specification;
+use ums_standalone::bundle::{self, Places};
 
 /// A Specification that is accepted makes a bundle; what a peer says of a service and of nodes is
 /// judged and planned for.

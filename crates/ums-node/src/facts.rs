@@ -74,11 +74,13 @@ pub struct Known {
     pub images: BTreeSet<ImageId>,
     /// Paths below `/proc` on which containers have mounts, where the kernel has them.
     pub covered: Vec<&'static str>,
+    /// What stands in the way of clients here, for people.
+    pub warnings: Vec<String>,
 }
 
 /// Looks at one node.
 #[derive(Debug)]
-pub struct Node {
+pub struct Machine {
     criu: PathBuf,
     state_dir: PathBuf,
     cgroup: String,
@@ -86,7 +88,7 @@ pub struct Node {
     version: OnceLock<Version>,
 }
 
-impl Node {
+impl Machine {
     /// `bundle` is the C/R bundle, `cgroup` the path below each hierarchy that services lie under
     /// (it need not exist), `eager_restore` why pages are all put in place before a service runs.
     pub fn new(
@@ -127,25 +129,11 @@ impl Node {
             ports: numbers(Transport::Tcp),
             udp_ports: numbers(Transport::Udp),
             readdresses: true,
-            warnings: Vec::new(),
+            warnings: known.warnings,
             carries: ums_core::facts::CARRIES,
             images: known.images,
-            limits: self.limits(),
+            limits: limits(&self.cgroup),
         })
-    }
-
-    /// What of a service's confinement can be had here. Where there are no control groups at all,
-    /// nothing of it can.
-    pub fn limits(&self) -> NodeLimits {
-        let (no_device_filter, no_memory_limit) = match Cgroup::at(&self.cgroup) {
-            Ok(cgroup) => (cgroup.lacks_device_filter(), cgroup.lacks_memory_limit()),
-            Err(error) => (Some(error.to_string()), Some(error.to_string())),
-        };
-        NodeLimits {
-            no_device_filter,
-            no_memory_limit,
-            processes_max: Some(keeper::processes_max()),
-        }
     }
 
     /// The version of the bundle's CRIU; `None` if it doesn't start. Only success is remembered, so
@@ -190,6 +178,21 @@ impl Node {
         Ok(space
             .blocks_available()
             .saturating_mul(space.fragment_size()))
+    }
+}
+
+/// What of a service's confinement can be had here. Where there are no control groups at all,
+/// nothing of it can. `cgroup` is the path below each hierarchy that services lie under (it need not
+/// exist).
+pub fn limits(cgroup: &str) -> NodeLimits {
+    let (no_device_filter, no_memory_limit) = match Cgroup::at(cgroup) {
+        Ok(cgroup) => (cgroup.lacks_device_filter(), cgroup.lacks_memory_limit()),
+        Err(error) => (Some(error.to_string()), Some(error.to_string())),
+    };
+    NodeLimits {
+        no_device_filter,
+        no_memory_limit,
+        processes_max: Some(keeper::processes_max()),
     }
 }
 
@@ -264,6 +267,7 @@ mod test {
             service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
             images: BTreeSet::new(),
             covered: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -271,7 +275,7 @@ mod test {
     fn this_node_has_facts() {
         let dir = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let node = Node::new(dir.path(), dir.path(), "/ums/none", None);
+        let node = Machine::new(dir.path(), dir.path(), "/ums/none", None);
         let facts = node.facts(known()).unwrap();
         assert!(facts.ports.contains(&8080));
         assert!(facts.ports.contains(&listener.local_addr().unwrap().port()));
@@ -289,7 +293,7 @@ mod test {
     fn the_version_is_asked_for_until_it_is_known_and_then_kept() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::new(dir.path(), dir.path(), "/ums/none", None);
+        let node = Machine::new(dir.path(), dir.path(), "/ums/none", None);
         assert_eq!(node.criu_version(), None);
         let criu = dir.path().join("bin/criu");
         fs::create_dir(dir.path().join("bin")).unwrap();

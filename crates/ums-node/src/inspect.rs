@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind, ServiceFacts};
 use ums_core::id::MigrationId;
@@ -39,6 +41,9 @@ const PROCESSES_MAX: usize = 32_768;
 const OBSTACLES_MAX: usize = 64;
 /// Most losses that are told.
 const LOSSES_MAX: usize = 256;
+
+/// How often, and how far apart, something is looked at that is over in a moment where all is well.
+const PATIENCE: (u32, Duration) = (5, Duration::from_millis(20));
 
 /// Takes a text apart as each of the kernel's files that a service can put words into.
 #[doc(hidden)]
@@ -235,4 +240,19 @@ fn proc_file(pid: i32, name: &str) -> Option<String> {
 
 fn proc_path(pid: i32, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// What is there each time that one looks.
+fn lasting<T: Ord>(look: impl Fn() -> BTreeSet<T>) -> BTreeSet<T> {
+    let (times, pause) = PATIENCE;
+    let mut found = look();
+    for _ in 1..times {
+        if found.is_empty() {
+            break;
+        }
+        thread::sleep(pause);
+        let again = look();
+        found.retain(|one| again.contains(one));
+    }
+    found
 }

@@ -1,6 +1,8 @@
 //! Packets and connections inside a service's own network namespace, whoever made it: what of them
 //! passes, is held or is led elsewhere, and what the kernel knows of them.
 //!
+//! [`Packets`] is what a migration asks for; [`Inside`] does it with nftables.
+//!
 //! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
 
 use std::collections::BTreeSet;
@@ -9,11 +11,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 mod inside;
+mod operations;
 mod sockets;
 mod tool;
 
 use inside::Set;
 pub use inside::{IN_DEVICE, OUT_DEVICE, Policy};
+pub use operations::Packets;
 pub use sockets::{Connections, Flow};
 pub use tool::{Tools, within};
 

@@ -1,6 +1,7 @@
 //! `cargo xtask check`: everything that can be judged without running the program.
 
 mod advisories;
+mod circles;
 mod licence;
 mod policy;
 
@@ -17,7 +18,7 @@ struct Part {
     run: fn() -> Result<()>,
 }
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part {
         name: "fmt",
         run: fmt,
@@ -29,6 +30,10 @@ const PARTS: [Part; 5] = [
     Part {
         name: "advisories",
         run: advisories::check,
+    },
+    Part {
+        name: "circles",
+        run: circles::check,
     },
     Part {
         name: "clippy",

@@ -7,8 +7,7 @@ use ums_checkpoint::carry::{self, Oddity};
 use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::process::Process;
-use super::state::lasting;
-use super::{InspectError, loss, obstacle, parse, proc_file};
+use super::{InspectError, lasting, loss, obstacle, parse, proc_file};
 
 /// Protocols that CRIU carries, by the kernel's names for them. (Raw sockets it carries too.)
 const CARRIED: [&str; 14] = [

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::thread;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ums_checkpoint::carry;
@@ -12,13 +10,10 @@ use ums_checkpoint::watches;
 use ums_core::facts::{Loss, Obstacle, ObstacleKind};
 
 use super::process::Process;
-use super::{obstacle, parse, proc_file, proc_path};
+use super::{lasting, obstacle, parse, proc_file, proc_path};
 
 /// Descriptors that CRIU opens inside of a process while it looks at it.
 const DESCRIPTORS_NEEDED: u64 = 3;
-
-/// How often, and how far apart, something is looked at that is over in a moment where all is well.
-const PATIENCE: (u32, Duration) = (5, Duration::from_millis(20));
 
 /// What one process is.
 pub(super) fn obstacles(process: &Process) -> Vec<Obstacle> {
@@ -190,19 +185,4 @@ pub(super) fn held_data(init: i32, sockets: &BTreeMap<u64, i32>) -> Vec<Obstacle
         obstacle(ObstacleKind::HeldData, sockets[&inode], what)
     });
     unread.chain(corked).collect()
-}
-
-/// What is there each time that one looks.
-pub(super) fn lasting<T: Ord>(look: impl Fn() -> BTreeSet<T>) -> BTreeSet<T> {
-    let (times, pause) = PATIENCE;
-    let mut found = look();
-    for _ in 1..times {
-        if found.is_empty() {
-            break;
-        }
-        thread::sleep(pause);
-        let again = look();
-        found.retain(|one| again.contains(one));
-    }
-    found
 }

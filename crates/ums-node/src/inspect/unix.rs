@@ -9,8 +9,7 @@ use ums_checkpoint::unix_queue::{self, Queue};
 use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::parse::inode_of;
-use super::state::lasting;
-use super::{InspectError, descriptor, obstacle, proc_path, process};
+use super::{InspectError, descriptor, lasting, obstacle, proc_path, process};
 
 /// Inode number → process id in the service, of the sockets that its processes hold.
 type Held = BTreeMap<u64, i32>;

@@ -1,0 +1,153 @@
+//! Steps 11 and 12: the service is restored, and held before its first instruction.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ums_api::agent::{Phase, Restored};
+use ums_api::problem::Problem;
+use ums_checkpoint::keeper::protocol::{Connections, Request, RestoreRequest};
+use ums_checkpoint::memory_dir::MemoryDir;
+use ums_core::id::MigrationId;
+
+use crate::connections::{self, Moving};
+use crate::host::Service;
+use crate::migration::{Delivery, Incoming};
+use crate::node::Node;
+use crate::packets::Policy;
+use crate::task::blocking;
+use crate::{frontman, place, problem, tunnel};
+
+/// How long a `restore` waits for the end of a delivery that the source believes complete.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Steps 11 and 12: restores the service and holds it before its first instruction.
+pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Problem> {
+    let incoming = node.migrations.incoming(id)?;
+    let _operation = incoming.operation.lock().await;
+    if let Some(restored) = incoming.view().restored.clone() {
+        return Ok(restored);
+    }
+    let delivery = wait_for_delivery(&incoming).await?;
+    let service = node.host.service(&incoming.service)?;
+    let moving = moving_connections(&delivery.images)?;
+    let connections = moving
+        .as_ref()
+        .map_or(Connections::Close, |_| Connections::Carry);
+    let of = service.clone();
+    let digest = delivery.digest.clone();
+    let restoring = blocking(move || {
+        let keeper = of.container.keeper();
+        let keeper = keeper.map_err(|error| problem::keeper(&error))?;
+        let request = RestoreRequest {
+            lazy_bytes: delivery.stored.lazy_bytes,
+            lazy: delivery.lazy,
+            connections,
+        };
+        let fds = [delivery.images.as_fd(), delivery.stored.lazy.as_fd()];
+        let status = keeper.call(&Request::Restore(request), &fds);
+        let status = status.map_err(|error| problem::keeper(&error))?;
+        Ok(Restored {
+            restore_us: status.restore_us.unwrap_or(0),
+            digest,
+        })
+    });
+    // Its network is made ready meanwhile, so that none of that is left for after the commit.
+    let (restored, ready) = tokio::join!(restoring, stand_ready(node, &service, moving));
+    let mut view = incoming.view();
+    let restored = restored.and_then(|restored| {
+        view.has_place = ready?;
+        Ok(restored)
+    });
+    match &restored {
+        Ok(restored) => {
+            view.phase = Some(Phase::Held);
+            view.restored = Some(restored.clone());
+        }
+        Err(problem) => {
+            view.phase = Some(Phase::Failed);
+            view.error = Some(problem.to_string());
+        }
+    }
+    restored
+}
+
+/// Which connections move along; `None` when they don't.
+fn moving_connections(images: &MemoryDir) -> Result<Option<Moving>, Problem> {
+    let text = match std::fs::read(images.path().join(connections::NAME)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let failed = problem::failed("images", "the checkpoint can't be read");
+            return Err(failed(&error));
+        }
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        let title = "the checkpoint's list of connections is malformed";
+        let detail = format!("{error}; are both systems of the same version?");
+        Problem::failed("images", title, detail)
+    })
+}
+
+/// Makes the service's network ready for its first instruction, and says whether it has its place
+/// on the bridge. Until then nothing reaches it: its kernel would answer for a copy that may never
+/// run.
+async fn stand_ready(
+    node: &Arc<Node>,
+    service: &Service,
+    moving: Option<Moving>,
+) -> Result<bool, Problem> {
+    let failed = problem::failed("network", "the service's network can't be made ready");
+    let (name, netns) = (
+        &service.specification.name,
+        service.container.netns().await?,
+    );
+    let held = node.packets.direct(&netns, Policy::Hold).await;
+    held.map_err(|error| failed(&error))?;
+    match moving {
+        Some(moving) => {
+            let sorted = moving.sort(&node.settings.system);
+            let carried = node
+                .packets
+                .carry(&netns, &sorted.carried, &sorted.home)
+                .await;
+            carried.map_err(|error| failed(&error))?;
+        }
+        // The source works on connections: the tunnel that it was offered is of no use.
+        None => tunnel::end_inbound(&node.frontmen, service).await?,
+    }
+    if frontman::is_there(&node.frontmen, name).await? {
+        // It has been here before, and its Frontman has its place until the commit.
+        return Ok(false);
+    }
+    place::join(&*node.route, service).await?;
+    place::publish(&*node.route, service).await.map(|()| true)
+}
+
+/// The delivery, which may be a moment behind what the source was told.
+async fn wait_for_delivery(incoming: &Incoming) -> Result<Delivery, Problem> {
+    let wait = async {
+        loop {
+            let notified = incoming.delivered.notified();
+            {
+                let mut view = incoming.view();
+                if let Some(delivery) = view.delivery.take() {
+                    return Ok(delivery);
+                }
+                if let Some(error) = &view.error {
+                    return Err(Problem::failed(
+                        "delivery",
+                        "the checkpoint did not arrive",
+                        error,
+                    ));
+                }
+            }
+            notified.await;
+        }
+    };
+    tokio::time::timeout(DELIVERY_PATIENCE, wait).await.unwrap_or_else(|_| {
+        let detail = "the checkpoint has not arrived whole: this agent was restarted meanwhile, or \
+                      the source was not finished; migrate again";
+        Err(problem::conflict("not-delivered", "nothing to restore", detail))
+    })
+}

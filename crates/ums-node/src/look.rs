@@ -1,0 +1,143 @@
+//! What a node tells of itself, of its services, and of the migrations that it takes part in.
+//! Everything here blocks.
+
+use std::net::SocketAddr;
+
+use ums_api::agent::{MigrationState, ServiceStatus, ServiceView};
+use ums_api::problem::Problem;
+use ums_checkpoint::keeper::client;
+use ums_checkpoint::keeper::protocol::Phase;
+use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
+use ums_core::id::{MigrationId, ServiceName};
+use ums_core::specification::Specification;
+
+use crate::host::Service;
+use crate::migration::{Incoming, Migration, Outgoing};
+use crate::node::Node;
+use crate::{inspect, problem};
+
+/// Where clients reach a service on this system.
+pub fn endpoints(node: &Node, specification: &Specification) -> Vec<SocketAddr> {
+    let ports = specification.ports.iter();
+    let at = |port: u16| SocketAddr::new(node.settings.address, port);
+    ports.map(|port| at(port.system_port)).collect()
+}
+
+/// What this node is and has.
+pub fn facts(node: &Node) -> Result<NodeFacts, Problem> {
+    let facts = node.machine.facts(node.host.known()?);
+    facts.map_err(|error| problem::failed("facts", "this node can't be looked at")(&error))
+}
+
+/// Every service.
+pub fn services(node: &Node) -> Vec<ServiceView> {
+    let services = node.host.services();
+    services.iter().map(|service| view(node, service)).collect()
+}
+
+/// A service as it is listed.
+pub fn view(node: &Node, service: &Service) -> ServiceView {
+    let asked = service.container.status();
+    let is_gone = asked.as_ref().is_err_and(client::Error::is_gone);
+    let status = asked.ok();
+    let phase = status.as_ref().map(|status| status.phase.clone());
+    let arriving = service.arriving.as_ref();
+    let resumed = status
+        .as_ref()
+        .is_some_and(|status| status.resumed_at_ns.is_some());
+    // From the freeze on, and not only when its checkpoint is whole.
+    let stands_still = status
+        .as_ref()
+        .is_some_and(|status| status.frozen_at_ns.is_some());
+    ServiceView {
+        status: match phase {
+            Some(Phase::Frozen) => ServiceStatus::Frozen,
+            Some(Phase::Dumping) if stands_still => ServiceStatus::Frozen,
+            Some(Phase::Running | Phase::Dumping) if arriving.is_none() || resumed => {
+                ServiceStatus::Running
+            }
+            Some(Phase::Dead { .. }) => ServiceStatus::Exited,
+            None if is_gone => ServiceStatus::Exited,
+            // A keeper that is busy has a service that goes on, as far as anybody knows.
+            None if arriving.is_none() => ServiceStatus::Running,
+            _ => ServiceStatus::Arriving,
+        },
+        init_pid: status.as_ref().and_then(|status| status.init_pid),
+        losses: status
+            .into_iter()
+            .flat_map(|status| status.lost)
+            .map(Loss::from)
+            .collect(),
+        migration: service.gate.or(arriving.map(|arriving| arriving.migration)),
+        endpoints: endpoints(node, &service.specification),
+        specification: service.specification.clone(),
+    }
+}
+
+/// What a service is made of.
+pub fn service(node: &Node, name: &ServiceName) -> Result<ServiceFacts, Problem> {
+    let service = node.host.service(name)?;
+    let gate = service.gate;
+    let specification = service.specification;
+    let status = service.container.status_if_any()?;
+    let init = status.and_then(|status| status.init_pid);
+    let image_bytes = node.host.images().bytes(&specification.image)?;
+    let Some(init) = init else {
+        return Ok(ServiceFacts {
+            specification,
+            running: false,
+            processes: 0,
+            threads: 0,
+            memory_bytes: 0,
+            filesystem_bytes: 0,
+            image_bytes,
+            connections: 0,
+            obstacles: Vec::new(),
+            losses: Vec::new(),
+            migrating: gate,
+        });
+    };
+    let (upper, volumes) = (&service.container.upper, &service.container.volumes);
+    let failed = problem::failed("inspect", "the service can't be inspected");
+    let mut seen = inspect::inspect(init, &[upper, volumes]).map_err(|error| failed(&error))?;
+    if let Some(limit) = specification.memory_limit_bytes {
+        let over = inspect::over_limit(init, limit).map_err(|error| failed(&error))?;
+        seen.obstacles.extend(over);
+    }
+    Ok(ServiceFacts {
+        image_bytes,
+        ..seen.facts(specification, gate)
+    })
+}
+
+/// All migrations.
+pub fn migrations(node: &Node) -> Vec<MigrationState> {
+    let all = node.migrations.all().into_iter();
+    all.map(|(id, migration)| state(node, id, &migration))
+        .collect()
+}
+
+/// One migration.
+pub fn migration(node: &Node, id: MigrationId) -> Result<MigrationState, Problem> {
+    Ok(state(node, id, &node.migrations.get(id)?))
+}
+
+fn state(node: &Node, id: MigrationId, migration: &Migration) -> MigrationState {
+    match migration {
+        Migration::Outgoing(outgoing) => self::outgoing(node, id, outgoing),
+        Migration::Incoming(incoming) => self::incoming(node, id, incoming),
+    }
+}
+
+fn outgoing(node: &Node, id: MigrationId, outgoing: &Outgoing) -> MigrationState {
+    let service = node.host.service(&outgoing.service).ok();
+    outgoing.state(
+        id,
+        service.and_then(|service| service.container.status().ok()),
+    )
+}
+
+pub(crate) fn incoming(node: &Node, id: MigrationId, incoming: &Incoming) -> MigrationState {
+    let service = node.host.service(&incoming.service).ok();
+    incoming.state(id, service.map(|service| service.container.status()))
+}

@@ -1,0 +1,264 @@
+//! The source side of a migration: everything from the shut gate to the deleted source.
+
+use std::sync::Arc;
+
+use ums_api::agent::{CheckpointRequest, Checkpointed, Phase};
+use ums_api::problem::{Effect, Fault, Problem};
+use ums_checkpoint::keeper::protocol as keeper;
+use ums_checkpoint::memory_dir::MemoryDir;
+use ums_core::id::{MigrationId, ServiceName};
+use ums_core::technique::Technique;
+use ums_sync::files;
+
+use crate::container::netns_path;
+use crate::host::{Keep, Service};
+use crate::migration::{DataPath, Migration, Outgoing};
+use crate::node::Node;
+use crate::problem;
+use crate::task::{blocking, monotonic_ns};
+use crate::tunnel;
+
+mod clients;
+mod dump;
+mod freeze;
+mod open;
+mod thaw;
+mod trees;
+
+pub use clients::{hold, lead, yield_to_service};
+use dump::PageSending;
+pub use open::open;
+pub use thaw::thaw;
+
+/// Room for CRIU's metadata images, bytes: they grow with processes, mappings and deleted files.
+const IMAGES_BYTES_MAX: u64 = 1 << 30;
+
+/// Step 8: control messages are refused from now on.
+pub async fn block(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    let this = Arc::clone(node);
+    blocking(move || {
+        this.host.service(&name)?;
+        remember(&this, id, &name)?;
+        this.host.shut_gate(&name, id)
+    })
+    .await
+}
+
+fn remember(node: &Node, id: MigrationId, name: &ServiceName) -> Result<Arc<Outgoing>, Problem> {
+    let known = |migration: &Migration| match migration {
+        Migration::Outgoing(outgoing) => Some(Arc::clone(outgoing)),
+        Migration::Incoming(_) => None,
+    };
+    node.migrations.enter(id, known, || {
+        let outgoing = Arc::new(Outgoing::new(name.clone()));
+        (Arc::clone(&outgoing), Migration::Outgoing(outgoing))
+    })
+}
+
+/// Compensation of [`block`]. The migration is over for this agent.
+pub async fn unblock(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    if let Ok(outgoing) = node.migrations.outgoing(id) {
+        let path = outgoing.view().path.take();
+        if let Some(path) = path {
+            path.sender.abandon("the migration was abandoned").await;
+        }
+    }
+    let this = Arc::clone(node);
+    blocking(move || {
+        match this.host.open_gate(&name, id) {
+            Err(problem) if problem.status != 404 => return Err(problem),
+            _ => {}
+        }
+        this.migrations.forget(id);
+        Ok(())
+    })
+    .await
+}
+
+/// Steps 8 to 10: freezes the service, checkpoints it while everything streams, and returns when
+/// the destination has verified that it has all of it.
+pub async fn checkpoint(
+    node: &Arc<Node>,
+    id: MigrationId,
+    request: CheckpointRequest,
+) -> Result<Checkpointed, Problem> {
+    if request.technique != Technique::StopAndCopy {
+        let detail = "this agent moves memory by stop-and-copy alone";
+        return Err(Problem::refused(
+            400,
+            "technique",
+            "technique not available",
+            detail,
+        ));
+    }
+    let outgoing = node.migrations.outgoing(id)?;
+    let _operation = outgoing.operation.lock().await;
+    if let Some(done) = outgoing.view().checkpointed.clone() {
+        return Ok(done);
+    }
+    let service = gated(node, id, &request.service)?;
+    let Some(path) = outgoing.view().path.take() else {
+        let detail = "the data path is not open: the agent was restarted since, or never opened it";
+        return Err(problem::conflict("not-open", "no data path", detail));
+    };
+    outgoing.enter_phase(Phase::Checkpointing);
+    let decided = outgoing.view().connections;
+    let connections = decided.unwrap_or(keeper::Connections::Close);
+    let result = outgoing
+        .unless_abandoned(freeze_and_send(node, &service, path, connections))
+        .await;
+    match &result {
+        Ok(done) => {
+            let mut view = outgoing.view();
+            view.phase = Some(Phase::Delivered);
+            view.checkpointed = Some(done.clone());
+        }
+        Err(problem) => outgoing.fail(problem),
+    }
+    result
+}
+
+async fn freeze_and_send(
+    node: &Arc<Node>,
+    service: &Service,
+    path: DataPath,
+    connections: keeper::Connections,
+) -> Result<Checkpointed, Problem> {
+    let DataPath { sender, manifest } = path;
+    let status = service.container.status_async().await?;
+    if let keeper::Phase::Dead { code } = status.phase {
+        return Err(problem::exited(&service.specification.name, code));
+    }
+    let images = MemoryDir::new(IMAGES_BYTES_MAX);
+    let images = Arc::new(images.map_err(|e| {
+        problem::failed("images", "there is no memory for the checkpoint's images")(&e)
+    })?);
+    let (attendant, gate) = freeze::pair()?;
+    // In a task of its own: whatever becomes of this, packets pass again before the service runs on.
+    let attending = freeze::attend(Arc::clone(node), netns_path(&status), attendant);
+    let attending = tokio::spawn(attending);
+    let sending = PageSending {
+        cgroup: service.container.cgroup.clone(),
+        images: sender.images(),
+        pages: sender.pages(),
+    };
+    let dumping = dump::dump(node, service, &images, sending, (connections, gate));
+    let (attended, dumped) = tokio::join!(attending, dumping);
+    let (status, moving) = freeze::both(dumped, attended)?;
+    if connections == keeper::Connections::Carry {
+        freeze::tell_destination(node, service, &status, &images, &moving).await?;
+    }
+    let (this, of) = (Arc::clone(node), service.clone());
+    let (mut files, metadata) = (sender.files(), sender.images());
+    let at = status.clone();
+    blocking(move || {
+        dump::send_images(&images, &metadata)?;
+        let tree = trees::all(&this, &of, &at, false);
+        let always = trees::changing_files(&of, &at)?;
+        files::second_pass(&tree, &manifest, &always, &mut files).map_err(|e| at_files(&e))
+    })
+    .await?;
+    let delivered = sender.finish().await.map_err(|error| at_peer(&error))?;
+    Ok(Checkpointed {
+        frozen_at_ns: status.frozen_at_ns.unwrap_or(0),
+        dumped_at_ns: status.dumped_at_ns.unwrap_or(0),
+        delivered_at_ns: monotonic_ns(),
+        digest: hex(&delivered.digest),
+        bytes: delivered.bytes,
+        rounds: 0,
+    })
+}
+
+/// Step 15: the frozen source is destroyed without executing another instruction.
+pub async fn delete_source(
+    node: &Arc<Node>,
+    id: MigrationId,
+    name: ServiceName,
+) -> Result<(), Problem> {
+    let Ok(service) = node.host.service(&name) else {
+        node.migrations.forget(id);
+        return Ok(());
+    };
+    if service.gate != Some(id) {
+        // It was deleted, and another service has its name since.
+        return Ok(());
+    }
+    if tunnel::is_there(&node.frontmen, &name).await? {
+        if let Some(netns) = service.container.remaining_netns().await
+            && let Err(error) = node.packets.forget_connections(&netns).await
+        {
+            tracing::warn!(migration = %id, %error, "the old namespace will stay for minutes");
+        }
+        node.host.destroy(&service, Keep::Network).await?;
+        node.migrations.forget(id);
+        return Ok(());
+    }
+    let status = service.container.status_if_any_async().await?;
+    let netns = status.as_ref().map(netns_path);
+    // Clients with a connection from before learn that it is over; else they would wait.
+    let reset = node.route.reset_clients(&service, netns.as_deref()).await;
+    reset.map_err(|error| problem::failed("network", "connections can't be reset")(&*error))?;
+    node.host.destroy(&service, Keep::Endpoints).await?;
+    node.migrations.forget(id);
+    Ok(())
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
+
+/// The service of a migration, which must have its gate shut by it.
+fn gated(node: &Node, id: MigrationId, name: &ServiceName) -> Result<Service, Problem> {
+    let service = node.host.service(name)?;
+    if service.gate == Some(id) {
+        return Ok(service);
+    }
+    let detail = format!("the gate of `{name}` is not shut by migration {id}");
+    Err(problem::conflict(
+        "not-blocked",
+        "the service is not blocked",
+        detail,
+    ))
+}
+
+/// A permit from its text.
+#[doc(hidden)]
+pub fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
+    blake3::Hash::from_hex(text)
+        .map(|hash| *hash.as_bytes())
+        .map_err(|_| {
+            let detail = "a permit is 64 hexadecimal digits";
+            Problem::refused(400, "permit", "malformed permit", detail)
+        })
+}
+
+fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
+    let detail = problem::chain(error);
+    Problem {
+        fault: Fault::Peer,
+        effect: Effect::None,
+        status: 502,
+        ..Problem::failed(
+            "data-path",
+            "the data path to the destination failed",
+            detail,
+        )
+    }
+}
+
+fn not_connected(error: &ums_tls::TlsError) -> Problem {
+    let problem = at_peer(error);
+    let detail = format!(
+        "{}; see whether its agent runs there (`ums doctor`), and whether a firewall lets its data \
+         port through; then migrate again",
+        problem.detail
+    );
+    Problem { detail, ..problem }
+}
+
+fn at_files(error: &files::FileError) -> Problem {
+    match error {
+        files::FileError::Send(error) => at_peer(error),
+        other => problem::failed("files", "the service's files can't be sent")(other),
+    }
+}

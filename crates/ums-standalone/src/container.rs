@@ -1,0 +1,158 @@
+//! Starts keepers: from a Specification and its places to a container that a keeper holds.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use ums_checkpoint::keeper::client::{self, Keeper};
+use ums_checkpoint::keeper::protocol::{self, KeeperConfig, Request, Status};
+use ums_core::id::ServiceName;
+use ums_core::specification::Specification;
+use ums_node::container::{ContainerPlan, netns_path};
+
+use crate::bundle::{self, Places};
+use crate::settings::{ServicePlaces, Settings};
+
+/// Size of a service's `/dev/shm`, bytes: what container engines give.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// The program that is running, also after its file was replaced by a newer one: a keeper speaks
+/// the same language as the agent that starts it.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Why a container could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The keeper.
+    #[error(transparent)]
+    Keeper(#[from] client::Error),
+    /// The Specification can't be made a container.
+    #[error("the Specification can't be made a container: {0}")]
+    Specification(String),
+    /// A file or directory.
+    #[error("`{}` can't be written", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a migration has to know of a service's container.
+pub fn plan(settings: &Settings, name: &ServiceName) -> ContainerPlan {
+    let places = settings.places(name);
+    ContainerPlan {
+        keeper: places.keeper(),
+        cgroup: bundle::cgroup_path(&settings.system, name),
+        upper: places.upper(),
+        volumes: places.volumes(),
+        shm: places.shm(),
+    }
+}
+
+/// Starts the keeper of a service whose directories exist. Nothing executes yet.
+pub fn start_keeper(
+    settings: &Settings,
+    specification: &Specification,
+    places: &ServicePlaces,
+) -> Result<Keeper, Error> {
+    let program = THIS_PROGRAM.to_owned();
+    let bundle_places = bundle_places(settings, specification, places);
+    let mounts = bundle::external_mounts(specification, &bundle_places.borrowed());
+    let mounts = mounts.into_iter().map(|mount| protocol::ExternalMount {
+        mountpoint: mount.mountpoint,
+        key: mount.key,
+        source: mount.source,
+    });
+    let keeper = KeeperConfig {
+        service: specification.name.to_string(),
+        socket: places.keeper(),
+        bundle_bin: settings.bundle_bin.clone(),
+        guard: vec![program.clone(), "guard".to_owned()],
+        log_pump: vec![program.clone(), "log".to_owned()],
+        cgroup: bundle::cgroup_path(&settings.system, &specification.name),
+        memory_limit_bytes: specification.memory_limit_bytes,
+        lower: settings
+            .images()
+            .join(specification.image.as_str())
+            .join("rootfs"),
+        upper: places.upper(),
+        work: places.work(),
+        merged: places.merged(),
+        shm: places.shm(),
+        shm_bytes: SHM_BYTES,
+        devices: bundle::ALLOWED_DEVICES.map(str::to_owned).to_vec(),
+        log: places.log(),
+        mounts: mounts.collect(),
+    };
+    Ok(Keeper::start(&[program, "keeper".to_owned()], &keeper)?)
+}
+
+/// Lets a new keeper create and start the container.
+pub fn start_container(
+    settings: &Settings,
+    specification: &Specification,
+    places: &ServicePlaces,
+    keeper: &Keeper,
+) -> Result<Status, Error> {
+    let status = keeper.status()?;
+    let netns = netns_path(&status);
+    let own = bundle_places(settings, specification, places);
+    let json = bundle::config(
+        specification,
+        &Places {
+            netns: &netns,
+            ..own.borrowed()
+        },
+        file_limit(),
+    )
+    .map_err(|error| Error::Specification(error.to_string()))?;
+    let path = places.bundle().join("config.json");
+    fs::write(&path, json.to_string()).map_err(|source| Error::File { path, source })?;
+    Ok(keeper.call(
+        &Request::Start {
+            bundle: places.bundle(),
+        },
+        &[],
+    )?)
+}
+
+fn file_limit() -> bundle::FileLimit {
+    use nix::sys::resource::{Resource, getrlimit};
+    // Failing is impossible for a resource that exists; the kernel's default is no worse.
+    getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096))
+}
+
+struct OwnedPlaces {
+    rootfs: PathBuf,
+    volumes: PathBuf,
+    shm: PathBuf,
+    cgroup: String,
+}
+
+impl OwnedPlaces {
+    fn borrowed(&self) -> Places<'_> {
+        Places {
+            rootfs: &self.rootfs,
+            netns: std::path::Path::new(""),
+            volumes: &self.volumes,
+            shm: &self.shm,
+            cgroup: &self.cgroup,
+        }
+    }
+}
+
+fn bundle_places(
+    settings: &Settings,
+    specification: &Specification,
+    places: &ServicePlaces,
+) -> OwnedPlaces {
+    OwnedPlaces {
+        rootfs: places.merged(),
+        volumes: places.volumes(),
+        shm: places.shm(),
+        cgroup: bundle::cgroup_path(&settings.system, &specification.name),
+    }
+}

@@ -1,0 +1,623 @@
+//! The standalone driver's networking: a bridge, a network namespace for each service with an
+//! address that moves along, and endpoints that lead to the service or to its Frontman.
+//!
+//! ```text
+//!  client ── system:8080 ──┬─ dnat ──▶ 10.88.0.5:80   eth0 in the service's own namespace
+//!                          │             │ veth
+//!                          │           ums0, the bridge, 10.88.0.1
+//!                          └─ dnat ──▶ 10.88.0.1:41234   the Frontman, once it has taken the endpoint
+//! ```
+//!
+//! Endpoints are the elements of one nftables map, so publishing, taking and giving back each
+//! replace elements in one transaction: a packet sees the old state or the new one. Address
+//! translation is asked only for the first packet of a connection, so established connections stay
+//! where they are. Each element carries the name of its service, and the kernel is where
+//! this state is kept: an agent that was killed finds all of it again. A copy is kept for when somebody
+//! flushes the kernel's rules (see `kept`).
+//!
+//! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
+
+mod address;
+mod kept;
+mod route;
+mod rules;
+mod translation;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+use ums_core::id::ServiceName;
+use ums_core::specification::PublishedPort;
+use ums_node::facts::has_sockets;
+use ums_node::host::Service;
+use ums_node::packets::{Inside, MTU, PacketError, Tools, has_v6, set, within};
+
+use crate::settings::Network;
+
+pub use address::{base, contains, free_address, gateway, mac, ports_in_use};
+pub use kept::Removals;
+pub use rules::{Conflict, Endpoint, Table};
+
+/// The bridge on which all services of the system are.
+pub const BRIDGE: &str = "ums0";
+
+/// Where a service is in the network of its system.
+///
+/// The two are the same where its own address was free. Where another service had it, the service has
+/// another address on the bridge, and its own inside, where it and its connections know no other: `eth0`
+/// translates between them (see `translation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// On the system's bridge: where endpoints lead.
+    pub on_bridge: Ipv4Addr,
+    /// In the service's namespace: its own, which moves with it.
+    pub inside: Ipv4Addr,
+}
+
+impl From<&Service> for Address {
+    fn from(service: &Service) -> Self {
+        Self {
+            on_bridge: service.address,
+            inside: service.specification.address,
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Address {
+    /// Its own address on the bridge.
+    fn from(own: Ipv4Addr) -> Self {
+        Self {
+            on_bridge: own,
+            inside: own,
+        }
+    }
+}
+
+/// Networking that can't be done.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// By the tools, or by the kernel.
+    #[error(transparent)]
+    Packets(#[from] PacketError),
+    /// A service that has no connection to join with.
+    #[error("`{0}` has lost its place in the network: migrate it again, or remove it (`ums rm`)")]
+    NotWired(ServiceName),
+    /// An endpoint belongs to somebody else.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// An address that services can't have.
+    #[error(
+        "{address} is not usable: a service's address lies in {network}/{prefix_len} and is not the first or the last of it; choose another"
+    )]
+    Address {
+        /// The address.
+        address: Ipv4Addr,
+        /// The service network.
+        network: Ipv4Addr,
+        /// Its prefix length.
+        prefix_len: u8,
+    },
+}
+
+/// Does the networking of one system, in the network namespace of the calling process.
+#[derive(Debug)]
+pub struct Driver {
+    tools: Tools,
+    inside: Inside,
+    network: Network,
+    /// What is read from the kernel must still hold when the change is made.
+    changing: Mutex<()>,
+    /// Where the rules are kept, for when somebody removes them.
+    kept: Option<PathBuf>,
+}
+
+impl Driver {
+    /// `bin_dir` is where `ip` and `nft` are looked for before PATH.
+    pub fn new(bin_dir: Option<PathBuf>, network: Network) -> Self {
+        Self {
+            tools: Tools::new(bin_dir.clone()),
+            inside: Inside::new(bin_dir),
+            network,
+            changing: Mutex::new(()),
+            kept: None,
+        }
+    }
+
+    /// The same, keeping its rules in a file too, so that they can be [put back](Self::put_back). The file
+    /// is to be where nothing survives a boot, as the rules don't.
+    pub fn keeping(self, file: PathBuf) -> Self {
+        let kept = Some(file);
+        Self { kept, ..self }
+    }
+
+    /// Address of the bridge: where services find the world, and where Frontmen listen.
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway(self.network)
+    }
+
+    /// Makes the bridge and the rules that don't belong to one service.
+    ///
+    /// Forwarding is switched on for the whole system and stays on, because by the time the last
+    /// service goes others may rely on it.
+    pub async fn ensure_bridge(&self) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        self.bridge().await?;
+        let table = self.held().await?;
+        self.apply(rules::Change::default()).await?;
+        self.keep(&table);
+        Ok(())
+    }
+
+    async fn bridge(&self) -> Result<(), NetworkError> {
+        if !self.has_link(BRIDGE).await? {
+            let mac = mac(self.gateway());
+            // A fixed hardware address: else it changes with the ports, and services lose it.
+            let kind = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
+            self.ip(
+                &format!("link add name {BRIDGE} address {mac} {kind}"),
+                None,
+            )
+            .await?;
+        }
+        let (address, prefix_len) = (self.gateway(), self.network.prefix_len);
+        let mut commands = format!(
+            "link set dev {BRIDGE} addrgenmode none\n\
+             addr replace {address}/{prefix_len} dev {BRIDGE}\n\
+             link set dev {BRIDGE} up\n"
+        );
+        if has_v6() {
+            let (address, prefix_len) = self.v6(address);
+            commands.push_str(&format!(
+                "addr replace {address}/{prefix_len} dev {BRIDGE} nodad\n"
+            ));
+            forward_v6()?;
+        }
+        self.batch(&["-batch", "-"], &commands, None).await?;
+        let redirects = format!("net/ipv4/conf/{BRIDGE}/send_redirects");
+        for (setting, value) in [("net/ipv4/ip_forward", "1"), (redirects.as_str(), "0")] {
+            set(setting, value)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a service can have the address.
+    pub fn check(&self, address: Ipv4Addr) -> Result<(), NetworkError> {
+        let (network, prefix_len) = (self.network.address, self.network.prefix_len);
+        match address::usable(self.network, address) {
+            true => Ok(()),
+            false => Err(NetworkError::Address {
+                address,
+                network,
+                prefix_len,
+            }),
+        }
+    }
+
+    /// Connects a service's network namespace to the bridge.
+    pub async fn attach(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        address: impl Into<Address>,
+    ) -> Result<(), NetworkError> {
+        let address = address.into();
+        self.wire(service, netns, address).await?;
+        self.join(service, netns, address).await
+    }
+
+    /// Makes all of a service's network but its place on the bridge, which another of its name may
+    /// still have. Its hardware address follows from its address on the bridge.
+    pub async fn wire(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        address: Address,
+    ) -> Result<(), NetworkError> {
+        self.check(address.on_bridge)?;
+        self.check(address.inside)?;
+        let _changing = self.changing.lock().await;
+        let mac = mac(address.on_bridge);
+        let end = match self.end_of(service, netns, &mac).await? {
+            Some(end) => end,
+            None => {
+                let free = self.free_end(service).await?;
+                let inside = netns.display();
+                // One request, so that neither end is ever seen without the other.
+                let add = format!(
+                    "link add name {free} mtu {MTU} type veth peer name eth0 address {mac} mtu {MTU} netns {inside}"
+                );
+                self.ip(&add, None).await?;
+                free
+            }
+        };
+        let label = address::label(service, address.on_bridge);
+        let ready = format!("link set dev {end} alias {label} addrgenmode none up\n");
+        self.batch(&["-batch", "-"], &ready, None).await?;
+        // From here on the bridge stays: while it was made the last service may have gone.
+        if !self.has_link(BRIDGE).await? {
+            self.bridge().await?;
+        }
+        self.inside.prepare(netns).await?;
+        if address.on_bridge != address.inside {
+            let settings = || set("net/ipv4/tcp_mtu_probing", "1");
+            within(netns, settings).await??;
+            self.nft(&translation::rules(address), Some(netns)).await?;
+        }
+        self.batch(
+            &["-batch", "-"],
+            &self.addresses_inside(address),
+            Some(netns),
+        )
+        .await
+    }
+
+    /// Commands that give a service's namespace its addresses and routes.
+    ///
+    /// An address that is not the one on the bridge is on `lo`, where no neighbour hears of it, and is
+    /// what the service's own packets come from.
+    fn addresses_inside(&self, address: Address) -> String {
+        let prefix_len = self.network.prefix_len;
+        let Address { on_bridge, inside } = address;
+        // The bridge's hardware address is known: the first answer after a move waits for nobody.
+        let (gateway, bridge) = (self.gateway(), address::mac(self.gateway()));
+        let known = format!("lladdr {bridge} dev eth0 nud permanent");
+        let mut text = "link set dev lo up\n".to_owned();
+        let network = format!("{}/{prefix_len}", address::base(self.network));
+        text.push_str(&match on_bridge == inside {
+            true => format!(
+                "addr replace {inside}/{prefix_len} dev eth0\n\
+                 link set dev eth0 up\n\
+                 neigh replace {gateway} {known}\n\
+                 route replace default via {gateway} dev eth0\n"
+            ),
+            false => format!(
+                "addr replace {inside}/32 dev lo\n\
+                 addr replace {on_bridge}/32 dev eth0\n\
+                 link set dev eth0 up\n\
+                 neigh replace {gateway} {known}\n\
+                 route replace {network} dev eth0 scope link src {inside}\n\
+                 route replace default via {gateway} dev eth0 src {inside}\n"
+            ),
+        });
+        if has_v6() {
+            let ((own, prefix_len), (gateway, _)) = (self.v6(inside), self.v6(gateway));
+            let (outer, _) = self.v6(on_bridge);
+            let network = address::v6_network(self.network);
+            text.push_str(&match on_bridge == inside {
+                true => format!(
+                    "addr replace {own}/{prefix_len} dev eth0 nodad\n\
+                     neigh replace {gateway} {known}\n\
+                     route replace ::/0 via {gateway} dev eth0\n"
+                ),
+                false => format!(
+                    "addr replace {own}/128 dev lo nodad\n\
+                     addr replace {outer}/128 dev eth0 nodad\n\
+                     neigh replace {gateway} {known}\n\
+                     route replace {network} dev eth0 src {own}\n\
+                     route replace ::/0 via {gateway} dev eth0 src {own}\n"
+                ),
+            });
+        }
+        text
+    }
+
+    /// Addresses on the bridge, and whose each is. What has left and is kept for its Frontman still has
+    /// its own.
+    pub async fn addresses(&self) -> Result<BTreeMap<Ipv4Addr, ServiceName>, NetworkError> {
+        let links = self.links().await?;
+        let ours = links
+            .iter()
+            .filter(|link| link["ifname"].as_str().is_some_and(address::is_veth));
+        let labels = ours.filter_map(|link| link["ifalias"].as_str());
+        Ok(labels.filter_map(address::labelled).collect())
+    }
+
+    /// Gives a service that was [wired](Self::wire) its place on the bridge, and takes it from
+    /// whoever had it.
+    pub async fn join(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        address: Address,
+    ) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        let mac = mac(address.on_bridge);
+        let (ours, links) = tokio::join!(self.end_of(service, netns, &mac), self.links());
+        let links = links?;
+        let not_wired = || NetworkError::NotWired(service.clone());
+        let ours = ours?.ok_or_else(not_wired)?;
+        let join = format!(
+            "link set dev {ours} master {BRIDGE}\n\
+             link set dev {ours} type bridge_slave hairpin on\n"
+        );
+        let mut others = address::veths(service).into_iter();
+        let Some(other) = others.find(|name| *name != ours && has_place(&links, name)) else {
+            return self.batch(&["-batch", "-"], &join, None).await;
+        };
+        // Only then, so that no packet finds nobody; the bridge sends each to the one that it knows.
+        let replace = format!("{join}link set dev {other} nomaster\n");
+        match self.batch(&["-batch", "-"], &replace, None).await {
+            // It went with its namespace meanwhile.
+            Err(_) if !self.has_link(&other).await? => {
+                self.batch(&["-batch", "-"], &join, None).await
+            }
+            done => done,
+        }
+    }
+
+    /// The system's end of the service's veth pair, of the one that ends in `netns`.
+    async fn end_of(
+        &self,
+        service: &ServiceName,
+        netns: &Path,
+        mac: &str,
+    ) -> Result<Option<String>, NetworkError> {
+        let (links, inside) = tokio::join!(self.links(), self.eth0(netns));
+        let (links, inside) = (links?, inside?);
+        let Some(inside) = inside.filter(|inside| inside["address"] == mac) else {
+            return Ok(None);
+        };
+        let pair = |name: &String| {
+            let mut links = links.iter();
+            links.any(|link| is(link, name) && are_a_pair(link, &inside))
+        };
+        Ok(address::veths(service).into_iter().find(pair))
+    }
+
+    /// A name for another end. What has it and is not on the bridge was left by an interruption.
+    async fn free_end(&self, service: &ServiceName) -> Result<String, NetworkError> {
+        let links = self.links().await?;
+        let [first, second] = address::veths(service);
+        let free = match has_place(&links, &first) {
+            true => second,
+            false => first,
+        };
+        self.delete_link(&free).await?;
+        Ok(free)
+    }
+
+    fn v6(&self, address: Ipv4Addr) -> (Ipv6Addr, u8) {
+        (address::v6(address), address::v6_prefix_len(self.network))
+    }
+
+    async fn eth0(&self, netns: &Path) -> Result<Option<Value>, NetworkError> {
+        let links = json(&self.ip("-j link show", Some(netns)).await?)?;
+        let mut links = links.as_array().into_iter().flatten();
+        Ok(links.find(|link| link["ifname"] == "eth0").cloned())
+    }
+
+    async fn batch(
+        &self,
+        arguments: &[&str],
+        commands: &str,
+        netns: Option<&Path>,
+    ) -> Result<(), NetworkError> {
+        self.tools.run("ip", arguments, commands, netns).await?;
+        Ok(())
+    }
+
+    /// Takes the service off the bridge.
+    pub async fn detach(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.delete_ends(service, on_bridge).await
+    }
+
+    /// Undoes [`wire`](Self::wire) for a service that was not joined.
+    pub async fn unwire(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.delete_ends(service, |link| !on_bridge(link)).await
+    }
+
+    async fn delete_ends(
+        &self,
+        service: &ServiceName,
+        which: impl Fn(&Value) -> bool,
+    ) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        let links = self.links().await?;
+        for name in address::veths(service) {
+            if links.iter().any(|link| is(link, &name) && which(link)) {
+                self.delete_link(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leads the service's endpoints to it. This is also how a service that has come back takes
+    /// them from its Frontman, and its address is an address like any other again.
+    pub async fn publish(
+        &self,
+        service: &ServiceName,
+        address: Ipv4Addr,
+        ports: &[PublishedPort],
+    ) -> Result<(), NetworkError> {
+        self.change(|table| table.publish(service, address, ports))
+            .await
+    }
+
+    /// Removes all endpoints of the service, whoever has them, and what
+    /// [`drop_connections`](Self::drop_connections) left.
+    pub async fn unpublish(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.change(|table| Ok(table.unpublish(service))).await
+    }
+
+    /// Leads new connections to the Frontman: for each port of the system, where it listens. Ports
+    /// that the service has not published here are published this way.
+    pub async fn take(
+        &self,
+        service: &ServiceName,
+        listeners: &BTreeMap<u16, SocketAddrV4>,
+    ) -> Result<(), NetworkError> {
+        self.change(|table| table.take(service, listeners)).await
+    }
+
+    /// Leads new connections to the service again, as they were before [`take`](Self::take).
+    pub async fn give_back(&self, service: &ServiceName) -> Result<(), NetworkError> {
+        self.change(|table| Ok(table.give_back(service))).await
+    }
+
+    /// Tells everybody with an open connection to the service that it is over, once the service is
+    /// committed to another place: without it those who wait for an answer would wait for ever,
+    /// since nobody is left to say so.
+    ///
+    /// While `netns` is there, each of its connections is reset, those it has opened itself too.
+    /// From then on whatever is sent to the address is answered by a reset, until the service is
+    /// published again or unpublished. Never before the commit: the service could go on no more.
+    pub async fn drop_connections(
+        &self,
+        service: &ServiceName,
+        address: Ipv4Addr,
+        netns: Option<&Path>,
+    ) -> Result<(), NetworkError> {
+        self.change(|table| Ok(table.moved_away(service, address)))
+            .await?;
+        if let Some(netns) = netns {
+            self.inside.reset(netns).await?;
+        }
+        Ok(())
+    }
+
+    /// All endpoints, as the kernel has them.
+    pub async fn table(&self) -> Result<Table, NetworkError> {
+        Ok(self.kernel_table().await?.unwrap_or_default())
+    }
+
+    /// Removes the table and the bridge if nobody needs them any more: no service, no endpoint, no
+    /// Frontman that still has connections on the bridge's address. Says whether they are gone.
+    pub async fn release(&self) -> Result<bool, NetworkError> {
+        let _changing = self.changing.lock().await;
+        let attached = ends(&self.links().await?).next().is_some();
+        let gateway = self.gateway();
+        if attached || !self.held().await?.is_empty() || has_sockets(gateway) {
+            return Ok(false);
+        }
+        self.remove_all().await?;
+        Ok(true)
+    }
+
+    /// Removes everything that this module has made on this system, services' ends included.
+    pub async fn cleanup_all(&self) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        for name in ends(&self.links().await?) {
+            self.delete_link(name).await?;
+        }
+        self.remove_all().await
+    }
+
+    async fn remove_all(&self) -> Result<(), NetworkError> {
+        self.keep_nothing();
+        self.nft(rules::REMOVE, None).await?;
+        if has_v6() {
+            self.nft(rules::REMOVE_V6, None).await?;
+        }
+        self.delete_link(BRIDGE).await
+    }
+
+    async fn change(
+        &self,
+        change: impl FnOnce(&Table) -> Result<rules::Change, Conflict>,
+    ) -> Result<(), NetworkError> {
+        let _changing = self.changing.lock().await;
+        let table = self.held().await?;
+        let change = change(&table)?;
+        let then = table.after(&change);
+        self.apply(change).await?;
+        self.keep(&then);
+        Ok(())
+    }
+
+    async fn apply(&self, change: rules::Change) -> Result<(), NetworkError> {
+        let mut text = rules::base(self.network) + &change.text();
+        if has_v6() {
+            text.push_str(&rules::base_v6(self.network));
+            text.push_str(&change.text_v6());
+        }
+        self.nft(&text, None).await
+    }
+
+    async fn nft(&self, text: &str, netns: Option<&Path>) -> Result<(), NetworkError> {
+        self.tools.run("nft", &["-f", "-"], text, netns).await?;
+        Ok(())
+    }
+
+    async fn ip(&self, words: &str, netns: Option<&Path>) -> Result<String, NetworkError> {
+        let words: Vec<&str> = words.split(' ').collect();
+        Ok(self.tools.run("ip", &words, "", netns).await?)
+    }
+
+    /// The links of the system.
+    async fn links(&self) -> Result<Vec<Value>, NetworkError> {
+        let links = json(&self.ip("-j link show", None).await?)?;
+        Ok(links.as_array().cloned().unwrap_or_default())
+    }
+
+    async fn has_link(&self, name: &str) -> Result<bool, NetworkError> {
+        Ok(self.links().await?.iter().any(|link| is(link, name)))
+    }
+
+    async fn delete_link(&self, name: &str) -> Result<(), NetworkError> {
+        if !self.has_link(name).await? {
+            return Ok(());
+        }
+        match self.ip(&format!("link del dev {name}"), None).await {
+            // It went with the namespace of its other end meanwhile.
+            Err(_) if !self.has_link(name).await? => Ok(()),
+            done => done.map(drop),
+        }
+    }
+}
+
+/// Whether a link has this name.
+fn is(link: &Value, name: &str) -> bool {
+    link["ifname"] == name
+}
+
+fn on_bridge(link: &Value) -> bool {
+    link["master"] == BRIDGE
+}
+
+fn has_place(links: &[Value], name: &str) -> bool {
+    links.iter().any(|link| is(link, name) && on_bridge(link))
+}
+
+/// The names of services' ends among these links.
+fn ends(links: &[Value]) -> impl Iterator<Item = &str> {
+    let names = links.iter().filter_map(|link| link["ifname"].as_str());
+    names.filter(|name| address::is_veth(name))
+}
+
+fn are_a_pair(outside: &Value, inside: &Value) -> bool {
+    inside["link_index"] == outside["ifindex"] && outside["link_index"] == inside["ifindex"]
+}
+
+fn json(text: &str) -> Result<Value, NetworkError> {
+    let read = serde_json::from_str(text);
+    Ok(read.map_err(|source| PacketError::Unreadable { tool: "ip", source })?)
+}
+
+/// Lets the system forward IPv6. A host that forwards stops listening to router advertisements
+/// unless it is told to go on (kernel `networking/ip-sysctl.rst`, `accept_ra`), and could lose its
+/// own way out by that.
+fn forward_v6() -> Result<(), NetworkError> {
+    let setting = "net/ipv6/conf/all/forwarding";
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    if read(&Path::new("/proc/sys").join(setting)).trim() == "1" {
+        return Ok(());
+    }
+    let interfaces = std::fs::read_dir("/proc/sys/net/ipv6/conf");
+    for interface in interfaces.into_iter().flatten().flatten() {
+        if read(&interface.path().join("accept_ra")).trim() == "1" {
+            let name = interface.file_name();
+            set(
+                &format!("net/ipv6/conf/{}/accept_ra", name.to_string_lossy()),
+                "2",
+            )?;
+        }
+    }
+    Ok(set(setting, "1")?)
+}
+
+fn is_missing(error: &PacketError) -> bool {
+    matches!(error, PacketError::Failed { said, .. } if said.contains("No such file or directory"))
+}

@@ -1,0 +1,240 @@
+//! Services that are started and removed here, outside a migration.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ums_api::agent::RunRequest;
+use ums_api::problem::Problem;
+use ums_checkpoint::keeper::protocol::Phase;
+use ums_core::id::ServiceName;
+use ums_core::specification::{ImageId, Specification};
+use ums_node::host::{Arriving, Keep, Service};
+use ums_node::task::blocking;
+use ums_node::{place, problem};
+
+use crate::record::{self, Record};
+use crate::state::Standalone;
+use crate::{addresses, bundle, container, removal};
+
+/// How long the end of a service may take that an earlier agent was killed in: whoever starts the agent
+/// waits for it.
+const CUT_OFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Creates and starts a service.
+pub async fn run(host: &Arc<Standalone>, request: RunRequest) -> Result<Service, Problem> {
+    let this = Arc::clone(host);
+    let of = request.rootfs.clone();
+    let image = blocking(move || import(&this, &of)).await?;
+    let kept = addresses::kept(host).await?;
+    let this = Arc::clone(host);
+    let service = blocking(move || {
+        // What is free is free until it is taken: two that are started at once must not be given the same.
+        let _admission = this.admission();
+        let specification = specify(&this, request, image, &kept)?;
+        prepare(&this, specification, None, None)
+    })
+    .await?;
+    match start(host, &service).await {
+        Ok(()) => Ok(service),
+        Err(problem) => {
+            // What could not be started leaves nothing; its own problem is what counts.
+            let name = &service.specification.name;
+            if let Err(error) = removal::destroy(host, &service, Keep::Nothing).await {
+                tracing::warn!(service = %name, %error, "a service that did not start left something");
+            }
+            Err(problem)
+        }
+    }
+}
+
+/// Copies a root filesystem into the image store, unless it is there.
+fn import(host: &Standalone, rootfs: &str) -> Result<ImageId, Problem> {
+    host.images.import(Path::new(rootfs)).map_err(|error| {
+        let title = "the root filesystem can't be imported";
+        Problem::refused(400, "rootfs", title, problem::chain(&error))
+    })
+}
+
+fn specify(
+    host: &Standalone,
+    request: RunRequest,
+    image: ImageId,
+    kept: &BTreeMap<Ipv4Addr, ServiceName>,
+) -> Result<Specification, Problem> {
+    let network = host.settings.network;
+    let in_use = addresses::of_others(host, &request.name, kept);
+    let address = match request.address {
+        Some(address) => address,
+        None => addresses::free(host, &request.name, &in_use)?,
+    };
+    host.network.check(address).map_err(|error| {
+        let title = "the address can't be used";
+        Problem::refused(400, "address", title, problem::chain(&error))
+    })?;
+    if in_use.contains(&address) {
+        let detail = format!("another service has {address}: choose another address");
+        return Err(problem::conflict(
+            "address-taken",
+            "the address is taken",
+            detail,
+        ));
+    }
+    let specification = Specification {
+        hostname: request.name.to_string(),
+        name: request.name,
+        image,
+        command: request.command,
+        env: request.env,
+        cwd: if request.cwd.is_empty() {
+            "/".to_owned()
+        } else {
+            request.cwd
+        },
+        uid: request.uid,
+        gid: request.gid,
+        memory_limit_bytes: request.memory_limit_bytes,
+        volumes: request.volumes,
+        address,
+        prefix_len: network.prefix_len,
+        ports: request.ports,
+        capabilities: bundle::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+    };
+    bundle::check(&specification).map_err(|error| {
+        let detail = problem::chain(&error);
+        Problem::refused(
+            400,
+            "specification",
+            "the service can't be specified so",
+            detail,
+        )
+    })?;
+    addresses::free_ports(host, &specification)?;
+    host.can_confine(&specification)?;
+    Ok(specification)
+}
+
+/// Makes a service's directories, record and keeper. Nothing executes. Blocks.
+pub fn prepare(
+    host: &Standalone,
+    specification: Specification,
+    arriving: Option<Arriving>,
+    on_bridge: Option<Ipv4Addr>,
+) -> Result<Service, Problem> {
+    let version = record::VERSION;
+    let record = Record {
+        version,
+        specification,
+        gate: None,
+        inbound: arriving.clone(),
+        starting: arriving.is_none(),
+        arriving,
+        on_bridge,
+    };
+    let service = host.add(record.clone())?;
+    let made = make(host, &record);
+    if made.is_err() {
+        let _ = host.settings.places(service.name()).remove();
+        host.forget(service.name());
+    }
+    made.map(|()| service)
+}
+
+fn make(host: &Standalone, record: &Record) -> Result<(), Problem> {
+    let specification = &record.specification;
+    let places = host.settings.places(&specification.name);
+    let volumes = specification
+        .volumes
+        .iter()
+        .map(|volume| volume.name.to_string());
+    let failed = |error: std::io::Error| {
+        let detail = format!("{}: {error}", places.state().display());
+        Problem::failed(
+            "directories",
+            "the service's directories can't be made",
+            detail,
+        )
+    };
+    // Directories without a record belong to a service that was never promised to anybody.
+    places.remove().map_err(failed)?;
+    places.create(volumes).map_err(failed)?;
+    record::write(&places.record(), record).map_err(failed)?;
+    container::start_keeper(&host.settings, specification, &places)
+        .map_err(|error| problem::failed("container", "the keeper can't be started")(&error))?;
+    Ok(())
+}
+
+/// Connects a service's network namespace.
+pub async fn connect(host: &Arc<Standalone>, service: &Service) -> Result<(), Problem> {
+    let failed = problem::failed("network", "the service's network can't be made");
+    host.network
+        .ensure_bridge()
+        .await
+        .map_err(|error| failed(&error))?;
+    let netns = service.container.netns().await?;
+    let wired = host.network.wire(service.name(), &netns, service.into());
+    wired.await.map_err(|error| failed(&error))
+}
+
+async fn start(host: &Arc<Standalone>, service: &Service) -> Result<(), Problem> {
+    // All of its network first: what its first instruction sends must find its way, and who is told
+    // of it must find the service.
+    connect(host, service).await?;
+    place::join(&*host.network, service).await?;
+    place::publish(&*host.network, service).await?;
+    let (this, of) = (Arc::clone(host), service.clone());
+    blocking(move || {
+        let keeper = of.container.keeper();
+        let keeper = keeper.map_err(|error| problem::keeper(&error))?;
+        let places = this.settings.places(of.name());
+        let specification = &of.specification;
+        container::start_container(&this.settings, specification, &places, &keeper)
+            .map_err(|error| problem::failed("start", "the container can't be started")(&error))?;
+        started(&this, &specification.name)
+    })
+    .await
+}
+
+/// Writes down that a service has been started. Blocks.
+fn started(host: &Standalone, name: &ServiceName) -> Result<(), Problem> {
+    host.update(name, |record| {
+        record.starting = false;
+        Ok(())
+    })
+}
+
+/// Ends what an earlier agent was killed in: a service that it was starting, and of which nobody has been
+/// told. One that was started after all goes on; of the others nothing is left. To be called before
+/// anybody is served, so that none of them can be asked for again meanwhile.
+pub async fn end_cut_off(host: &Arc<Standalone>) {
+    let all = host.all().into_iter().filter(|record| record.starting);
+    for name in all.map(|record| record.specification.name) {
+        let Ok(service) = host.service(&name) else {
+            continue;
+        };
+        let ended = tokio::time::timeout(CUT_OFF_PATIENCE, end_one_cut_off(host, &service)).await;
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(service = %name, %error, "a service that was being started when the agent was killed is still there: `ums rm` removes it");
+            }
+            Err(_) => {
+                tracing::warn!(service = %name, "a service that was being started when the agent was killed does not end: `ums rm` removes it");
+            }
+        }
+    }
+}
+
+async fn end_one_cut_off(host: &Arc<Standalone>, service: &Service) -> Result<(), Problem> {
+    let status = service.container.status_if_any_async().await?;
+    if status.is_some_and(|status| status.phase != Phase::Created) {
+        let (this, name) = (Arc::clone(host), service.specification.name.clone());
+        return blocking(move || started(&this, &name)).await;
+    }
+    removal::destroy(host, service, Keep::Nothing).await?;
+    let name = &service.specification.name;
+    tracing::warn!(service = %name, "the agent was killed while it started this service: nothing is left of it");
+    Ok(())
+}
