@@ -36,6 +36,7 @@ mod inject;
 mod mappings;
 mod ranges;
 pub mod reader;
+mod rounds;
 mod scan;
 mod soft_dirty;
 mod sys;
@@ -43,6 +44,7 @@ mod tracee;
 mod write_protect;
 
 pub use ranges::Ranges;
+pub use rounds::{RoundError, Rounds, Unchanged};
 pub use soft_dirty::SoftDirty;
 pub use write_protect::WriteProtect;
 

@@ -30,14 +30,18 @@ mod early;
 mod extents;
 pub mod index;
 mod mapped;
+mod rounds;
+mod staged;
 #[cfg(test)]
 mod test;
 
 pub use extents::StoredExtent;
 pub use index::Index;
 pub use mapped::Mapped;
+pub use rounds::READ_RUNNING;
 
 use extents::{Extents, Run};
+use staged::Staged;
 
 /// The most extents of one checkpoint: bounds the index however scattered the pages are.
 const EXTENTS_MAX: usize = 16 << 20;
@@ -67,6 +71,8 @@ pub struct PageStore {
     owners: BTreeMap<PageOwner, Owned>,
     parents: Parents,
     extents: usize,
+    /// What was read while the service ran.
+    staged: BTreeMap<PageOwner, Staged>,
 }
 
 /// What has arrived of one owner.
@@ -111,6 +117,7 @@ impl PageStore {
             owners: BTreeMap::new(),
             parents: Parents::new(),
             extents: 0,
+            staged: BTreeMap::new(),
         })
     }
 
@@ -150,14 +157,10 @@ impl PageStore {
         images: &MemoryDir,
     ) -> Result<(), Error> {
         let len = bytes.len() as u64;
-        let whole = len.is_multiple_of(PAGE_LEN as u64) && address.is_multiple_of(PAGE_LEN as u64);
-        if !whole || address.checked_add(len).is_none() {
-            return Err(Error::Nonsense(format!("{len} bytes at {address:#x}")));
-        }
-        self.bytes += len;
-        if self.bytes > self.bytes_max {
-            return Err(Error::TooMuch(self.bytes_max));
-        }
+        let end = check_range(address, len)?;
+        // What was read before is not what it holds now.
+        self.unstage(owner, address, end);
+        self.count_bytes(len)?;
         self.open(owner, images)?;
         if self.lazy_restore && flags & PE_LAZY != 0 && owner.process().is_some() {
             return self.push_late(owner, address, bytes);
@@ -255,6 +258,14 @@ impl PageStore {
         Ok(())
     }
 
+    fn count_bytes(&mut self, len: u64) -> Result<(), Error> {
+        self.bytes += len;
+        match self.bytes > self.bytes_max {
+            true => Err(Error::TooMuch(self.bytes_max)),
+            false => Ok(()),
+        }
+    }
+
     fn count_extent(&mut self) -> Result<(), Error> {
         self.extents += 1;
         if self.extents > EXTENTS_MAX {
@@ -263,13 +274,14 @@ impl PageStore {
         Ok(())
     }
 
-    /// Bytes taken so far.
+    /// Bytes that are here.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Writes the pagemaps beside the metadata, and gives out what is to be installed late.
     pub fn finish(mut self, images: &MemoryDir) -> Result<Stored, Error> {
+        self.drop_staged();
         for (owner, owned) in &mut self.owners {
             owned.check(*owner)?;
             owned.keep_wiped_pages(*owner, images)?;
@@ -341,6 +353,13 @@ impl Owned {
         }
         map
     }
+}
+
+/// The end of whole pages from `address` on.
+fn check_range(address: u64, len: u64) -> Result<u64, Error> {
+    let whole = len.is_multiple_of(PAGE_LEN as u64) && address.is_multiple_of(PAGE_LEN as u64);
+    let end = address.checked_add(len).filter(|_| whole);
+    end.ok_or_else(|| Error::Nonsense(format!("{len} bytes at {address:#x}")))
 }
 
 fn page_file(images: &MemoryDir, pages_id: u32) -> Result<File, Error> {

@@ -31,7 +31,6 @@ pub(super) fn userfaultfd(
     pidfd: BorrowedFd<'_>,
     ours: &[BorrowedFd<'_>],
 ) -> Result<OwnedFd, Untracked> {
-    let instruction = instruction(pid)?;
     let tid = thread(pid)?;
     let strays = stray(pid, ours);
     on_a_thread(|| {
@@ -57,7 +56,7 @@ pub(super) fn close_strays(pid: i32, ours: &[BorrowedFd<'_>]) -> Result<(), Untr
     if strays.is_empty() {
         return Ok(());
     }
-    let (instruction, tid) = (instruction(pid)?, thread(pid)?);
+    let tid = thread(pid)?;
     on_a_thread(|| {
         let mut tracee = Tracee::stop(tid, instruction)?;
         for fd in &strays {

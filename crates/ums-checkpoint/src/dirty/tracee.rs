@@ -44,7 +44,11 @@ pub(super) struct Tracee {
 
 impl Tracee {
     /// Stops a thread. The calling thread must be the one that makes all calls and lets go of it.
-    pub(super) fn stop(tid: i32, instruction: u64) -> Result<Self, Untracked> {
+    /// `instruction` finds a `syscall` instruction, once the thread can't begin another program any more.
+    pub(super) fn stop(
+        tid: i32,
+        instruction: impl FnOnce(i32) -> Result<u64, Untracked>,
+    ) -> Result<Self, Untracked> {
         let thread = Pid::from_raw(tid);
         let mut options = ptrace::Options::PTRACE_O_TRACESYSGOOD;
         let filtered = is_filtered(tid);
@@ -59,7 +63,10 @@ impl Tracee {
         stopped
     }
 
-    fn take(thread: Pid, instruction: u64) -> Result<Self, Untracked> {
+    fn take(
+        thread: Pid,
+        instruction: impl FnOnce(i32) -> Result<u64, Untracked>,
+    ) -> Result<Self, Untracked> {
         let tid = thread.as_raw();
         ptrace::interrupt(thread).map_err(refused("PTRACE_INTERRUPT"))?;
         let end = Instant::now() + STOP_WITHIN;
@@ -72,6 +79,7 @@ impl Tracee {
             Ok(true) => return Err(Untracked::Dispatches),
             Err(errno) => return Err(refused("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG")(errno)),
         }
+        let instruction = instruction(tid)?;
         let mask = sys::signal_mask(tid).map_err(refused("PTRACE_GETSIGMASK"))?;
         let tracee = Self {
             thread,

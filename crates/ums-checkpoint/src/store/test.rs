@@ -197,3 +197,86 @@ fn pages_that_a_child_finds_empty_do_not_come_late() {
     assert_eq!(now, [(0x2000, 2), (0x3000, 3)]);
     assert_eq!(late, [(0x1000, 1), (0x4000, 4)]);
 }
+
+/// Pages that came in rounds, and what the freeze says of them.
+#[test]
+fn rounds_count_only_as_the_freeze_confirms_them() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED rounds_count_only_as_the_freeze_confirms_them: needs root");
+        return;
+    }
+    for lazy in [true, false] {
+        let images = MemoryDir::new(1 << 20).unwrap();
+        let mut store = PageStore::new(12 * PAGE_LEN as u64, lazy).unwrap();
+        store
+            .stage(TASK, 0x1000, &pages(&[1, 2, 3, 4, 5, 6]))
+            .unwrap();
+        // The later page wins; one that was dropped is gone; one is written in the freeze.
+        store.stage(TASK, 0x2000, &pages(&[20])).unwrap();
+        store.unstage(TASK, 0x3000, 0x4000);
+        store.stage(CHILD, 0x1000, &pages(&[1, 2])).unwrap();
+        store.keep(TASK, 0x1000, PE_LAZY, 3, &images).unwrap();
+        store
+            .push(TASK, 0x4000, PE_LAZY, &pages(&[40]), &images)
+            .unwrap();
+        store.keep(TASK, 0x5000, 0, 1, &images).unwrap();
+        // The sixth is not named, nor is any page of the child.
+        let stored = store.finish(&images).unwrap();
+        match lazy {
+            true => {
+                let [now, late] = restored(&images, &stored, TASK);
+                assert_eq!(now, [(0x5000, 5)]);
+                assert_eq!(late, [(0x1000, 1), (0x2000, 20), (0x4000, 40)]);
+            }
+            // All in its page file, in their order.
+            false => {
+                let file = std::fs::read(images.path().join(image::pages_name(1))).unwrap();
+                assert_eq!(file, pages(&[1, 20, 0, 40, 5]));
+            }
+        }
+        assert!(!stored.index.contains_key(&CHILD.process().unwrap()));
+    }
+}
+
+#[test]
+fn a_round_that_is_confirmed_is_shared_with_the_parent() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED a_round_that_is_confirmed_is_shared_with_the_parent: needs root");
+        return;
+    }
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let mut store = PageStore::new(1 << 20, true).unwrap();
+    store.stage(TASK, 0x1000, &pages(&[1, 2, 3])).unwrap();
+    store.stage(CHILD, 0x1000, &pages(&[1, 20, 3])).unwrap();
+    store.set_parents(
+        [(CHILD, TASK)]
+            .map(|(c, p)| (c.process().unwrap(), p.process().unwrap()))
+            .into(),
+    );
+    store.keep(TASK, 0x1000, PE_LAZY, 3, &images).unwrap();
+    store.keep(CHILD, 0x1000, PE_LAZY, 3, &images).unwrap();
+    let stored = store.finish(&images).unwrap();
+    let [now, late] = restored(&images, &stored, CHILD);
+    assert_eq!(now, [(0x1000, 1), (0x3000, 3)]);
+    assert_eq!(late, [(0x2000, 20)]);
+    assert_eq!(stored.shared_bytes, 2 * PAGE_LEN as u64);
+}
+
+/// What is here at once is bounded, not what has come.
+#[test]
+fn rounds_have_the_bound_of_the_memory() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED rounds_have_the_bound_of_the_memory: needs root");
+        return;
+    }
+    let mut store = PageStore::new(4 * PAGE_LEN as u64, true).unwrap();
+    for _ in 0..5 {
+        store.stage(TASK, 0x1000, &pages(&[1, 2, 3])).unwrap();
+        store.unstage(TASK, 0x2000, 0x3000);
+    }
+    let error = store.stage(TASK, 0x9000, &pages(&[1, 2, 3])).unwrap_err();
+    assert!(matches!(error, Error::TooMuch(_)), "{error}");
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let error = store.keep(TASK, 0x1000, 0, 1 << 40, &images).unwrap_err();
+    assert!(matches!(error, Error::TooMuch(_)), "{error}");
+}

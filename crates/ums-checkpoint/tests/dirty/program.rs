@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use ums_checkpoint::carry::Process;
@@ -103,6 +104,8 @@ impl Program {
         let before = used();
         let end = Instant::now() + PATIENCE;
         while used() <= before {
+            let ended = waitpid(self.group, Some(WaitPidFlag::WNOHANG));
+            assert_eq!(ended, Ok(WaitStatus::StillAlive), "{}", self.damages());
             assert!(
                 Instant::now() < end,
                 "it does nothing: {:#?}",
