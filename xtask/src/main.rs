@@ -15,6 +15,7 @@ mod self_test;
 mod setup;
 mod show;
 mod test;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -61,6 +62,18 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Two systems on this machine that stay: `up`, `down`, or a place (`a`, `b`, `world`) and a command
+    Lab {
+        /// What to do: see `cargo xtask lab -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Make and run Debian 12 and 13 as virtual machines
+    Vm {
+        /// What to do with them: see `cargo xtask vm -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Inside the namespaces of the self-test: drive one dump and restore
     #[command(hide = true)]
     SelfTestDriver {
@@ -87,6 +100,8 @@ fn main() -> ExitCode {
         Command::Demo { args } => show::main(&show::DEMO, &args),
         Command::Bench { args } => show::main(&show::BENCH, &args),
         Command::Zdtm { args } => show::main(&show::ZDTM, &args),
+        Command::Lab { args } => show::lab(&args),
+        Command::Vm { args } => vm::main(&args),
         Command::Bundle(args) => bundle::main(&args).map(|()| ExitCode::SUCCESS),
         Command::SelfTestDriver { bundle, dir } => {
             self_test::driver(&bundle, &dir).map(|()| ExitCode::SUCCESS)

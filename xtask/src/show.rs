@@ -1,4 +1,4 @@
-//! `cargo xtask demo`, `bench` and `zdtm`: set up, build, then become the program.
+//! `cargo xtask demo`, `bench`, `lab` and `zdtm`: set up, build, then become the program.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -28,6 +28,12 @@ pub(crate) const BENCH: Show = Show {
     purpose: Purpose::Bench,
 };
 
+/// Two systems that stay.
+pub(crate) const LAB: Show = Show {
+    program: "ums-lab",
+    purpose: Purpose::Test,
+};
+
 /// CRIU's own tests.
 pub(crate) const ZDTM: Show = Show {
     program: "ums-zdtm",
@@ -46,9 +52,27 @@ pub(crate) fn main(show: &Show, args: &[OsString]) -> Result<ExitCode> {
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 
+/// Makes a lab, or enters the one that is there, for which nothing has to be built.
+pub(crate) fn lab(args: &[OsString]) -> Result<ExitCode> {
+    let bin = paths::target()?.join("release");
+    let program = bin.join(LAB.program);
+    let makes_one = args.first().is_none_or(|what| what == "up");
+    if makes_one || !program.exists() {
+        return main(&LAB, args);
+    }
+    let mut command = as_root(&program, &environment(&paths::bundle()?, &bin));
+    let error = command.args(args).exec();
+    Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
 /// What the testbed is told by its environment.
 pub(crate) fn environment(bundle: &Path, bin: &Path) -> Vec<(&'static str, OsString)> {
-    vec![("UMS_BUNDLE", bundle.into()), ("UMS_BIN_DIR", bin.into())]
+    let lab = bundle.with_file_name("ums-lab");
+    vec![
+        ("UMS_BUNDLE", bundle.into()),
+        ("UMS_BIN_DIR", bin.into()),
+        ("UMS_LAB", lab.into()),
+    ]
 }
 
 /// The program as root, with variables that sudo would otherwise drop.

@@ -18,7 +18,9 @@ pub(crate) enum Purpose {
     Demo,
     /// The benchmark.
     Bench,
-    /// Everything but that: `cargo xtask setup` by itself.
+    /// Virtual machines.
+    Machines,
+    /// What is needed for the others but the long tests and machines: `cargo xtask setup` by itself.
     All,
 }
 
@@ -39,8 +41,11 @@ const ALWAYS: &[Purpose] = &[Purpose::Test, Purpose::Demo, Purpose::Bench];
 /// Hundreds of MiB. In other tests what is there already is used.
 const LONG: &[Purpose] = &[Purpose::Long];
 
+/// Virtual machines are part of the long tests.
+const MACHINES: &[Purpose] = &[Purpose::Machines, Purpose::Long];
+
 /// All needs. The rest comes with the bundle or is part of every Debian.
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 17] = [
     Need {
         program: "tc",
         package: "iproute2",
@@ -78,6 +83,12 @@ const NEEDS: [Need; 12] = [
         purposes: &[Purpose::Test],
     },
     Need {
+        program: "curl",
+        package: "curl",
+        why: "is the client in the documentation's walk-through",
+        purposes: &[Purpose::Test],
+    },
+    Need {
         program: "go",
         package: "golang-go",
         why: "compiles one of the services that migrate",
@@ -94,6 +105,30 @@ const NEEDS: [Need; 12] = [
         package: "nodejs",
         why: "runs one of the services that migrate",
         purposes: LONG,
+    },
+    Need {
+        program: "mmdebstrap",
+        package: "mmdebstrap",
+        why: "makes the disks of virtual machines",
+        purposes: MACHINES,
+    },
+    Need {
+        program: "mke2fs",
+        package: "e2fsprogs",
+        why: "makes the disks of virtual machines",
+        purposes: MACHINES,
+    },
+    Need {
+        program: "ssh",
+        package: "openssh-client",
+        why: "reaches virtual machines",
+        purposes: MACHINES,
+    },
+    Need {
+        program: "setpriv",
+        package: "util-linux",
+        why: "ends virtual machines with the test that started them",
+        purposes: MACHINES,
     },
     Need {
         program: "rsync",
@@ -120,7 +155,7 @@ pub(crate) fn missing(purpose: Purpose) -> Vec<&'static Need> {
     NEEDS
         .iter()
         .filter(|need| match purpose {
-            Purpose::All => need.purposes != LONG,
+            Purpose::All => need.purposes != LONG && need.purposes != MACHINES,
             Purpose::Long => need
                 .purposes
                 .iter()
