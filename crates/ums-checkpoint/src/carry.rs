@@ -12,6 +12,10 @@
 //!   the time, and what the other end of a connection notices.
 //!
 //! What can't be set is returned as [`Lost`], which the report tells.
+//!
+//! Before that, two things are done about what CRIU would refuse: what is over in a moment is looked for
+//! ([`passing`]), so that the service can be frozen at another one; and settings that stand in CRIU's way
+//! are changed while it dumps ([`Eased`]).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,21 +27,27 @@ use crate::memory_dir::MemoryDir;
 
 mod clock;
 mod descriptor;
+mod ease;
 mod error;
 mod event;
 mod inherit;
 mod multicast;
+mod netlink;
 mod oddity;
 mod option;
+mod passing;
 mod process;
-mod raw;
+pub(crate) mod raw;
 mod sched;
 mod socket;
 mod task;
 mod timer;
 
+pub use ease::Eased;
 pub use inherit::{Inherited, differing};
+pub use netlink::{OWN_DEVICES, is_only_ours};
 pub use oddity::{Oddity, look};
+pub use passing::{Moment, passing};
 pub use process::{Process, processes};
 
 use clock::Offsets;

@@ -1,7 +1,7 @@
 //! What the kernel tells of the unix sockets of a network namespace (`sock_diag(7)`): no file below
 //! `/proc` names the other end of one, or who waits at one to be accepted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -60,6 +60,52 @@ impl UnixSocket {
     pub fn listens(&self) -> bool {
         self.state == LISTEN
     }
+}
+
+/// Why a connection that nobody has accepted can't be carried. CRIU connects again at the destination,
+/// as root, and can neither read what was sent nor close what is closed (its `dump_one_unix_fd`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Waiting {
+    /// With data in it.
+    Data,
+    /// Its other end is closed.
+    Closed,
+    /// Of this user, who is not root.
+    User(u32),
+}
+
+impl Waiting {
+    /// In words, after "a connection that waits to be accepted".
+    pub fn told(self) -> String {
+        match self {
+            Self::Data => "with data that only who accepts it can read".to_owned(),
+            Self::Closed => "and whose other end has been closed".to_owned(),
+            Self::User(user) => format!("of user {user}, who would be root at the destination"),
+        }
+    }
+
+    fn of(waiting: Option<&UnixSocket>) -> Option<Self> {
+        match waiting {
+            None => Some(Self::Closed),
+            Some(socket) if socket.sent > 0 => Some(Self::Data),
+            Some(socket) if socket.user != 0 => Some(Self::User(socket.user)),
+            Some(_) => None,
+        }
+    }
+}
+
+/// Who waits at which socket, and why that can't be carried: inode numbers of the socket that listens
+/// and of the one that waits.
+pub fn waiting(all: &BTreeMap<u64, UnixSocket>) -> BTreeSet<(u64, u64, Waiting)> {
+    let listening = all.iter().filter(|(_, socket)| socket.listens());
+    let waiting = listening.flat_map(|(listener, socket)| {
+        let waiting = socket.waiting.iter();
+        waiting.map(move |waiting| (*listener, *waiting))
+    });
+    let why = |waiting: &u64| Waiting::of(all.get(waiting));
+    waiting
+        .filter_map(|(listener, waiting)| Some((listener, waiting, why(&waiting)?)))
+        .collect()
 }
 
 /// All unix sockets in this network namespace, by their inode numbers.
@@ -243,6 +289,37 @@ mod test {
         assert_eq!(sockets[&inode(&without)].sent, 0);
         assert!(!sockets[&inode(&without)].is_connected(), "nobody yet");
         assert_eq!(sockets[&inode(&with)].user, nix::unistd::getuid().as_raw());
+    }
+
+    #[test]
+    fn who_waits_is_carried_without_data_and_as_root() {
+        let listening = UnixSocket {
+            kind: 1,
+            state: LISTEN,
+            waiting: vec![2, 3, 4, 0],
+            ..UnixSocket::default()
+        };
+        let waits = |sent, user| UnixSocket {
+            kind: 1,
+            state: ESTABLISHED,
+            sent,
+            user,
+            ..UnixSocket::default()
+        };
+        let all = [
+            (1, listening),
+            (2, waits(0, 0)),
+            (3, waits(768, 0)),
+            (4, waits(0, 33)),
+        ];
+        let expected = [
+            (1, 0, Waiting::Closed),
+            (1, 3, Waiting::Data),
+            (1, 4, Waiting::User(33)),
+        ];
+        assert_eq!(waiting(&BTreeMap::from(all)), BTreeSet::from(expected));
+        let nobody = BTreeMap::from([(2, waits(1, 0))]);
+        assert_eq!(waiting(&nobody), BTreeSet::new());
     }
 
     #[test]

@@ -1,22 +1,63 @@
 //! What CRIU can't take out of the queue of a unix socket, asked on a copy of its descriptor while its
-//! owner runs: nothing is read, and nothing is changed.
+//! owner runs or is frozen: nothing is read, and nothing is changed.
 
+use std::fs;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
+use nix::libc;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
+use nix::sys::stat::{SFlag, fstat, major, minor};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use crate::carry::raw;
+use crate::message::own;
+
+const SO_PASSPIDFD: i32 = 76;
+const SO_PEEK_OFF: i32 = 42;
+/// Options by which a reader of datagrams is told when each has come.
+const TIMES: [i32; 4] = [29, 35, 63, 64]; // SO_TIMESTAMP, SO_TIMESTAMPNS, and both _NEW
+
+/// Longest part of a stream that is looked at in one piece, bytes.
+const PIECE: usize = 64 * 1024;
+/// Most pieces and messages that are looked at in one queue.
+const PIECES_MAX: usize = 65_536;
+/// Largest message that is looked for, bytes: more than a socket may send by any usual setting.
+const MESSAGE_MAX: usize = 64 << 20;
 
 /// What a socket is whose queue is not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Queue {
-    /// Its reader is told who has sent each message (SO_PASSCRED): CRIU refuses to take such messages out
-    /// (its `dump_packet_cmsg`).
+    /// Its reader is told who has sent each message (SO_PASSCRED, SO_PASSPIDFD), or when it came
+    /// (SO_TIMESTAMP): CRIU refuses to take such messages out (its `dump_packet_cmsg`).
     pub tells_senders: bool,
     /// There is an urgent byte (MSG_OOB), which CRIU takes for an ordinary one.
     pub urgent: bool,
+    /// A descriptor in it can't be taken out.
+    pub flight: Option<Flight>,
 }
 
-/// What is in the queue of the socket behind a descriptor of a process; nothing once that is gone.
+/// A descriptor on its way between two processes (SCM_RIGHTS) that CRIU can't carry there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flight {
+    /// It needs the process that has a terminal open (its `dump_one_pty`).
+    Terminal,
+    /// A socket that has descriptors in its own queue.
+    Nested,
+}
+
+impl Flight {
+    /// In words.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Terminal => "a terminal",
+            Self::Nested => "a unix socket that has descriptors in its own queue",
+        }
+    }
+}
+
+/// What is in the queue of the socket behind a descriptor of a process that may run; nothing once that
+/// is gone. Of descriptors it sees those that would be received next.
 pub fn queue(pid: i32, fd: i32) -> Queue {
     copy(pid, fd).map_or_else(Queue::default, |socket| of(&socket))
 }
@@ -29,41 +70,139 @@ fn copy(pid: i32, fd: i32) -> Option<OwnedFd> {
 fn of(socket: &OwnedFd) -> Queue {
     let flags = MsgFlags::MSG_OOB | MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     Queue {
-        tells_senders: getsockopt(socket, sockopt::PassCred).unwrap_or(false),
+        tells_senders: tells_senders(socket),
         urgent: recv(socket.as_raw_fd(), &mut [0], flags) == Ok(1),
+        flight: flight_next(socket),
     }
+}
+
+/// Whether something comes with each message besides descriptors.
+pub(crate) fn tells_senders(socket: &OwnedFd) -> bool {
+    let get = |name| raw::get_int(socket, libc::SOL_SOCKET, name).unwrap_or(0);
+    let is_stream = get(libc::SO_TYPE) == libc::SOCK_STREAM;
+    let asks = |name: &i32| get(*name) != 0;
+    asks(&libc::SO_PASSCRED) || asks(&SO_PASSPIDFD) || !is_stream && TIMES.iter().any(asks)
+}
+
+/// Among the descriptors that would be received next. One that peeks in steps (SO_PEEK_OFF) is left
+/// alone: looking would be a step.
+fn flight_next(socket: &OwnedFd) -> Option<Flight> {
+    let steps = raw::get_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
+    if steps >= 0 || in_flight(socket) == 0 {
+        return None;
+    }
+    let (_, descriptors) = peek(socket, &mut vec![0; PIECE]).ok()?;
+    descriptors.iter().find_map(flight)
+}
+
+/// Among all descriptors in the queue of a socket whose owner is frozen.
+pub(crate) fn flight_anywhere(socket: &OwnedFd) -> io::Result<Option<Flight>> {
+    if in_flight(socket) == 0 {
+        return Ok(None);
+    }
+    from_the_first(socket, || {
+        let mut buffer = vec![0; PIECE];
+        for _ in 0..PIECES_MAX {
+            match peek(socket, &mut buffer)? {
+                (0, _) => return Ok(None),
+                (_, descriptors) => {
+                    let found = descriptors.iter().find_map(flight);
+                    if found.is_some() {
+                        return Ok(found);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    })
+}
+
+/// Length of the largest message in the queue of a socket whose owner is frozen.
+pub(crate) fn largest(socket: &OwnedFd) -> io::Result<usize> {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let largest = from_the_first(socket, || {
+            let mut largest = 0;
+            for _ in 0..PIECES_MAX {
+                let (length, _) = peek(socket, &mut buffer)?;
+                largest = largest.max(length);
+                // One that has no room is looked at in steps, and they would count as messages.
+                if length == 0 || length > buffer.len() {
+                    break;
+                }
+            }
+            Ok(largest)
+        })?;
+        if largest <= buffer.len() || largest > MESSAGE_MAX {
+            return Ok(largest);
+        }
+        buffer.resize(largest.next_power_of_two(), 0);
+    }
+}
+
+/// Looks at a queue from its beginning, by the option with which CRIU does, and sets that back.
+fn from_the_first<T>(socket: &OwnedFd, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let level = libc::SOL_SOCKET;
+    let before = raw::get_int(socket, level, SO_PEEK_OFF)?;
+    raw::set(socket, level, SO_PEEK_OFF, &0_i32.to_ne_bytes())?;
+    let looked = look();
+    raw::set(socket, level, SO_PEEK_OFF, &before.to_ne_bytes())?;
+    looked
+}
+
+/// The next message or piece: its length, which may be more than there is room for, and copies of the
+/// descriptors that come with it. No length at the end.
+fn peek(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    // As many as one message may have (`SCM_MAX_FD`), and what else may come.
+    let mut control = nix::cmsg_space!([i32; 253], libc::ucred, [u8; 256]);
+    let mut into = [IoSliceMut::new(buffer)];
+    let got = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut control), flags);
+    let message = match got {
+        Ok(message) => message,
+        Err(nix::errno::Errno::EAGAIN) => return Ok((0, Vec::new())),
+        Err(error) => return Err(error.into()),
+    };
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            descriptors.extend(fds.into_iter().map(own));
+        }
+    }
+    Ok((message.bytes, descriptors))
+}
+
+fn flight(descriptor: &OwnedFd) -> Option<Flight> {
+    let stat = fstat(descriptor).ok()?;
+    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+    match kind {
+        SFlag::S_IFCHR if is_terminal((major(stat.st_rdev), minor(stat.st_rdev))) => {
+            Some(Flight::Terminal)
+        }
+        SFlag::S_IFSOCK if in_flight(descriptor) > 0 => Some(Flight::Nested),
+        _ => None,
+    }
+}
+
+/// `/dev/tty`, `/dev/ptmx` and the slaves of pseudo-terminals (Linux's device list).
+fn is_terminal((major, minor): (u64, u64)) -> bool {
+    matches!((major, minor), (5, 0 | 2) | (136..=143, _))
+}
+
+/// How many descriptors are in the queue of a socket (`scm_fds`, proc_pid_fdinfo(5)).
+fn in_flight(socket: &OwnedFd) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", socket.as_raw_fd()));
+    count(&info.unwrap_or_default())
+}
+
+fn count(info: &str) -> u64 {
+    let mut counts = info
+        .lines()
+        .filter_map(|line| line.strip_prefix("scm_fds:"));
+    let count = counts.next().and_then(|count| count.trim().parse().ok());
+    count.unwrap_or(0)
 }
 
 #[cfg(test)]
-mod test {
-    use std::io::{Read, Write};
-    use std::os::unix::net::{UnixDatagram, UnixStream};
-
-    use nix::sys::socket::{send, setsockopt};
-
-    use super::*;
-
-    #[test]
-    fn who_asks_for_senders() {
-        let socket = OwnedFd::from(UnixDatagram::unbound().unwrap());
-        assert_eq!(of(&socket), Queue::default());
-        setsockopt(&socket, sockopt::PassCred, &true).unwrap();
-        assert!(of(&socket).tells_senders);
-        let (pid, fd) = (std::process::id().cast_signed(), socket.as_raw_fd());
-        assert!(queue(pid, fd).tells_senders);
-        assert_eq!(queue(pid, i32::MAX), Queue::default());
-    }
-
-    #[test]
-    fn an_urgent_byte_stays_where_it_is() {
-        let (mut a, b) = UnixStream::pair().unwrap();
-        a.write_all(b"one").unwrap();
-        let b = OwnedFd::from(b);
-        assert_eq!(of(&b), Queue::default());
-        send(a.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap();
-        assert!(of(&b).urgent && of(&b).urgent);
-        let mut got = [0; 3];
-        UnixStream::from(b).read_exact(&mut got).unwrap();
-        assert_eq!(&got, b"one");
-    }
-}
+mod test;

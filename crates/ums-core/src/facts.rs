@@ -192,6 +192,8 @@ pub enum ObstacleKind {
     UrgentData,
     /// A connection to a unix socket that nobody has accepted, and that CRIU can't make again.
     WaitingConnection,
+    /// A descriptor on its way between two processes (SCM_RIGHTS) that CRIU can't carry there.
+    InFlight,
     /// A terminal in a state that CRIU can't make again.
     Terminal,
     /// A user whose processes' limits CRIU may not read.

@@ -95,10 +95,16 @@ impl Found {
 impl Specimen {
     /// Starts it on `system` and waits until it has checked its state twice.
     pub fn start(&self, testbed: &Testbed, system: &System) -> Result<()> {
+        self.start_with(testbed, system, &[])
+    }
+
+    /// The same, with further arguments of `ums run`.
+    pub fn start_with(&self, testbed: &Testbed, system: &System, further: &[&str]) -> Result<()> {
         let root = self.rootfs(testbed)?;
         let program = format!("/bin/{}", self.program);
         let mut arguments = vec!["run", self.name, "--rootfs", &root];
         arguments.extend(self.memory.iter().flat_map(|limit| ["--memory", limit]));
+        arguments.extend(further);
         arguments.extend(["--", &program]);
         arguments.extend(self.arguments);
         system.ums_ok(&arguments)?;
@@ -108,8 +114,7 @@ impl Specimen {
     /// Waits until it has checked its state twice more at `system`; an error when that does not come
     /// about, or when it has ever seen damage.
     pub fn goes_on(&self, system: &System) -> Result<()> {
-        let log = self.log(system);
-        let found = || Found::read(&std::fs::read_to_string(&log).unwrap_or_default());
+        let found = || Found::read(&self.said(system));
         let before = found().ticks;
         let further = wait_for("two more rounds", PATIENCE, || {
             let found = found();
@@ -119,6 +124,11 @@ impl Specimen {
         let at = system.name();
         ensure!(bad.is_empty(), "{name} is damaged at {at}: {bad:#?}");
         further.with_context(|| format!("{name} stands still at {at}: {}", system.said()))
+    }
+
+    /// What it has written so far, moved along to `system`.
+    pub fn said(&self, system: &System) -> String {
+        std::fs::read_to_string(self.log(system)).unwrap_or_default()
     }
 
     /// Ends it and removes what it was.

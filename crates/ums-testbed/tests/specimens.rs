@@ -131,6 +131,31 @@ fn waits_go_on_when_a_move_is_abandoned() {
     remove(testbed);
 }
 
+/// Changes of devices that a move makes itself, and that its service has not read about yet.
+const LISTENER_MOVES: usize = 10;
+
+#[test]
+fn a_listener_to_links_moves_ten_times() {
+    let test = "a_listener_to_links_moves_ten_times";
+    let Some(testbed) = systems(test, RATE_MBIT) else {
+        return;
+    };
+    let listener = ALL.iter().find(|one| one.name == "moment-links");
+    let listener = listener.expect("it is listed");
+    listener.start(&testbed, &testbed.a).expect("it runs");
+    let (mut from, mut to) = (&testbed.a, &testbed.b);
+    for turn in 1..=LISTENER_MOVES {
+        let report = testbed.migrate(from, to, listener.name, &[]);
+        let report = report.expect("a report");
+        let (outcome, error) = (report.outcome, report.error);
+        assert_eq!(outcome, Outcome::Completed, "move {turn}: {error:?}");
+        (from, to) = (to, from);
+    }
+    listener.goes_on(from).expect("it listens");
+    listener.remove(from).expect("it is removed");
+    remove(testbed);
+}
+
 #[test]
 fn the_torture_is_the_same_after_a_thousand_moves() {
     let test = "the_torture_is_the_same_after_a_thousand_moves";

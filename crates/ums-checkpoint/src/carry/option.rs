@@ -85,6 +85,11 @@ impl Nature {
         self.domain == AF_INET && (self.is_raw() || is_udp)
     }
 
+    /// Whether it is a UDP socket.
+    pub(super) fn is_udp(self) -> bool {
+        self.is_datagram_of(UDP)
+    }
+
     fn is_datagram_of(self, protocol: i32) -> bool {
         self.is_inet() && !self.is_raw() && !self.is_tcp() && self.protocol == protocol
     }
@@ -346,6 +351,7 @@ pub(super) const TABLE: &[SocketOption] = &[
     int(On::Tcp, TCP, 44, "TCP_RTO_MAX_MS"),
     int(On::Tcp, TCP, 45, "TCP_RTO_MIN_US"),
     int(On::Tcp, TCP, 46, "TCP_DELACK_MAX_US"),
+    int(On::Udp, UDP, 1, "UDP_CORK"),
     int(On::Udp, UDP, 100, "UDP_ENCAP"),
     int(On::Udp, UDP, 101, "UDP_NO_CHECK6_TX"),
     int(On::Udp, UDP, 102, "UDP_NO_CHECK6_RX"),

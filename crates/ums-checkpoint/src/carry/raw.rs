@@ -12,7 +12,7 @@ const NAME_LEN: usize = libc::IFNAMSIZ;
 /// Reads an option into `buffer`, and returns how much of it the kernel filled. Some options are asked
 /// for by what is in the buffer before.
 #[expect(unsafe_code, reason = "options whose values have no type here")]
-pub(super) fn get(socket: &OwnedFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn get(socket: &OwnedFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut len = libc::socklen_t::try_from(buffer.len()).unwrap_or(0);
     // SAFETY: the kernel writes at most `len` bytes to the buffer, which are there, and the new
     // length to `len`; both outlive the call.
@@ -33,7 +33,7 @@ pub(super) fn get(socket: &OwnedFd, level: i32, name: i32, buffer: &mut [u8]) ->
 
 /// Sets an option.
 #[expect(unsafe_code, reason = "options whose values have no type here")]
-pub(super) fn set(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+pub(crate) fn set(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let len = libc::socklen_t::try_from(value.len()).unwrap_or(0);
     // SAFETY: the kernel reads `len` bytes of the value, which outlives the call.
     let result =
@@ -45,7 +45,7 @@ pub(super) fn set(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::
 }
 
 /// Reads an `int`.
-pub(super) fn get_int(socket: &OwnedFd, level: i32, name: i32) -> io::Result<i32> {
+pub(crate) fn get_int(socket: &OwnedFd, level: i32, name: i32) -> io::Result<i32> {
     let mut value = [0; 4];
     match get(socket, level, name, &mut value)? {
         // The options of IPv4 are a byte where the caller has no room for more.

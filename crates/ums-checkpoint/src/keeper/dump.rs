@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::container::raw;
 use super::gate::Gate;
+use super::moment;
 use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
 use super::server::{Shared, State, monotonic_ns};
 use crate::criu::patience::{Excused, Patience};
@@ -134,23 +135,33 @@ fn freeze_and_dump(
     // Until CRIU has let go of the sockets.
     let mut loopback = None;
     let mut names = link_remap::Kept::default();
+    // Until CRIU has read the settings.
+    let mut eased = carry::Eased::default();
+    let cgroup = &shared.container.cgroup;
     let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
         match notify.script.as_deref() {
             // CRIU has set itself up and has not looked at the service yet: the service may run
             // until now. CRIU would freeze it too, but looks only ten times a second whether it is.
             Some("pre-dump") => {
+                moment::wait(cgroup);
                 gate.before_freeze()?;
-                shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
-                let frozen = freezer.freeze_without_vfork(bound);
-                frozen.map_err(|error| error.to_string())?;
+                moment::freeze((&freezer, cgroup), bound, || {
+                    shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
+                })?;
                 gate.frozen()?;
                 // To stop every task takes CRIU a moment, however large they are.
                 swrk.must_answer_within(bound);
-                let carry = carry::capture(&carry::processes(&shared.container.cgroup));
+                let processes = carry::processes(cgroup);
+                let carry = carry::capture(&processes);
                 let written = carry.and_then(|carry| carry.write(images));
-                return written.map_err(|error| {
+                written.map_err(|error| {
                     format!("what CRIU does not carry of the service can't be read: {error}")
-                });
+                })?;
+                let changed = carry::Eased::of(&processes);
+                eased = changed.map_err(|error| {
+                    format!("a setting of a socket that CRIU refuses can't be changed: {error}")
+                })?;
+                return Ok(());
             }
             // CRIU holds the tasks, and is about to look at their sockets.
             Some("network-lock") => {
@@ -179,6 +190,7 @@ fn freeze_and_dump(
         _ => Vec::new(),
     };
     swrk.end();
+    drop(eased);
     lift(loopback);
     result.map_err(|error| {
         keep_log(&shared.config.service, &log());

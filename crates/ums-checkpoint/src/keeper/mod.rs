@@ -26,6 +26,7 @@ mod dump;
 pub mod gate;
 pub mod guard;
 pub mod log;
+mod moment;
 mod pages;
 pub mod protocol;
 mod restore;

@@ -239,6 +239,11 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "ask again once it has accepted the connection; a server that is busy for long needs more \
              workers, or less load",
         ),
+        ObstacleKind::InFlight => (
+            RefusalKind::Descriptor,
+            "has a descriptor on its way between two processes (SCM_RIGHTS) that CRIU can't carry there",
+            "ask again once the other process has received it",
+        ),
         ObstacleKind::Terminal => (
             RefusalKind::Descriptor,
             "has a terminal open in a way that CRIU can't make again",

@@ -219,6 +219,7 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::SocketState, RefusalKind::Socket),
         (ObstacleKind::UrgentData, RefusalKind::Socket),
         (ObstacleKind::WaitingConnection, RefusalKind::Socket),
+        (ObstacleKind::InFlight, RefusalKind::Descriptor),
         (ObstacleKind::Terminal, RefusalKind::Descriptor),
     ];
     for (obstacle, kind) in pairs {

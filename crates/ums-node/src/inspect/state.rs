@@ -164,10 +164,13 @@ pub(super) fn held_data(init: i32, sockets: &BTreeMap<u64, i32>) -> Vec<Obstacle
         own.filter(|inode| sockets.contains_key(inode)).collect()
     };
     let unread = lasting(|| {
-        own(parse::with_queue(
-            &read("net/netlink"),
-            parse::Table::Netlink,
-        ))
+        let unread = parse::with_queue(&read("net/netlink"), parse::Table::Netlink);
+        let mut unread = own(unread);
+        if !unread.is_empty() {
+            // What our own devices have caused is taken out in the freeze.
+            unread.retain(|inode| !is_only_ours(init, *inode));
+        }
+        unread
     });
     let corked = lasting(|| {
         let texts = [read("net/udp"), read("net/udp6"), read("net/udplite")];
@@ -185,4 +188,11 @@ pub(super) fn held_data(init: i32, sockets: &BTreeMap<u64, i32>) -> Vec<Obstacle
         obstacle(ObstacleKind::HeldData, sockets[&inode], what)
     });
     unread.chain(corked).collect()
+}
+
+/// Whether what was not read from a netlink socket is about devices of ours.
+fn is_only_ours(init: i32, inode: u64) -> bool {
+    let places = super::unix::places(init).unwrap_or_default();
+    let place = places.get(&inode);
+    place.is_some_and(|place| carry::is_only_ours(place.pid, place.fd))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 
 use ums_checkpoint::unix_diag::{self, UnixSocket};
-use ums_checkpoint::unix_queue::{self, Queue};
+use ums_checkpoint::unix_queue::{self, Flight, Queue};
 use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::parse::inode_of;
@@ -54,7 +54,8 @@ fn unread(init: i32, places: &Places) -> (Vec<Obstacle>, Vec<Loss>) {
     });
     let told = |place: Place| {
         let what = format!(
-            "unix socket at descriptor {} with unread messages whose senders it is told (SO_PASSCRED)",
+            "unix socket at descriptor {} with unread messages of which it is told who has sent them, or \
+             when (SO_PASSCRED, SO_PASSPIDFD, SO_TIMESTAMP)",
             place.fd
         );
         obstacle(ObstacleKind::UnreadMessages, place.inner, what)
@@ -65,23 +66,34 @@ fn unread(init: i32, places: &Places) -> (Vec<Obstacle>, Vec<Loss>) {
         detail: format!("unix socket at descriptor {} (MSG_OOB)", place.fd),
     };
     let obstacles = found.iter().filter(|(_, queue)| queue.tells_senders);
+    let mut obstacles: Vec<Obstacle> = obstacles.map(|(place, _)| told(*place)).collect();
+    let flights = found
+        .iter()
+        .filter_map(|(place, queue)| Some(in_flight(*place, queue.flight?)));
+    obstacles.extend(flights);
     let losses = found.iter().filter(|(_, queue)| queue.urgent);
-    (
-        obstacles.map(|(place, _)| told(*place)).collect(),
-        losses.map(|(place, _)| urgent(*place)).collect(),
-    )
+    (obstacles, losses.map(|(place, _)| urgent(*place)).collect())
+}
+
+fn in_flight(place: Place, flight: Flight) -> Obstacle {
+    let what = format!(
+        "{} in the queue of the unix socket at descriptor {}",
+        flight.told(),
+        place.fd
+    );
+    obstacle(ObstacleKind::InFlight, place.inner, what)
 }
 
 /// Where a socket is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+pub(super) struct Place {
     inner: i32,
-    pid: i32,
-    fd: i32,
+    pub(super) pid: i32,
+    pub(super) fd: i32,
 }
 
 /// Inode number → one of the descriptors that lead to the socket.
-type Places = BTreeMap<u64, Place>;
+pub(super) type Places = BTreeMap<u64, Place>;
 
 /// Unix sockets in the network namespace of `init`.
 fn sockets_in(init: i32) -> Result<Sockets, InspectError> {
@@ -114,7 +126,7 @@ fn held(init: i32) -> Result<Held, InspectError> {
 }
 
 /// All sockets that processes of the service hold.
-fn places(init: i32) -> Result<Places, InspectError> {
+pub(super) fn places(init: i32) -> Result<Places, InspectError> {
     let mut places = BTreeMap::new();
     for process in process::tree(init)? {
         for number in descriptor::numbers(process.pid) {
@@ -133,29 +145,11 @@ fn places(init: i32) -> Result<Places, InspectError> {
     Ok(places)
 }
 
-/// Why a connection that nobody has accepted can't be carried. CRIU connects again at the destination,
-/// as root, and can neither read what was sent nor close what is closed (its `dump_one_unix_fd`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Why {
-    Data,
-    Closed,
-    User(u32),
-}
-
-impl Why {
-    fn told(self) -> String {
-        match self {
-            Self::Data => "with data that only who accepts it can read".to_owned(),
-            Self::Closed => "and whose other end has been closed".to_owned(),
-            Self::User(user) => format!("of user {user}, who would be root at the destination"),
-        }
-    }
-}
-
 /// Connections that wait to be accepted and go on waiting: most are accepted in a moment.
 fn waiting(init: i32, sockets: &Held) -> Vec<Obstacle> {
-    let found =
-        lasting(|| sockets_in(init).map_or_else(|_| BTreeSet::new(), |all| all_waiting(&all)));
+    let found = lasting(|| {
+        sockets_in(init).map_or_else(|_| BTreeSet::new(), |all| unix_diag::waiting(&all))
+    });
     let mut told = BTreeSet::new();
     let found = found.into_iter().filter_map(|(listener, _, why)| {
         let pid = *sockets.get(&listener)?;
@@ -164,30 +158,6 @@ fn waiting(init: i32, sockets: &Held) -> Vec<Obstacle> {
             .then(|| obstacle(ObstacleKind::WaitingConnection, pid, what))
     });
     found.collect()
-}
-
-/// Who waits at which socket, and why that can't be carried: inode numbers of the socket that listens
-/// and of the one that waits.
-fn all_waiting(all: &Sockets) -> BTreeSet<(u64, u64, Why)> {
-    let listening = all.iter().filter(|(_, socket)| socket.listens());
-    let waiting = listening.flat_map(|(listener, socket)| {
-        socket
-            .waiting
-            .iter()
-            .map(move |waiting| (*listener, *waiting))
-    });
-    waiting
-        .filter_map(|(listener, waiting)| Some((listener, waiting, why(all.get(&waiting))?)))
-        .collect()
-}
-
-fn why(waiting: Option<&UnixSocket>) -> Option<Why> {
-    match waiting {
-        None => Some(Why::Closed),
-        Some(socket) if socket.sent > 0 => Some(Why::Data),
-        Some(socket) if socket.user != 0 => Some(Why::User(socket.user)),
-        Some(_) => None,
-    }
 }
 
 /// What CRIU makes otherwise: it makes both ends of a connection by `socketpair(2)`, in one process and

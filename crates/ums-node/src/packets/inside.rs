@@ -316,6 +316,11 @@ mod test {
     }
 
     #[test]
+    fn the_keeper_knows_our_devices() {
+        assert_eq!(ums_checkpoint::carry::OWN_DEVICES, [OUT_DEVICE, IN_DEVICE]);
+    }
+
+    #[test]
     fn elements_come_back_as_they_went() {
         let flow = |transport, service: &str, peer: &str| Flow {
             transport,

@@ -150,6 +150,13 @@ pub const ALL: &[Specimen] = &[
     specimen!("unix-peek", "unix", &["peek"]),
     specimen!("unix-credentials", "unix", &["credentials"])
         .refused(RefusalKind::Socket, &["unread messages", "SO_PASSCRED"]),
+    specimen!("unix-large", "unix", &["large"]),
+    specimen!("unix-nested", "unix", &["nested"])
+        .refused(RefusalKind::Descriptor, &["on its way", "its own queue"]),
+    specimen!("moment-accepts", "moments", &["accepts"]),
+    specimen!("moment-reads", "moments", &["reads"]),
+    specimen!("moment-links", "moments", &["links"]),
+    specimen!("corked", "moments", &["corked"]),
     specimen!("unix-peer-credentials", "unix", &["peer-credentials"])
         .declared(LossKind::PeerCredentials, &["SO_PEERCRED"]),
     specimen!("pty-job", "terminals", &["job"]),
@@ -162,6 +169,8 @@ pub const ALL: &[Specimen] = &[
     specimen!("pty-controlling", "terminals", &["controlling"])
         .refused(RefusalKind::Descriptor, &["/dev/tty"]),
     specimen!("pty-bare", "terminals", &["bare"]),
+    specimen!("pty-flight", "terminals", &["flight"])
+        .refused(RefusalKind::Descriptor, &["on its way", "a terminal"]),
     specimen!("groups-session", "groups", &["session"]),
     specimen!("groups-session-zombie", "groups", &["session-zombie"]),
     specimen!("groups-group", "groups", &["group"]),

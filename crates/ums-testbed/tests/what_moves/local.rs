@@ -109,6 +109,30 @@ pub(crate) const UNIX: &[Row] = &[
         Specimen("unix-credentials"),
     ),
     row(
+        "such a message, or a connection with data, that is there for a moment when the service is frozen",
+        Carried,
+        "looked for once more in the freeze, and frozen again at another moment, up to five times",
+        Specimen("moment-reads"),
+    ),
+    row(
+        "the same with connections",
+        Carried,
+        "as above",
+        Specimen("moment-accepts"),
+    ),
+    row(
+        "unread message that is larger than its reader may send itself",
+        Carried,
+        "the reader's buffer is larger while CRIU looks",
+        Specimen("unix-large"),
+    ),
+    row(
+        "in flight: a socket that has descriptors in its own queue",
+        Refused,
+        "queues are looked into before the freeze, and to their ends in it",
+        Specimen("unix-nested"),
+    ),
+    row(
         "SO_PEERCRED",
         Declared,
         "it names the process that CRIU makes both ends in, and root",
@@ -164,6 +188,12 @@ pub(crate) const TERMINALS: &[Row] = &[
         Carried,
         CRIU,
         Specimen("pty-bare"),
+    ),
+    row(
+        "terminal in flight between two processes (SCM_RIGHTS)",
+        Refused,
+        "queues are looked into before the freeze, and to their ends in it",
+        Specimen("pty-flight"),
     ),
     row(
         "`/dev/tty` open",

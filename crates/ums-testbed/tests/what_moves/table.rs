@@ -559,6 +559,18 @@ const CONNECTIONS: &[Row] = &[
         Test("a_transaction_in_postgresql_lives_there_and_back_again"),
     ),
     row(
+        "call of the service's own that nobody has answered yet (SYN_SENT)",
+        Carried,
+        "CRIU calls again; it is answered at the new place, or goes on waiting",
+        Test("connections_that_are_not_open_yet"),
+    ),
+    row(
+        "client that is not accepted, or only once it says something (SYN_RECV, TCP_DEFER_ACCEPT)",
+        Declared,
+        "reset, at the latest when it says something",
+        Test("connections_that_are_not_open_yet"),
+    ),
+    row(
         "TCP of the service to itself: idle, half closed, queues full, last word waiting",
         Carried,
         "what it sends itself is held while CRIU is at its sockets",
@@ -575,6 +587,24 @@ const CONNECTIONS: &[Row] = &[
         Carried,
         "translated at the service's edge",
         Test("a_service_whose_address_is_taken_moves_with_its_connections"),
+    ),
+    row(
+        "UDP that holds data back (`UDP_CORK`), with nothing in it",
+        Carried,
+        "the setting is off while CRIU looks",
+        Specimen("corked"),
+    ),
+    row(
+        "netlink: changes of devices that a service reads about once a second",
+        Carried,
+        "waited for; what UMS's own devices cause is taken out; refused if it stays",
+        Specimen("moment-links"),
+    ),
+    row(
+        "the same, ten times in a row",
+        Carried,
+        "as above",
+        Test("a_listener_to_links_moves_ten_times"),
     ),
     row(
         "datagrams (UDP) that were received and not read",

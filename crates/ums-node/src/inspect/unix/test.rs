@@ -1,14 +1,5 @@
 use super::*;
 
-fn listening(waiting: &[u64]) -> UnixSocket {
-    UnixSocket {
-        kind: 1,
-        state: 10,
-        waiting: waiting.to_vec(),
-        ..UnixSocket::default()
-    }
-}
-
 fn end(peer: u64, name: &str) -> UnixSocket {
     UnixSocket {
         kind: 1,
@@ -17,35 +8,6 @@ fn end(peer: u64, name: &str) -> UnixSocket {
         name: name.as_bytes().to_vec(),
         ..UnixSocket::default()
     }
-}
-
-#[test]
-fn who_waits_is_carried_without_data_and_as_root() {
-    let mut all = Sockets::from([(1, listening(&[2, 3, 4, 0])), (2, end(0, ""))]);
-    all.insert(
-        3,
-        UnixSocket {
-            sent: 768,
-            ..end(0, "")
-        },
-    );
-    all.insert(
-        4,
-        UnixSocket {
-            user: 33,
-            ..end(0, "")
-        },
-    );
-    let expected = [
-        (1, 0, Why::Closed),
-        (1, 3, Why::Data),
-        (1, 4, Why::User(33)),
-    ];
-    assert_eq!(all_waiting(&all), BTreeSet::from(expected));
-    assert_eq!(
-        all_waiting(&Sockets::from([(2, end(0, ""))])),
-        BTreeSet::new()
-    );
 }
 
 #[test]
