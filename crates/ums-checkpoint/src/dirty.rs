@@ -25,6 +25,10 @@
 //! process that reads files directly (`O_DIRECT`) or asynchronously (`io_setup(2)`) is not tracked; and
 //! another process in the middle of process_vm_writev(2) between its pinning and its copying, for which a
 //! look waits ([`SETTLE`]) before anything is read.
+//!
+//! One call of a tracked process ends otherwise than it would: since Linux 6.17 mremap(2) moves several
+//! mappings at once, and answers `EFAULT` where one of them has a userfaultfd (`mm/mremap.c`), as every
+//! earlier kernel does for any.
 
 use std::io;
 use std::time::Duration;
