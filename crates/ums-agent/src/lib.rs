@@ -58,7 +58,7 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     services::end_cut_off(&agent.host).await;
     let listener = listen(&socket)?;
     let node = Arc::clone(&agent.node);
-    tokio::task::spawn_blocking(move || node.machine.acquaint_criu());
+    tokio::task::spawn_blocking(move || node.machine.probe_kernel());
     tracing::info!(system = %config.system, data_port, "agent serves");
     let mut end = signal(SignalKind::terminate())?;
     let api = axum::serve(listener, server::router(agent.clone()));

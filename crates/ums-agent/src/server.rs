@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use ums_api::agent::{
     CheckpointRequest, CreateRequest, LeadRequest, OfService, OpenRequest, RunRequest,
 };
-use ums_api::problem::{MEDIA_TYPE, Problem};
+use ums_api::problem::{MEDIA_TYPE, Problem, ProblemKind};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_node::task::blocking;
 use ums_node::{attendants, destination, look, problem, source};
@@ -88,7 +88,7 @@ fn malformed(rejection: &JsonRejection) -> Problem {
     let status = rejection.status().as_u16();
     Problem::refused(
         status,
-        "malformed",
+        ProblemKind::Malformed,
         "malformed request",
         rejection.body_text(),
     )

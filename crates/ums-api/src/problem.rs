@@ -2,6 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+mod kind;
+
+pub use kind::ProblemKind;
+
 /// Media type of a problem document.
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
@@ -34,9 +38,9 @@ pub enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{title}: {detail}")]
 pub struct Problem {
-    /// Stable machine-readable kind, kebab-case, for example `service-unknown`.
+    /// What kind it is, for programs.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: ProblemKind,
     /// HTTP status.
     pub status: u16,
     /// The kind in words.
@@ -53,9 +57,9 @@ pub struct Problem {
 
 impl Problem {
     /// A problem of the requester's: nothing happened, and repeating it changes nothing.
-    pub fn refused(status: u16, kind: &str, title: &str, detail: impl Into<String>) -> Self {
+    pub fn refused(status: u16, kind: ProblemKind, title: &str, detail: impl Into<String>) -> Self {
         Self {
-            kind: kind.to_owned(),
+            kind,
             status,
             title: title.to_owned(),
             detail: detail.into(),
@@ -66,9 +70,9 @@ impl Problem {
     }
 
     /// A failure on this system (status 500), whose effect is unknown.
-    pub fn failed(kind: &str, title: &str, detail: impl Into<String>) -> Self {
+    pub fn failed(kind: ProblemKind, title: &str, detail: impl Into<String>) -> Self {
         Self {
-            kind: kind.to_owned(),
+            kind,
             status: 500,
             title: title.to_owned(),
             detail: detail.into(),

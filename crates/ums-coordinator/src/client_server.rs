@@ -16,7 +16,7 @@ use ums_api::client::{
     API_VERSION, Hello, REQUEST_BYTES_MAX, RunRequest, ServiceDetail, ServiceStatus, paths,
 };
 use ums_api::peer::Empty;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::ServiceName;
 
 use crate::problem::{Given, Refused, Reply, ending, json, ok, unknown};
@@ -51,7 +51,7 @@ type Own = State<Arc<Shared>>;
 
 async fn nowhere() -> Refused {
     unknown(
-        "path-unknown",
+        ProblemKind::PathUnknown,
         "there is no such path",
         "see the client API's table of paths",
     )
@@ -131,7 +131,7 @@ async fn refuse_arriving(shared: &Shared, name: &ServiceName) -> Reply<()> {
             let title = "the service is being migrated";
             return Err(Refused(Problem {
                 retry: true,
-                ..Problem::refused(409, "migrating", title, detail)
+                ..Problem::refused(409, ProblemKind::Migrating, title, detail)
             }));
         }
     }
@@ -140,13 +140,17 @@ async fn refuse_arriving(shared: &Shared, name: &ServiceName) -> Reply<()> {
 
 fn parse_name(text: &str) -> Reply<ServiceName> {
     text.parse().map_err(|error: ums_core::id::InvalidName| {
-        unknown("service-unknown", "no such service", error.to_string())
+        unknown(
+            ProblemKind::ServiceUnknown,
+            "no such service",
+            error.to_string(),
+        )
     })
 }
 
 fn service_unknown(name: &ServiceName) -> Refused {
     let detail = format!("no service `{name}` is here; `ums list` shows those there are");
-    unknown("service-unknown", "no such service", detail)
+    unknown(ProblemKind::ServiceUnknown, "no such service", detail)
 }
 
 /// A query, with a problem that says what is wrong with it.
@@ -155,6 +159,11 @@ fn parse_query<T: DeserializeOwned>(uri: &axum::http::Uri) -> Reply<T> {
         .map(|query| query.0)
         .map_err(|rejection| {
             let title = "the query can't be understood";
-            Refused(Problem::refused(400, "query", title, rejection.body_text()))
+            Refused(Problem::refused(
+                400,
+                ProblemKind::Query,
+                title,
+                rejection.body_text(),
+            ))
         })
 }

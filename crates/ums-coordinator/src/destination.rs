@@ -16,7 +16,7 @@ use ums_api::peer::{
     CloseRequest, CommitAnswer, CreateAnswer, LossesAnswer, ReserveAnswer, ReserveRequest,
     RestoreAnswer, View,
 };
-use ums_api::problem::{Fault, Problem};
+use ums_api::problem::{Fault, Problem, ProblemKind};
 use ums_core::facts::NodeFacts;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::{self, Estimates, Wishes};
@@ -129,7 +129,7 @@ pub(crate) async fn reserve(
     if others.clone().count() >= max {
         let detail = format!("{max} services are arriving, the most allowed; try again later");
         let title = "too many migrations at once";
-        let problem = Problem::refused(429, "too-many-migrations", title, detail);
+        let problem = Problem::refused(429, ProblemKind::TooManyMigrations, title, detail);
         return Err(Refused(Problem {
             retry: true,
             fault: Fault::Peer,
@@ -372,7 +372,7 @@ async fn instance(shared: &Shared, id: MigrationId) -> Reply<Instance> {
         Phase::Prepared | Phase::Copying | Phase::Checkpointing | Phase::Delivered => {
             let detail = "the service's keeper does not say what it holds; it is asked again";
             let title = "the prepared service can't be looked at";
-            Err(Problem::failed("keeper", title, detail).into())
+            Err(Problem::failed(ProblemKind::Keeper, title, detail).into())
         }
     }
 }
@@ -441,7 +441,7 @@ async fn doubt(
     let title = "whether the service has executed is not known";
     Refused(Problem {
         fault: Fault::Peer,
-        ..Problem::failed("outcome-unknown", title, detail)
+        ..Problem::failed(ProblemKind::OutcomeUnknown, title, detail)
     })
 }
 

@@ -14,6 +14,7 @@ use ums_api::peer::{
     LossesAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View,
     paths,
 };
+use ums_api::problem::ProblemKind;
 use ums_core::facts::Loss;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::Refusal;
@@ -153,7 +154,9 @@ impl PeerClient {
         let answer: Answer<LossesAnswer> = self.post(id, "losses", &Empty {}).await;
         match answer {
             // An earlier release keeps no account of them.
-            Err(ClientError::Problem(problem)) if problem.kind == "path-unknown" => Ok(Vec::new()),
+            Err(ClientError::Problem(problem)) if problem.kind == ProblemKind::PathUnknown => {
+                Ok(Vec::new())
+            }
             answer => answer.map(|answer| answer.losses),
         }
     }
@@ -162,7 +165,7 @@ impl PeerClient {
         let closed = self.post(id, "close", account).await;
         let closed = match &closed {
             // An earlier release has no use for the account.
-            Err(ClientError::Problem(problem)) if problem.kind == "request-malformed" => {
+            Err(ClientError::Problem(problem)) if problem.kind == ProblemKind::RequestMalformed => {
                 self.post(id, "close", &Empty {}).await
             }
             _ => closed,
@@ -226,7 +229,7 @@ pub(crate) fn check_version(system: &SystemName, hello: &Hello) -> Result<(), Re
 pub(crate) fn refusal(system: &SystemName, error: &ClientError) -> Refusal {
     let name = system.as_str();
     match error {
-        ClientError::Problem(problem) if problem.kind == "peer-denied" => {
+        ClientError::Problem(problem) if problem.kind == ProblemKind::PeerDenied => {
             Refusal::peer_denied(name, &problem.detail)
         }
         ClientError::Problem(problem) if problem.status == 404 => {

@@ -11,6 +11,7 @@ use ums_api::peer::{
     BODY_BYTES_MAX, CloseRequest, Decision, DecisionAnswer, Empty, Hello, ReserveRequest,
     RestoreRequest, VERSIONS, paths,
 };
+use ums_api::problem::ProblemKind;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
 use ums_core::saga::Phase;
@@ -38,7 +39,7 @@ type Caller = Extension<PeerIdentity>;
 
 async fn nowhere() -> Refused {
     unknown(
-        "path-unknown",
+        ProblemKind::PathUnknown,
         "there is no such path",
         "this system speaks version 1 of the peer API",
     )
@@ -141,7 +142,7 @@ async fn view(
     let id = concerned(&shared, &peer, &id).await?;
     match destination::view(&shared, peer, id).await {
         Ok(view) => Ok(ok(&view)),
-        Err(Refused(problem)) if problem.kind == "aborted" => Err(no_migration()),
+        Err(Refused(problem)) if problem.kind == ProblemKind::Aborted => Err(no_migration()),
         Err(refused) => Err(refused),
     }
 }
@@ -170,13 +171,18 @@ async fn decision(
 
 fn no_migration() -> Refused {
     unknown(
-        "migration-unknown",
+        ProblemKind::MigrationUnknown,
         "no such migration",
         "no migration of yours has this id here",
     )
 }
 
 fn parse_id(text: &str) -> Reply<MigrationId> {
-    text.parse()
-        .map_err(|_| unknown("migration-unknown", "no such migration", "this is no id"))
+    text.parse().map_err(|_| {
+        unknown(
+            ProblemKind::MigrationUnknown,
+            "no such migration",
+            "this is no id",
+        )
+    })
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ums_api::http::ClientError;
-use ums_api::problem::{Effect, Fault, MEDIA_TYPE, Problem};
+use ums_api::problem::{Effect, Fault, MEDIA_TYPE, Problem, ProblemKind};
 use ums_core::receiver::Rejected;
 
 use crate::config::Limits;
@@ -43,7 +43,11 @@ impl From<Problem> for Refused {
 
 impl From<JournalError> for Refused {
     fn from(error: JournalError) -> Self {
-        let problem = Problem::failed("journal", "the journal can't be used", error.to_string());
+        let problem = Problem::failed(
+            ProblemKind::Journal,
+            "the journal can't be used",
+            error.to_string(),
+        );
         Self(Problem {
             status: 507,
             ..problem
@@ -56,7 +60,7 @@ impl From<Denied> for Refused {
         let title = "the policy does not allow it";
         Self(Problem::refused(
             403,
-            "peer-denied",
+            ProblemKind::PeerDenied,
             title,
             denied.to_string(),
         ))
@@ -66,16 +70,19 @@ impl From<Denied> for Refused {
 impl From<Rejected> for Refused {
     fn from(rejected: Rejected) -> Self {
         let (kind, title) = match rejected {
-            Rejected::Committed => ("committed", "the migration is committed"),
-            Rejected::Aborted => ("aborted", "the migration was aborted"),
+            Rejected::Committed => (ProblemKind::Committed, "the migration is committed"),
+            Rejected::Aborted => (ProblemKind::Aborted, "the migration was aborted"),
             Rejected::Lost => (
-                "lost",
+                ProblemKind::Lost,
                 "the prepared service is lost, and was never executed",
             ),
-            Rejected::Discarded => ("discarded", "the operator has discarded the service"),
-            Rejected::TooEarly => ("too-early", "the migration is not that far"),
-            Rejected::TooLate => ("too-late", "the migration is further than that"),
-            Rejected::Digest => ("digest-mismatch", "the digests differ"),
+            Rejected::Discarded => (
+                ProblemKind::Discarded,
+                "the operator has discarded the service",
+            ),
+            Rejected::TooEarly => (ProblemKind::TooEarly, "the migration is not that far"),
+            Rejected::TooLate => (ProblemKind::TooLate, "the migration is further than that"),
+            Rejected::Digest => (ProblemKind::DigestMismatch, "the digests differ"),
         };
         Self(Problem::refused(409, kind, title, rejected.to_string()))
     }
@@ -90,7 +97,7 @@ impl From<ClientError> for Refused {
                 status: 503,
                 effect: Effect::None,
                 ..Problem::failed(
-                    "agent-unreachable",
+                    ProblemKind::AgentUnreachable,
                     "the Migration Interface does not answer",
                     format!(
                         "{}; see whether `ums-agent` runs (`ums doctor`)",
@@ -105,7 +112,7 @@ impl From<ClientError> for Refused {
                 status: 502,
                 fault: Fault::Local,
                 ..Problem::failed(
-                    "agent-failed",
+                    ProblemKind::AgentFailed,
                     "the Migration Interface gave no good answer",
                     format!(
                         "{}; `agent.log` in the state directory may say why",
@@ -121,7 +128,7 @@ impl From<ClientError> for Refused {
 /// The Coordinator ends while it was asked.
 pub(crate) fn ending() -> Refused {
     let detail = "it goes on when it is started again; ask again then";
-    let problem = Problem::failed("ending", "the Coordinator is ending", detail);
+    let problem = Problem::failed(ProblemKind::Ending, "the Coordinator is ending", detail);
     Refused(Problem {
         status: 503,
         ..problem
@@ -158,7 +165,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Given<T> {
 pub(crate) async fn body(request: Request, limit: Duration) -> Reply<Bytes> {
     let unreadable = |status, detail| {
         let title = "the request's body can't be read";
-        Refused(Problem::refused(status, "body", title, detail))
+        Refused(Problem::refused(status, ProblemKind::Body, title, detail))
     };
     match tokio::time::timeout(limit, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => Ok(body),
@@ -179,7 +186,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Reply<T> {
         let title = "the request can't be understood";
         Refused(Problem::refused(
             400,
-            "request-malformed",
+            ProblemKind::RequestMalformed,
             title,
             error.to_string(),
         ))
@@ -187,6 +194,6 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Reply<T> {
 }
 
 /// There is no such thing.
-pub(crate) fn unknown(kind: &str, title: &str, detail: impl Into<String>) -> Refused {
+pub(crate) fn unknown(kind: ProblemKind, title: &str, detail: impl Into<String>) -> Refused {
     Refused(Problem::refused(404, kind, title, detail))
 }

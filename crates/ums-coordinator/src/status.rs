@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use ums_api::client::{MigrationView, Progress};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::report::Outcome;
 
@@ -57,9 +57,15 @@ pub(crate) enum NotAdmitted {
 impl From<NotAdmitted> for Problem {
     fn from(error: NotAdmitted) -> Self {
         let (status, kind, title) = match &error {
-            NotAdmitted::Migrating { .. } => (409, "migrating", "the service is being migrated"),
-            NotAdmitted::Busy(_) => (409, "busy", "the service is being changed"),
-            NotAdmitted::TooMany(_) => (429, "too-many-migrations", "too many migrations at once"),
+            NotAdmitted::Migrating { .. } => {
+                (409, ProblemKind::Migrating, "the service is being migrated")
+            }
+            NotAdmitted::Busy(_) => (409, ProblemKind::Busy, "the service is being changed"),
+            NotAdmitted::TooMany(_) => (
+                429,
+                ProblemKind::TooManyMigrations,
+                "too many migrations at once",
+            ),
         };
         Problem {
             retry: true,

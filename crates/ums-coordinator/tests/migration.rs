@@ -8,7 +8,7 @@ use support::agent::{What, When};
 use support::{PATIENCE, SERVICE, Two};
 use ums_api::client::{AbortRequest, MigrationView, paths};
 use ums_api::http::ClientError;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::preflight::RefusalKind;
 use ums_core::report::Outcome;
 
@@ -149,7 +149,10 @@ async fn an_abort_after_the_commit_is_too_late() {
         .client()
         .post::<MigrationView>(&paths::abort(id), &request, PATIENCE)
         .await;
-    assert_eq!(problem(late.expect_err("too late")).kind, "too-late");
+    assert_eq!(
+        problem(late.expect_err("too late")).kind,
+        ProblemKind::TooLate
+    );
 }
 
 #[tokio::test]

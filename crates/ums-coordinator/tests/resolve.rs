@@ -14,7 +14,7 @@ use ums_api::client::{
     AbortRequest, MigrationView, Resolution, ResolveRequest, ResolveView, WatchQuery, paths,
 };
 use ums_api::http::ClientError;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 use ums_core::report::Outcome;
 
@@ -164,7 +164,10 @@ async fn what_is_lost_after_it_was_asked_to_run_is_stuck_until_somebody_decides(
     let offers = two.b.resolution(id).await.expect("it is stuck").offers;
     assert_eq!(offers.len(), 1);
     let refused = two.b.decide(id, Resolution::Run, SERVICE).await;
-    assert_eq!(refused.expect_err("not offered").kind, "not-needed");
+    assert_eq!(
+        refused.expect_err("not offered").kind,
+        ProblemKind::NotNeeded
+    );
     two.b
         .decide(id, Resolution::Discard, SERVICE)
         .await
@@ -286,13 +289,13 @@ async fn nothing_is_decided_that_needs_no_decision() {
     let early = two.a.resolution(id).await.expect_err("it goes on");
     assert_eq!((early.status, early.kind.as_str()), (409, "not-needed"));
     let early = two.a.decide(id, Resolution::TakeBack, SERVICE).await;
-    assert_eq!(early.expect_err("it goes on").kind, "not-needed");
+    assert_eq!(early.expect_err("it goes on").kind, ProblemKind::NotNeeded);
     two.a.agent.release();
     let view = two.a.over(id).await;
     two.settled(&view, "nothing").await;
     for system in [&two.a, &two.b] {
         let late = system.resolution(id).await.expect_err("it is over");
-        assert_eq!(late.kind, "not-needed");
+        assert_eq!(late.kind, ProblemKind::NotNeeded);
     }
     let unknown = MigrationId(uuid::Uuid::now_v7());
     let unknown = two.a.resolution(unknown).await.expect_err("not known");
@@ -303,10 +306,16 @@ async fn nothing_is_decided_that_needs_no_decision() {
 async fn a_decision_is_confirmed_and_is_this_sides() {
     let (two, id, led) = cut_off().await;
     let unsure = two.a.decide(id, Resolution::TakeBack, "yes").await;
-    assert_eq!(unsure.expect_err("not confirmed").kind, "not-confirmed");
+    assert_eq!(
+        unsure.expect_err("not confirmed").kind,
+        ProblemKind::NotConfirmed
+    );
     for (system, choice) in [(&two.a, Resolution::Run), (&two.b, Resolution::TakeBack)] {
         let other = system.decide(id, choice, SERVICE).await;
-        assert_eq!(other.expect_err("the other side's").kind, "not-needed");
+        assert_eq!(
+            other.expect_err("the other side's").kind,
+            ProblemKind::NotNeeded
+        );
     }
     let abort = AbortRequest::default();
     let late = two.a.post(&paths::abort(id), &abort).await;
@@ -318,7 +327,7 @@ async fn a_decision_is_confirmed_and_is_this_sides() {
     while life(&two, "b") != Some(Life::Executing) {
         assert!(Instant::now() < end, "{:#?}", two.world.look().log);
         let asked = two.b.resolution(id).await.expect_err("the source answers");
-        assert_eq!(asked.kind, "not-needed");
+        assert_eq!(asked.kind, ProblemKind::NotNeeded);
     }
     two.b.link.lead_to(led[1]);
     let view = two.a.over(id).await;

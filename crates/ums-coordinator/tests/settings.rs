@@ -7,6 +7,7 @@ use support::agent::{What, When};
 use support::{PATIENCE, SERVICE, Two, system};
 use ums_api::agent::{RunRequest, ServiceView};
 use ums_api::client::{MigrationView, PeerView, paths};
+use ums_api::problem::ProblemKind;
 use ums_core::report::Outcome;
 
 /// Where a migration stands still while settings change, and on which side.
@@ -42,7 +43,7 @@ async fn a_migration_goes_to_its_end_with_a_peer_that_is_forgotten_meanwhile() {
         // Nobody is known any more to who asks for something new.
         let error = two.a.migrate(SERVICE, "b").await.expect_err("unknown");
         let kind = error.problem().map(|problem| problem.kind.clone());
-        assert_eq!(kind.as_deref(), Some("peer-unknown"), "{operation}");
+        assert_eq!(kind, Some(ProblemKind::PeerUnknown), "{operation}");
         agent.release();
         let view = two.a.over(id).await;
         let report = &view.report;
@@ -119,7 +120,7 @@ async fn a_peer_that_is_added_can_be_used_at_once_and_one_without_permission_no_
     two.b.take_up(|config| config.limits.outgoing_max = 0);
     let error = two.b.migrate(SERVICE, "a").await.expect_err("too many");
     let kind = error.problem().map(|problem| problem.kind.clone());
-    assert_eq!(kind.as_deref(), Some("too-many-migrations"));
+    assert_eq!(kind, Some(ProblemKind::TooManyMigrations));
     two.b.take_up(|config| {
         config.limits.outgoing_max = 1;
         for peer in config.peers.values_mut() {

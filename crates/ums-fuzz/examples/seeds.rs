@@ -11,6 +11,7 @@ use std::time::Duration;
 use prost::Message;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use ums_api::problem::ProblemKind;
 use ums_checkpoint::store::{Index, StoredExtent, index};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, SystemName};
@@ -638,7 +639,7 @@ fn messages(corpora: &Corpora) -> Done {
     corpora.put_json(
         words,
         "problem",
-        &Problem::refused(403, "peer-denied", "no", "ask"),
+        &Problem::refused(403, ProblemKind::PeerDenied, "no", "ask"),
     )
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::freezer::Freezer;
 use ums_checkpoint::keeper::client::{self, Keeper};
@@ -103,7 +103,9 @@ impl ContainerPlan {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => cgroup.remove(),
         };
-        killed.map_err(|error| problem::failed("cgroup", "the container can't be killed")(&error))
+        killed.map_err(|error| {
+            problem::failed(ProblemKind::Cgroup, "the container can't be killed")(&error)
+        })
     }
 
     /// Lets a service whose keeper is lost run on: the freeze is the kernel's, so nobody else is
@@ -123,21 +125,22 @@ impl ContainerPlan {
             None => Ok(()),
         };
         blocking(move || release(&cgroup)).await?;
-        released
-            .map_err(|error| problem::failed("network", "packets can't be released")(&error))?;
+        released.map_err(|error| {
+            problem::failed(ProblemKind::Network, "packets can't be released")(&error)
+        })?;
         Ok(true)
     }
 
     fn group(&self) -> Result<Cgroup, Problem> {
         Cgroup::at(&self.cgroup)
-            .map_err(|error| problem::failed("cgroup", "no control groups")(&error))
+            .map_err(|error| problem::failed(ProblemKind::Cgroup, "no control groups")(&error))
     }
 }
 
 fn release(cgroup: &Cgroup) -> Result<(), Problem> {
     match Freezer::of(cgroup).and_then(|freezer| freezer.release()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            let failed = problem::failed("cgroup", "the container can't be thawed");
+            let failed = problem::failed(ProblemKind::Cgroup, "the container can't be thawed");
             Err(failed(&error))
         }
         _ => Ok(()),

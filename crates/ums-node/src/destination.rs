@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ums_api::agent::Phase;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 
 use crate::host::Service;
@@ -45,7 +45,7 @@ pub async fn discard(node: &Arc<Node>, id: MigrationId) -> Result<(), Problem> {
         if status.is_some_and(|status| status.resumed_at_ns.is_some()) {
             let detail = format!("migration {id} was committed: the service runs here");
             return Err(problem::conflict(
-                "committed",
+                ProblemKind::Committed,
                 "too late to discard",
                 detail,
             ));
@@ -55,7 +55,7 @@ pub async fn discard(node: &Arc<Node>, id: MigrationId) -> Result<(), Problem> {
     } else if node.host.service(&incoming.service).is_ok() {
         let detail = format!("migration {id} was committed: the service runs here");
         return Err(problem::conflict(
-            "committed",
+            ProblemKind::Committed,
             "too late to discard",
             detail,
         ));
@@ -80,7 +80,7 @@ async fn made(incoming: &Incoming) -> Result<Option<tokio::sync::MutexGuard<'_, 
     made.map(Some).map_err(|_| Problem {
         retry: true,
         ..Problem::failed(
-            "creating",
+            ProblemKind::Creating,
             "the container is still being made",
             "it is discarded once it is there: try again",
         )
@@ -94,7 +94,7 @@ async fn stop_receiving(incoming: &Incoming) -> Result<(), Problem> {
     ended.map(drop).map_err(|_| Problem {
         retry: true,
         ..Problem::failed(
-            "receiving",
+            ProblemKind::Receiving,
             "what arrives is still being written",
             "the disk does not take what it was given",
         )
@@ -112,7 +112,7 @@ pub async fn settle(node: &Arc<Node>, id: MigrationId) -> Result<(), Problem> {
         let detail = format!("{} pages are still to be installed", state.pages_pending);
         return Err(Problem {
             retry: true,
-            ..problem::conflict("installing", "not settled yet", detail)
+            ..problem::conflict(ProblemKind::Installing, "not settled yet", detail)
         });
     }
     let service = node.host.service(&incoming.service);

@@ -154,10 +154,10 @@ impl Machine {
         }
     }
 
-    /// Has CRIU look at this kernel, which takes it some 30 ms the first time after a boot. It keeps
+    /// Has CRIU probe this kernel, which takes it some 30 ms the first time after a boot. It keeps
     /// what it has seen (`criu.kdat`, where `/run` is a tmpfs), so that no service waits for that while
     /// it is frozen. Blocks.
-    pub fn acquaint_criu(&self) {
+    pub fn probe_kernel(&self) {
         // Whether it has the feature is not the question.
         if let Err(error) = ask(&self.criu, &["check", "--feature", "uffd"], CRIU_PATIENCE) {
             tracing::debug!(%error, "CRIU can't look at this kernel yet");

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ums_api::agent::LeadRequest;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Transport;
 use ums_frontman::client::{self, FrontmanClient, Launch};
@@ -52,7 +52,10 @@ pub(crate) async fn take_endpoints(
     if let Some(dir) = socket.parent() {
         let made = std::fs::create_dir_all(dir);
         made.map_err(|error| {
-            problem::failed("frontman", "there is no directory for the Frontman")(&error)
+            problem::failed(
+                ProblemKind::Frontman,
+                "there is no directory for the Frontman",
+            )(&error)
         })?;
     }
     let gateway = frontmen.route.listen_address();
@@ -74,7 +77,10 @@ pub(crate) async fn take_endpoints(
             ..Limits::default()
         },
     };
-    let failed = problem::failed("frontman", "the Frontman can't take the endpoint");
+    let failed = problem::failed(
+        ProblemKind::Frontman,
+        "the Frontman can't take the endpoint",
+    );
     let program = &config.program;
     let mut spawned = client::spawn(program, &launch).await;
     if let Err(client::ClientError::Other(socket)) = &spawned {
@@ -124,9 +130,10 @@ async fn proxy(frontmen: &Launcher, id: MigrationId, name: &ServiceName) -> Resu
             Ok(Proxy::Another)
         }
         Err(client::ClientError::NotThere(_)) => Ok(Proxy::None),
-        Err(error) => Err(problem::failed("frontman", "the Frontman does not answer")(
-            &error,
-        )),
+        Err(error) => Err(problem::failed(
+            ProblemKind::Frontman,
+            "the Frontman does not answer",
+        )(&error)),
     }
 }
 
@@ -141,7 +148,7 @@ pub async fn lead(
     let Proxy::Own(client, status) = proxy(frontmen, id, &request.service).await? else {
         return Ok(());
     };
-    let failed = problem::failed("frontman", "the Frontman can't lead clients");
+    let failed = problem::failed(ProblemKind::Frontman, "the Frontman can't lead clients");
     // A service has the same ports on every system.
     let at = |port: u16| request.endpoints.iter().find(|to| to.port() == port);
     let ports = status.ports.iter().map(|port| port.system_port);
@@ -163,7 +170,7 @@ pub async fn yield_to_service(
     service: Option<&Service>,
 ) -> Result<(), Problem> {
     tunnel::give_back(frontmen, id, name).await?;
-    let failed = problem::failed("frontman", "the endpoint can't be given back");
+    let failed = problem::failed(ProblemKind::Frontman, "the endpoint can't be given back");
     let proxy = proxy(frontmen, id, name).await?;
     if matches!(proxy, Proxy::Another) {
         return Ok(());
@@ -199,9 +206,10 @@ pub async fn is_there(frontmen: &Launcher, name: &ServiceName) -> Result<bool, P
     match FrontmanClient::connect(socket).await {
         Ok(_) => Ok(true),
         Err(client::ClientError::NotThere(_)) => tunnel::is_there(frontmen, name).await,
-        Err(error) => Err(problem::failed("frontman", "the Frontman does not answer")(
-            &error,
-        )),
+        Err(error) => Err(problem::failed(
+            ProblemKind::Frontman,
+            "the Frontman does not answer",
+        )(&error)),
     }
 }
 
@@ -215,7 +223,7 @@ pub async fn retire(
 ) -> Result<bool, Problem> {
     let led = tunnel::retire(frontmen, name, kept).await?;
     let (socket, _) = paths(frontmen, name);
-    let failed = problem::failed("frontman", "the Frontman can't retire");
+    let failed = problem::failed(ProblemKind::Frontman, "the Frontman can't retire");
     let client = match FrontmanClient::connect(socket).await {
         Ok(client) => client,
         Err(client::ClientError::NotThere(_)) => return Ok(led),

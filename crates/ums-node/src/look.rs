@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use ums_api::agent::{MigrationState, ServiceStatus, ServiceView};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::client;
 use ums_checkpoint::keeper::protocol::Phase;
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
@@ -26,7 +26,9 @@ pub fn endpoints(node: &Node, specification: &Specification) -> Vec<SocketAddr> 
 /// What this node is and has.
 pub fn facts(node: &Node) -> Result<NodeFacts, Problem> {
     let facts = node.machine.facts(node.host.known()?);
-    facts.map_err(|error| problem::failed("facts", "this node can't be looked at")(&error))
+    facts.map_err(|error| {
+        problem::failed(ProblemKind::Facts, "this node can't be looked at")(&error)
+    })
 }
 
 /// Every service.
@@ -98,7 +100,7 @@ pub fn service(node: &Node, name: &ServiceName) -> Result<ServiceFacts, Problem>
         });
     };
     let (upper, volumes) = (&service.container.upper, &service.container.volumes);
-    let failed = problem::failed("inspect", "the service can't be inspected");
+    let failed = problem::failed(ProblemKind::Inspect, "the service can't be inspected");
     let mut seen = inspect::inspect(init, &[upper, volumes]).map_err(|error| failed(&error))?;
     if let Some(limit) = specification.memory_limit_bytes {
         let over = inspect::over_limit(init, limit).map_err(|error| failed(&error))?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 
 use crate::problem;
@@ -68,7 +68,11 @@ impl Migrations {
         if let Some(migration) = migrations.get(&id) {
             return known(migration).ok_or_else(|| {
                 let detail = format!("migration {id} is known here from its other side");
-                problem::conflict("wrong-role", "wrong side of the migration", detail)
+                problem::conflict(
+                    ProblemKind::WrongRole,
+                    "wrong side of the migration",
+                    detail,
+                )
             });
         }
         if migrations.len() >= MIGRATIONS_MAX {
@@ -76,7 +80,7 @@ impl Migrations {
                 "{MIGRATIONS_MAX} migrations are remembered, which is the limit: try again when some are over"
             );
             return Err(problem::conflict(
-                "too-many-migrations",
+                ProblemKind::TooManyMigrations,
                 "too many migrations",
                 detail,
             ));

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use ums_api::problem::{Effect, Fault, Problem};
+use ums_api::problem::{Effect, Fault, Problem, ProblemKind};
 use ums_checkpoint::keeper::client;
 
 /// An error and all its causes in one line.
@@ -17,24 +17,29 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// A failure on this node.
-pub fn failed(kind: &str, title: &str) -> impl Fn(&(dyn Error + 'static)) -> Problem {
-    move |error| Problem::failed(kind, title, chain(error))
+pub fn failed(kind: ProblemKind, title: &str) -> impl Fn(&(dyn Error + 'static)) -> Problem {
+    move |error| Problem::failed(kind.clone(), title, chain(error))
 }
 
 /// No such service here.
 pub fn unknown_service(name: &ums_core::id::ServiceName) -> Problem {
     let detail = format!("there is no service `{name}` on this system; `ums list` shows them");
-    Problem::refused(404, "service-unknown", "unknown service", detail)
+    Problem::refused(404, ProblemKind::ServiceUnknown, "unknown service", detail)
 }
 
 /// No such migration here.
 pub fn unknown_migration(id: ums_core::id::MigrationId) -> Problem {
     let detail = format!("this agent knows nothing of migration {id}: it was restarted, or undone");
-    Problem::refused(404, "migration-unknown", "unknown migration", detail)
+    Problem::refused(
+        404,
+        ProblemKind::MigrationUnknown,
+        "unknown migration",
+        detail,
+    )
 }
 
 /// A request at a moment at which it can't be granted.
-pub fn conflict(kind: &str, title: &str, detail: impl Into<String>) -> Problem {
+pub fn conflict(kind: ProblemKind, title: &str, detail: impl Into<String>) -> Problem {
     Problem::refused(409, kind, title, detail)
 }
 
@@ -44,7 +49,7 @@ pub fn panicked(error: &(dyn Error + 'static)) -> Problem {
         "{}: `agent.log` in the state directory says where; nothing else of the agent is touched by it",
         chain(error)
     );
-    Problem::failed("panic", "the agent failed", detail)
+    Problem::failed(ProblemKind::Panic, "the agent failed", detail)
 }
 
 /// The service ended by itself.
@@ -52,7 +57,7 @@ pub fn exited(name: &ums_core::id::ServiceName, code: i32) -> Problem {
     Problem {
         fault: Fault::Service,
         ..conflict(
-            "service-exited",
+            ProblemKind::ServiceExited,
             "the service has exited",
             format!("`{name}` ended by itself with code {code}; see its log, then run it again"),
         )
@@ -61,7 +66,10 @@ pub fn exited(name: &ums_core::id::ServiceName, code: i32) -> Problem {
 
 /// A keeper's answer as a problem.
 pub fn keeper(error: &client::Error) -> Problem {
-    let problem = failed("keeper", "the container's keeper could not do it")(error);
+    let problem = failed(
+        ProblemKind::Keeper,
+        "the container's keeper could not do it",
+    )(error);
     match error {
         client::Error::Failed { .. } => Problem {
             effect: Effect::None,

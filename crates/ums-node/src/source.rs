@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ums_api::agent::{CheckpointRequest, Checkpointed, Phase};
-use ums_api::problem::{Effect, Fault, Problem};
+use ums_api::problem::{Effect, Fault, Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol as keeper;
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_core::id::{MigrationId, ServiceName};
@@ -86,7 +86,7 @@ pub async fn checkpoint(
         let detail = "this agent moves memory by stop-and-copy alone";
         return Err(Problem::refused(
             400,
-            "technique",
+            ProblemKind::Technique,
             "technique not available",
             detail,
         ));
@@ -99,7 +99,11 @@ pub async fn checkpoint(
     let service = gated(node, id, &request.service)?;
     let Some(path) = outgoing.view().path.take() else {
         let detail = "the data path is not open: the agent was restarted since, or never opened it";
-        return Err(problem::conflict("not-open", "no data path", detail));
+        return Err(problem::conflict(
+            ProblemKind::NotOpen,
+            "no data path",
+            detail,
+        ));
     };
     outgoing.enter_phase(Phase::Checkpointing);
     let decided = outgoing.view().connections;
@@ -131,7 +135,10 @@ async fn freeze_and_send(
     }
     let images = MemoryDir::new(IMAGES_BYTES_MAX);
     let images = Arc::new(images.map_err(|e| {
-        problem::failed("images", "there is no memory for the checkpoint's images")(&e)
+        problem::failed(
+            ProblemKind::Images,
+            "there is no memory for the checkpoint's images",
+        )(&e)
     })?);
     let (attendant, gate) = freeze::pair()?;
     // In a task of its own: whatever becomes of this, packets pass again before the service runs on.
@@ -197,7 +204,9 @@ pub async fn delete_source(
     let netns = status.as_ref().map(netns_path);
     // Clients with a connection from before learn that it is over; else they would wait.
     let reset = node.route.reset_clients(&service, netns.as_deref()).await;
-    reset.map_err(|error| problem::failed("network", "connections can't be reset")(&*error))?;
+    reset.map_err(|error| {
+        problem::failed(ProblemKind::Network, "connections can't be reset")(&*error)
+    })?;
     node.host.destroy(&service, Keep::Endpoints).await?;
     node.migrations.forget(id);
     Ok(())
@@ -215,7 +224,7 @@ fn gated(node: &Node, id: MigrationId, name: &ServiceName) -> Result<Service, Pr
     }
     let detail = format!("the gate of `{name}` is not shut by migration {id}");
     Err(problem::conflict(
-        "not-blocked",
+        ProblemKind::NotBlocked,
         "the service is not blocked",
         detail,
     ))
@@ -228,7 +237,7 @@ pub fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
         .map(|hash| *hash.as_bytes())
         .map_err(|_| {
             let detail = "a permit is 64 hexadecimal digits";
-            Problem::refused(400, "permit", "malformed permit", detail)
+            Problem::refused(400, ProblemKind::Permit, "malformed permit", detail)
         })
 }
 
@@ -239,7 +248,7 @@ fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
         effect: Effect::None,
         status: 502,
         ..Problem::failed(
-            "data-path",
+            ProblemKind::DataPath,
             "the data path to the destination failed",
             detail,
         )
@@ -259,6 +268,6 @@ fn not_connected(error: &ums_tls::TlsError) -> Problem {
 fn at_files(error: &files::FileError) -> Problem {
     match error {
         files::FileError::Send(error) => at_peer(error),
-        other => problem::failed("files", "the service's files can't be sent")(other),
+        other => problem::failed(ProblemKind::Files, "the service's files can't be sent")(other),
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ums_api::agent::{DataEndpoint, TunnelEnd};
-use ums_api::problem::{Effect, Fault, Problem};
+use ums_api::problem::{Effect, Fault, Problem, ProblemKind};
 use ums_core::frontman::FrontmanMode;
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_frontman::client::ClientError;
@@ -49,8 +49,8 @@ pub async fn offer(
     if frontmen.settings.mode != FrontmanMode::Packets {
         return Ok(None);
     }
-    let permit =
-        Permit::random().map_err(|e| problem::failed("random", "no random numbers")(&e))?;
+    let permit = Permit::random()
+        .map_err(|e| problem::failed(ProblemKind::Random, "no random numbers")(&e))?;
     let ports = frontmen.settings.tunnel_ports;
     let launch = FarLaunch {
         end: end(frontmen, id, service, FAR, IN_DEVICE, &inbound.source).await?,
@@ -61,7 +61,7 @@ pub async fn offer(
         }),
         permit: permit.hash(),
     };
-    let failed = problem::failed("tunnel", "the tunnel can't begin here");
+    let failed = problem::failed(ProblemKind::Tunnel, "the tunnel can't begin here");
     let spawned = client::spawn_far(
         &frontmen.settings.program,
         &launch,
@@ -86,7 +86,7 @@ pub async fn begin(
 ) -> Result<(), Problem> {
     let permit = Permit::try_from(far.permit.clone()).map_err(|_| {
         let detail = "a permit is 64 hexadecimal digits";
-        Problem::refused(400, "permit", "malformed permit", detail)
+        Problem::refused(400, ProblemKind::Permit, "malformed permit", detail)
     })?;
     let launch = NearLaunch {
         end: end(frontmen, id, service, NEAR, OUT_DEVICE, &far.system).await?,
@@ -106,7 +106,7 @@ pub async fn begin(
         .packets
         .lead_into(&launch.end.namespace, OUT_DEVICE);
     led.await
-        .map_err(|error| problem::failed("tunnel", "packets can't be led")(&error))
+        .map_err(|error| problem::failed(ProblemKind::Tunnel, "packets can't be led")(&error))
 }
 
 fn not_connected(error: &ClientError) -> Problem {
@@ -116,7 +116,11 @@ fn not_connected(error: &ClientError) -> Problem {
     Problem {
         fault: Fault::Peer,
         effect: Effect::None,
-        ..Problem::failed("tunnel", "there is no tunnel to the destination", detail)
+        ..Problem::failed(
+            ProblemKind::Tunnel,
+            "there is no tunnel to the destination",
+            detail,
+        )
     }
 }
 
@@ -136,7 +140,10 @@ async fn end(
     if let Some(dir) = socket.parent() {
         let made = std::fs::create_dir_all(dir);
         made.map_err(|error| {
-            problem::failed("tunnel", "there is no directory for the Frontman")(&error)
+            problem::failed(
+                ProblemKind::Tunnel,
+                "there is no directory for the Frontman",
+            )(&error)
         })?;
     }
     Ok(End {
@@ -173,9 +180,10 @@ async fn at(socket: PathBuf) -> Result<Option<Client>, Problem> {
     match client::connect(socket).await {
         Ok((client, _)) => Ok(Some(client)),
         Err(ClientError::NotThere(_)) => Ok(None),
-        Err(error) => Err(problem::failed("tunnel", "the Frontman does not answer")(
-            &error,
-        )),
+        Err(error) => Err(problem::failed(
+            ProblemKind::Tunnel,
+            "the Frontman does not answer",
+        )(&error)),
     }
 }
 
@@ -209,9 +217,10 @@ async fn near_of(
             Ok(None)
         }
         Err(ClientError::NotThere(_)) => Ok(None),
-        Err(error) => Err(problem::failed("tunnel", "the Frontman does not answer")(
-            &error,
-        )),
+        Err(error) => Err(problem::failed(
+            ProblemKind::Tunnel,
+            "the Frontman does not answer",
+        )(&error)),
     }
 }
 
@@ -224,7 +233,7 @@ pub async fn lead(frontmen: &Launcher, id: MigrationId, name: &ServiceName) -> R
     };
     let led = client.lead().await;
     led.map(drop)
-        .map_err(|error| problem::failed("tunnel", "packets can't be led")(&error))
+        .map_err(|error| problem::failed(ProblemKind::Tunnel, "packets can't be led")(&error))
 }
 
 /// Compensation of [`begin`]: what was held goes to the service, which must run.
@@ -237,9 +246,9 @@ pub async fn give_back(
         return Ok(());
     };
     let given = client.give_back().await;
-    given
-        .map(drop)
-        .map_err(|error| problem::failed("tunnel", "packets can't be given back")(&error))
+    given.map(drop).map_err(|error| {
+        problem::failed(ProblemKind::Tunnel, "packets can't be given back")(&error)
+    })
 }
 
 /// Begins the time of the far ends anew whose connections from before a move still live, and with
@@ -278,7 +287,7 @@ async fn renew_one(
     let renewed = client.renew().await;
     renewed
         .map(drop)
-        .map_err(|error| problem::failed("tunnel", "the tunnel can't live on")(&error))
+        .map_err(|error| problem::failed(ProblemKind::Tunnel, "the tunnel can't live on")(&error))
 }
 
 async fn is_needed(
@@ -300,7 +309,10 @@ async fn is_needed(
             };
             let carried = frontmen.packets.has_carried(&netns).await;
             carried.map_err(|error| {
-                problem::failed("tunnel", "the service's connections are not to be seen")(&error)
+                problem::failed(
+                    ProblemKind::Tunnel,
+                    "the service's connections are not to be seen",
+                )(&error)
             })
         }
         // The service has gone on from here. What comes from the place before leaves by the near end,
@@ -323,7 +335,8 @@ pub async fn retire(
         return Ok(false);
     };
     let retired = client.retire().await;
-    retired.map_err(|error| problem::failed("tunnel", "the tunnel can't end")(&error))?;
+    retired
+        .map_err(|error| problem::failed(ProblemKind::Tunnel, "the tunnel can't end")(&error))?;
     for record in record::list::<Status>(&directory(frontmen, FAR)).unwrap_or_default() {
         let of_another = Some(&record.status.migration) != kept.map(|id| id.to_string()).as_ref();
         if record.status.service == name.as_str() && of_another {
@@ -348,5 +361,5 @@ async fn end_at(socket: PathBuf) -> Result<(), Problem> {
     let retired = client.retire().await;
     retired
         .map(drop)
-        .map_err(|error| problem::failed("tunnel", "the tunnel can't end")(&error))
+        .map_err(|error| problem::failed(ProblemKind::Tunnel, "the tunnel can't end")(&error))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::ServiceName;
 use ums_core::specification::{PublishedPort, Specification};
 use ums_node::facts::{Port, listening_ports};
@@ -16,7 +16,7 @@ use crate::state::Standalone;
 
 /// Addresses on the bridge and whose they are, those included that are kept for a service that has left.
 pub async fn kept(host: &Arc<Standalone>) -> Result<BTreeMap<Ipv4Addr, ServiceName>, Problem> {
-    let failed = problem::failed("network", "the addresses in use can't be seen");
+    let failed = problem::failed(ProblemKind::Network, "the addresses in use can't be seen");
     host.network.addresses().await.map_err(|e| failed(&e))
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn free(
     let (network, system) = (host.settings.network, &host.settings.system);
     network::free_address(network, system, name, in_use).ok_or_else(|| {
         let detail = "every address of the service network is in use: remove a service";
-        problem::conflict("addresses", "no address is free", detail)
+        problem::conflict(ProblemKind::Addresses, "no address is free", detail)
     })
 }
 
@@ -79,7 +79,11 @@ pub fn free_ports(host: &Standalone, wanted: &Specification) -> Result<(), Probl
             let detail = format!(
                 "port {number}/{transport} of this system is in use: publish another, or end what has it"
             );
-            Err(problem::conflict("port-taken", "the port is taken", detail))
+            Err(problem::conflict(
+                ProblemKind::PortTaken,
+                "the port is taken",
+                detail,
+            ))
         }
         None => Ok(()),
     }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::{ImageId, Specification};
 use ums_node::facts::{Known, Port};
@@ -35,7 +35,7 @@ impl Host for StandaloneHost {
                 let detail =
                     format!("migration {other} is moving it: wait for its end or abort it");
                 Err(problem::conflict(
-                    "migrating",
+                    ProblemKind::Migrating,
                     "the service is migrating",
                     detail,
                 ))
@@ -103,7 +103,7 @@ async fn arriving(
         let detail = problem::chain(&error);
         Problem::refused(
             400,
-            "specification",
+            ProblemKind::Specification,
             "the Specification is not acceptable",
             detail,
         )
@@ -132,7 +132,7 @@ async fn arriving(
 }
 
 fn unreadable(error: &ImageError) -> Problem {
-    problem::failed("images", "the image store can't be read")(error)
+    problem::failed(ProblemKind::Images, "the image store can't be read")(error)
 }
 
 impl Images for ImageStore {
@@ -152,7 +152,8 @@ impl Images for ImageStore {
         match self.staging(id) {
             Ok(staging) => Ok(Box::new(staging)),
             Err(error) => {
-                let failed = problem::failed("images", "the image store can't be written");
+                let failed =
+                    problem::failed(ProblemKind::Images, "the image store can't be written");
                 Err(failed(&error))
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Request;
 use ums_core::id::ServiceName;
 use ums_node::host::{Keep, Service};
@@ -22,7 +22,7 @@ pub async fn remove(host: &Arc<Standalone>, name: &ServiceName) -> Result<(), Pr
     if let Some(id) = service.gate.or(arriving) {
         let detail = format!("`{name}` is being moved by migration {id}: abort that first");
         return Err(problem::conflict(
-            "migrating",
+            ProblemKind::Migrating,
             "the service is migrating",
             detail,
         ));
@@ -39,7 +39,7 @@ async fn remove_frontman(
     if !frontman::retire(&host.frontmen, name, None, Duration::ZERO).await? {
         return Err(unknown);
     }
-    let failed = problem::failed("network", "the endpoint can't be removed");
+    let failed = problem::failed(ProblemKind::Network, "the endpoint can't be removed");
     host.network
         .unpublish(name)
         .await
@@ -62,7 +62,10 @@ pub async fn destroy_arriving(host: &Arc<Standalone>, service: &Service) -> Resu
 /// Repeating it is harmless.
 pub async fn destroy(host: &Arc<Standalone>, service: &Service, keep: Keep) -> Result<(), Problem> {
     let name = &service.specification.name;
-    let failed = problem::failed("network", "the service's network can't be removed");
+    let failed = problem::failed(
+        ProblemKind::Network,
+        "the service's network can't be removed",
+    );
     if keep == Keep::Nothing {
         let unpublished = host.network.unpublish(name).await;
         unpublished.map_err(|error| failed(&error))?;
@@ -88,7 +91,7 @@ pub async fn destroy(host: &Arc<Standalone>, service: &Service, keep: Keep) -> R
     blocking(move || {
         this.settings.places(of.name()).remove().map_err(|error| {
             Problem::failed(
-                "directories",
+                ProblemKind::Directories,
                 "the service's files can't be removed",
                 error.to_string(),
             )

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ums_api::agent::RunRequest;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Phase;
 use ums_core::id::ServiceName;
 use ums_core::specification::{ImageId, Specification};
@@ -54,7 +54,7 @@ pub async fn run(host: &Arc<Standalone>, request: RunRequest) -> Result<Service,
 fn import(host: &Standalone, rootfs: &str) -> Result<ImageId, Problem> {
     host.images.import(Path::new(rootfs)).map_err(|error| {
         let title = "the root filesystem can't be imported";
-        Problem::refused(400, "rootfs", title, problem::chain(&error))
+        Problem::refused(400, ProblemKind::Rootfs, title, problem::chain(&error))
     })
 }
 
@@ -72,12 +72,12 @@ fn specify(
     };
     host.network.check(address).map_err(|error| {
         let title = "the address can't be used";
-        Problem::refused(400, "address", title, problem::chain(&error))
+        Problem::refused(400, ProblemKind::Address, title, problem::chain(&error))
     })?;
     if in_use.contains(&address) {
         let detail = format!("another service has {address}: choose another address");
         return Err(problem::conflict(
-            "address-taken",
+            ProblemKind::AddressTaken,
             "the address is taken",
             detail,
         ));
@@ -106,7 +106,7 @@ fn specify(
         let detail = problem::chain(&error);
         Problem::refused(
             400,
-            "specification",
+            ProblemKind::Specification,
             "the service can't be specified so",
             detail,
         )
@@ -152,7 +152,7 @@ fn make(host: &Standalone, record: &Record) -> Result<(), Problem> {
     let failed = |error: std::io::Error| {
         let detail = format!("{}: {error}", places.state().display());
         Problem::failed(
-            "directories",
+            ProblemKind::Directories,
             "the service's directories can't be made",
             detail,
         )
@@ -161,14 +161,15 @@ fn make(host: &Standalone, record: &Record) -> Result<(), Problem> {
     places.remove().map_err(failed)?;
     places.create(volumes).map_err(failed)?;
     record::write(&places.record(), record).map_err(failed)?;
-    container::start_keeper(&host.settings, specification, &places)
-        .map_err(|error| problem::failed("container", "the keeper can't be started")(&error))?;
+    container::start_keeper(&host.settings, specification, &places).map_err(|error| {
+        problem::failed(ProblemKind::Container, "the keeper can't be started")(&error)
+    })?;
     Ok(())
 }
 
 /// Connects a service's network namespace.
 pub async fn connect(host: &Arc<Standalone>, service: &Service) -> Result<(), Problem> {
-    let failed = problem::failed("network", "the service's network can't be made");
+    let failed = problem::failed(ProblemKind::Network, "the service's network can't be made");
     host.network
         .ensure_bridge()
         .await
@@ -190,8 +191,9 @@ async fn start(host: &Arc<Standalone>, service: &Service) -> Result<(), Problem>
         let keeper = keeper.map_err(|error| problem::keeper(&error))?;
         let places = this.settings.places(of.name());
         let specification = &of.specification;
-        container::start_container(&this.settings, specification, &places, &keeper)
-            .map_err(|error| problem::failed("start", "the container can't be started")(&error))?;
+        container::start_container(&this.settings, specification, &places, &keeper).map_err(
+            |error| problem::failed(ProblemKind::Start, "the container can't be started")(&error),
+        )?;
         started(&this, &specification.name)
     })
     .await

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::ServiceName;
 use ums_core::specification::Specification;
 use ums_node::host::Service;
@@ -109,7 +109,11 @@ impl Standalone {
         let mut records = self.records();
         if records.contains_key(&name) {
             let detail = format!("a service `{name}` exists on this system: choose another name");
-            return Err(problem::conflict("name-taken", "the name is taken", detail));
+            return Err(problem::conflict(
+                ProblemKind::NameTaken,
+                "the name is taken",
+                detail,
+            ));
         }
         if records.len() >= SERVICES_MAX {
             let detail = format!(
@@ -117,7 +121,7 @@ impl Standalone {
                  away"
             );
             return Err(problem::conflict(
-                "too-many-services",
+                ProblemKind::TooManyServices,
                 "too many services",
                 detail,
             ));
@@ -143,7 +147,11 @@ impl Standalone {
             let path = self.settings.places(name).record();
             record::write(&path, &changed).map_err(|error| {
                 let detail = format!("{}: {error}; is the disk full?", path.display());
-                Problem::failed("record", "a service's record can't be written", detail)
+                Problem::failed(
+                    ProblemKind::Record,
+                    "a service's record can't be written",
+                    detail,
+                )
             })?;
             *record = changed;
         }
@@ -178,7 +186,12 @@ impl Standalone {
         match limits.no_device_filter.or(no_limit) {
             Some(reason) => {
                 let title = "the service can't be confined here";
-                Err(Problem::refused(409, "confinement", title, reason))
+                Err(Problem::refused(
+                    409,
+                    ProblemKind::Confinement,
+                    title,
+                    reason,
+                ))
             }
             None => Ok(()),
         }

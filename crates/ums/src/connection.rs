@@ -118,6 +118,7 @@ impl Connection {
 mod test {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use ums_api::problem::Problem;
+    use ums_api::problem::ProblemKind;
 
     use super::*;
 
@@ -141,7 +142,12 @@ mod test {
 
     #[tokio::test]
     async fn problems_and_nonsense_are_told_apart() {
-        let problem = Problem::refused(404, "service-unknown", "no such service", "`x`: see list");
+        let problem = Problem::refused(
+            404,
+            ProblemKind::ServiceUnknown,
+            "no such service",
+            "`x`: see list",
+        );
         let body = serde_json::to_string(&problem).expect("a document");
         let failure = answered(404, &body).await;
         assert_eq!(failure.exit, Exit::Refused);

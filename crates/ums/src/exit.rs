@@ -151,6 +151,7 @@ impl fmt::Display for Failure {
 #[cfg(test)]
 mod test {
     use super::*;
+    use ums_api::problem::ProblemKind;
 
     #[test]
     fn codes_are_what_is_documented() {
@@ -172,9 +173,14 @@ mod test {
         assert_eq!(Exit::of_outcome(Outcome::Abandoned, true), Exit::Refused);
         assert_eq!(Exit::of_outcome(Outcome::Refused, true), Exit::Refused);
         assert_eq!(Exit::of_outcome(Outcome::Stuck, true), Exit::Stuck);
-        let unknown = Problem::refused(404, "service-unknown", "no such service", "no `x` here");
+        let unknown = Problem::refused(
+            404,
+            ProblemKind::ServiceUnknown,
+            "no such service",
+            "no `x` here",
+        );
         assert_eq!(Exit::of_problem(&unknown), Exit::Refused);
-        let broken = Problem::failed("journal", "the journal failed", "disk full");
+        let broken = Problem::failed(ProblemKind::Journal, "the journal failed", "disk full");
         assert_eq!(Exit::of_problem(&broken), Exit::Failed);
     }
 }

@@ -218,4 +218,9 @@ mod test {
         let found = sources(&[("a::b", "use super::c::x;"), ("a::c", "use crate::a::b;")]);
         assert!(circle(&graph(&found)).is_some());
     }
+
+    #[test]
+    fn the_crates_have_none() {
+        check().unwrap();
+    }
 }

@@ -10,7 +10,7 @@ use ums_api::client::{
     AbortRequest, HISTORY_MAX, HistoryQuery, MigrateRequest, MigrationView, Permission,
     REASON_BYTES_MAX, WATCH_MS_MAX, WatchQuery,
 };
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{Estimates, Refusal, Wishes};
@@ -90,7 +90,11 @@ fn known_peer(shared: &Shared, name: &SystemName) -> Reply<()> {
     let settings = shared.settings.now();
     let known: Vec<&str> = settings.peers.keys().map(SystemName::as_str).collect();
     let refusal = Refusal::peer_unknown(name.as_str(), &known);
-    Err(unknown("peer-unknown", "no such peer", refusal.to_string()))
+    Err(unknown(
+        ProblemKind::PeerUnknown,
+        "no such peer",
+        refusal.to_string(),
+    ))
 }
 
 pub(super) async fn migrate(
@@ -130,7 +134,7 @@ async fn admit(shared: &Arc<Shared>, wanted: MigrateRequest) -> Reply<Response> 
     let event = Event::Requested(request);
     let saga = saga::next(None, &event).map_err(|error| {
         Refused(Problem::failed(
-            "saga",
+            ProblemKind::Saga,
             "the migration can't be begun",
             error.to_string(),
         ))
@@ -218,7 +222,7 @@ pub(super) async fn abort(
         let detail = format!("the reason is longer than {REASON_BYTES_MAX} bytes; shorten it");
         return Err(Refused(Problem::refused(
             400,
-            "reason",
+            ProblemKind::Reason,
             "the reason is too long",
             detail,
         )));
@@ -231,7 +235,7 @@ pub(super) async fn abort(
     let late = |detail: String| {
         Refused(Problem::refused(
             409,
-            "too-late",
+            ProblemKind::TooLate,
             "the migration can't be aborted any more",
             detail,
         ))
@@ -334,13 +338,13 @@ fn milliseconds(us: u64) -> f64 {
 
 pub(super) fn migration_unknown(id: MigrationId) -> Refused {
     let detail = format!("no migration {id} is known here; `ums history` shows those that are");
-    unknown("migration-unknown", "no such migration", detail)
+    unknown(ProblemKind::MigrationUnknown, "no such migration", detail)
 }
 
 pub(super) fn parse_id(text: &str) -> Reply<MigrationId> {
     text.parse().map_err(|_| {
         unknown(
-            "migration-unknown",
+            ProblemKind::MigrationUnknown,
             "no such migration",
             "this is no migration's id (a UUID)",
         )

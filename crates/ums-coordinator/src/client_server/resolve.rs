@@ -12,7 +12,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use ums_api::client::{Offer, Resolution, ResolveRequest, ResolveView};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 use ums_core::receiver::{Message, State as Received};
 
@@ -54,7 +54,7 @@ async fn carry_out(shared: &Shared, id: MigrationId, request: &ResolveRequest) -
         let title = "the decision is not confirmed";
         return Err(Refused(Problem::refused(
             400,
-            "not-confirmed",
+            ProblemKind::NotConfirmed,
             title,
             detail,
         )));
@@ -250,5 +250,5 @@ fn milliseconds(span: Duration) -> u64 {
 
 fn not_needed(detail: impl Into<String>) -> Refused {
     let title = "there is nothing to decide";
-    Refused(Problem::refused(409, "not-needed", title, detail))
+    Refused(Problem::refused(409, ProblemKind::NotNeeded, title, detail))
 }

@@ -15,7 +15,7 @@ use ums_api::agent::{
     CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState,
     OfService, OpenRequest, Phase, Restored, Role, Running, ServiceStatus, ServiceView,
 };
-use ums_api::problem::{Effect, Fault as Whose, Problem};
+use ums_api::problem::{Effect, Fault as Whose, Problem, ProblemKind};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes as Moved;
@@ -84,7 +84,7 @@ impl Migration {
         let mut given_up = self.given_up.subscribe();
         tokio::select! {
             biased;
-            _ = given_up.wait_for(|given_up| *given_up) => Err(conflict("abandoned", "it was abandoned meanwhile")),
+            _ = given_up.wait_for(|given_up| *given_up) => Err(conflict(ProblemKind::Abandoned, "it was abandoned meanwhile")),
             done = work => done,
         }
     }
@@ -160,7 +160,11 @@ impl Agent {
             .await
         {
             Verdict::Go | Verdict::Twice(_) => Ok(()),
-            Verdict::Fail => Err(Problem::failed("fault", "a fault", place)),
+            Verdict::Fail => Err(Problem::failed(
+                ProblemKind::Other("fault".to_owned()),
+                "a fault",
+                place,
+            )),
             Verdict::Break | Verdict::Lose => Err(cut_off()),
         }
     }
@@ -168,7 +172,7 @@ impl Agent {
     /// Passes a moment inside an operation: what can break there is the data path.
     async fn part(&self, what: &str, edge: &str) -> Reply<()> {
         match self.pass(what, edge).await {
-            Err(problem) if problem.kind == CUT_OFF => Err(at_peer("the stream broke")),
+            Err(problem) if problem.kind.as_str() == CUT_OFF => Err(at_peer("the stream broke")),
             passed => passed,
         }
     }
@@ -193,7 +197,7 @@ impl Agent {
         };
         let answer = self.perform(operation, id, &body).await;
         match answer {
-            Err(problem) if problem.kind == CUT_OFF => None,
+            Err(problem) if problem.kind.as_str() == CUT_OFF => None,
             answer => Some(answer),
         }
     }
@@ -245,7 +249,7 @@ impl Agent {
         self.change(|node| match &mut node.service {
             Some(service) if service.gate == Some(id) => change(service),
             Some(_) => Err(conflict(
-                "not-blocked",
+                ProblemKind::NotBlocked,
                 "its gate is not shut by this migration",
             )),
             None => Err(service_unknown()),
@@ -259,7 +263,10 @@ impl Agent {
                 service.gate = Some(id);
                 Ok(json!({}))
             }
-            Some(_) => Err(conflict("migrating", "another migration moves it")),
+            Some(_) => Err(conflict(
+                ProblemKind::Migrating,
+                "another migration moves it",
+            )),
             None => Err(service_unknown()),
         })
     }
@@ -366,7 +373,7 @@ impl Agent {
         }
         self.gated(id, |_| Ok(()))?;
         let Some(path) = migration.view().path.take() else {
-            return Err(conflict("not-open", "the data path is not open"));
+            return Err(conflict(ProblemKind::NotOpen, "the data path is not open"));
         };
         migration.view().phase = Some(Phase::Checkpointing);
         let done = migration
@@ -512,7 +519,7 @@ impl Agent {
     async fn create_once(&self, id: MigrationId, request: &CreateRequest) -> Reply<Created> {
         if self.world.memory_full(self.side) {
             return Err(Problem::failed(
-                "memory",
+                ProblemKind::Memory,
                 "no memory",
                 "nothing can be created",
             ));
@@ -520,7 +527,7 @@ impl Agent {
         let specification = request.specification.clone();
         self.change(|node| {
             if node.service.is_some() {
-                return Err(conflict("name-taken", "the name is taken"));
+                return Err(conflict(ProblemKind::NameTaken, "the name is taken"));
             }
             node.service = Some(Container {
                 specification: specification.clone(),
@@ -564,7 +571,7 @@ impl Agent {
         };
         let Some((digest, ledger)) = delivery else {
             let detail = error.unwrap_or_else(|| "it has not arrived whole".to_owned());
-            return Err(conflict("not-delivered", &detail));
+            return Err(conflict(ProblemKind::NotDelivered, &detail));
         };
         let restored = self.restore_once(digest, ledger).await;
         let mut view = migration.view();
@@ -585,7 +592,7 @@ impl Agent {
         self.part("criu", "before").await?;
         if self.world.memory_full(self.side) {
             return Err(Problem::failed(
-                "memory",
+                ProblemKind::Memory,
                 "no memory",
                 "it can't be restored",
             ));
@@ -632,7 +639,7 @@ impl Agent {
                 Ok(())
             } else {
                 Err(Problem::failed(
-                    "keeper",
+                    ProblemKind::Keeper,
                     "it could not be resumed",
                     "nothing is held",
                 ))
@@ -672,7 +679,7 @@ impl Agent {
             None => false,
         });
         if ran {
-            return Err(conflict("committed", "the service runs here"));
+            return Err(conflict(ProblemKind::Committed, "the service runs here"));
         }
         migration.given_up.send_replace(true);
         self.forget(id);
@@ -808,24 +815,29 @@ fn arriving_phase(service: &Container, seen: Option<Phase>) -> (Phase, Option<&'
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Reply<T> {
     serde_json::from_slice(body)
-        .map_err(|error| Problem::refused(400, "body", "malformed", error.to_string()))
+        .map_err(|error| Problem::refused(400, ProblemKind::Body, "malformed", error.to_string()))
 }
 
-fn conflict(kind: &str, detail: &str) -> Problem {
+fn conflict(kind: ProblemKind, detail: &str) -> Problem {
     Problem::refused(409, kind, "it can't be", detail)
 }
 
 fn unknown() -> Problem {
     Problem::refused(
         404,
-        "migration-unknown",
+        ProblemKind::MigrationUnknown,
         "unknown migration",
         "not known here",
     )
 }
 
 fn service_unknown() -> Problem {
-    Problem::refused(404, "service-unknown", "unknown service", "not here")
+    Problem::refused(
+        404,
+        ProblemKind::ServiceUnknown,
+        "unknown service",
+        "not here",
+    )
 }
 
 fn keeper_lost() -> Problem {
@@ -833,7 +845,7 @@ fn keeper_lost() -> Problem {
         effect: Effect::None,
         retry: false,
         ..Problem::failed(
-            "keeper",
+            ProblemKind::Keeper,
             "the container's keeper could not do it",
             "it can't be reached",
         )
@@ -843,7 +855,7 @@ fn keeper_lost() -> Problem {
 fn exited() -> Problem {
     Problem {
         fault: Whose::Service,
-        ..conflict("service-exited", "it ended by itself with code 3")
+        ..conflict(ProblemKind::ServiceExited, "it ended by itself with code 3")
     }
 }
 
@@ -853,7 +865,7 @@ fn at_peer(detail: &str) -> Problem {
         effect: Effect::None,
         status: 502,
         ..Problem::failed(
-            "data-path",
+            ProblemKind::DataPath,
             "the data path to the destination failed",
             detail,
         )
@@ -864,5 +876,5 @@ fn at_peer(detail: &str) -> Problem {
 const CUT_OFF: &str = "cut-off";
 
 fn cut_off() -> Problem {
-    Problem::failed(CUT_OFF, "cut off", "cut off")
+    Problem::failed(ProblemKind::Other(CUT_OFF.to_owned()), "cut off", "cut off")
 }

@@ -8,6 +8,7 @@ use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest};
 use ums_api::client::Permission;
 use ums_api::http::ClientError;
 use ums_api::peer::{CloseRequest, CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
+use ums_api::problem::ProblemKind;
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
@@ -412,10 +413,12 @@ async fn told(m: &Migration) -> Result<CommitAnswer, Untold> {
         return Err(Untold::Unknown(why.to_owned()));
     };
     client.commit(m.id()).await.map_err(|error| {
-        let kind = error.problem().map(|problem| problem.kind.as_str());
+        let kind = error.problem().map(|problem| &problem.kind);
         match kind {
-            Some("lost") => Untold::Lost(words(&error)),
-            Some("outcome-unknown" | "discarded" | "aborted") => Untold::Stuck(words(&error)),
+            Some(ProblemKind::Lost) => Untold::Lost(words(&error)),
+            Some(ProblemKind::OutcomeUnknown | ProblemKind::Discarded | ProblemKind::Aborted) => {
+                Untold::Stuck(words(&error))
+            }
             _ => Untold::Unknown(error.chain()),
         }
     })

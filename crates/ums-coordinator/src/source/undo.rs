@@ -2,6 +2,7 @@
 //! been asked.
 
 use ums_api::http::ClientError;
+use ums_api::problem::ProblemKind;
 use ums_core::saga::{Action, COMPENSATION_TRIES_MAX, Compensation, Event, row_of};
 use ums_core::step::Step;
 
@@ -9,11 +10,11 @@ use super::migration::{Migration, Pause};
 
 /// Problems of the agent that mean that there is nothing to undo any more: it knows of no such
 /// thing, or the service has exited by itself.
-const NOTHING_TO_UNDO: [&str; 4] = [
-    "service-exited",
-    "service-unknown",
-    "migration-unknown",
-    "unknown",
+const NOTHING_TO_UNDO: [ProblemKind; 4] = [
+    ProblemKind::ServiceExited,
+    ProblemKind::ServiceUnknown,
+    ProblemKind::MigrationUnknown,
+    ProblemKind::Unknown,
 ];
 
 /// Undoes what was begun. A migration that can't be undone is shown as stuck, and tried on.
@@ -174,7 +175,7 @@ async fn release_destination(m: &Migration) -> Result<(), Failed> {
         .abort(m.id())
         .await
         .map_err(|error| match error.problem() {
-            Some(problem) if problem.kind == "committed" => {
+            Some(problem) if problem.kind == ProblemKind::Committed => {
                 let there = &m.saga().request().destination;
                 Failed::Conflict(format!(
                     "`{there}` runs the service too; keep one and delete the other with `ums rm`"
@@ -187,9 +188,7 @@ async fn release_destination(m: &Migration) -> Result<(), Failed> {
 fn settled(answer: Result<(), ClientError>) -> Result<(), String> {
     match answer {
         Ok(()) => Ok(()),
-        Err(ClientError::Problem(problem)) if NOTHING_TO_UNDO.contains(&problem.kind.as_str()) => {
-            Ok(())
-        }
+        Err(ClientError::Problem(problem)) if NOTHING_TO_UNDO.contains(&problem.kind) => Ok(()),
         Err(error) => Err(error.chain()),
     }
 }

@@ -16,7 +16,7 @@ use ums_api::agent::{
     CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest, MigrationState,
     OfService, OpenRequest, Phase, Restored, Role, RunRequest, Running, ServiceStatus, ServiceView,
 };
-use ums_api::problem::{Fault as Whose, Problem};
+use ums_api::problem::{Fault as Whose, Problem, ProblemKind};
 use ums_core::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes as Moved;
@@ -138,7 +138,7 @@ impl FakeAgent {
         match self.struck(operation, when) {
             None => Ok(()),
             Some(What::Fail) => Err(Problem::failed(
-                "fault",
+                ProblemKind::Other("fault".to_owned()),
                 "a fault",
                 format!("in {operation}"),
             )),
@@ -150,7 +150,7 @@ impl FakeAgent {
                         }
                     });
                 let problem = Problem::failed(
-                    "service-exited",
+                    ProblemKind::ServiceExited,
                     "the service has exited",
                     "it exited by itself with status 3",
                 );
@@ -340,7 +340,7 @@ fn checkpoint(world: &mut Inner, me: &str, id: MigrationId, request: &Checkpoint
     }
     let Some(there) = world.node(&to).held.get_mut(&id) else {
         return Err(Problem::failed(
-            "stream",
+            ProblemKind::Other("stream".to_owned()),
             "the stream broke",
             "the destination has closed it",
         ));
@@ -369,7 +369,7 @@ fn thaw(world: &mut Inner, me: &str, id: MigrationId, name: &str) -> Answer {
         Some(service) if service.state == Life::Frozen => service.state = Life::Executing,
         Some(service) if service.state == Life::Exited => {
             return Err(Problem::failed(
-                "service-exited",
+                ProblemKind::ServiceExited,
                 "the service has exited",
                 "so be it",
             ));
@@ -496,7 +496,7 @@ fn service(world: &mut Inner, me: &str, name: &str) -> Answer {
     let Some(service) = node.services.get(name) else {
         return Err(Problem::refused(
             404,
-            "service-unknown",
+            ProblemKind::ServiceUnknown,
             "no such service",
             name,
         ));
@@ -611,17 +611,22 @@ fn of_service(body: &[u8]) -> Result<String, Problem> {
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body)
-        .map_err(|error| Problem::refused(400, "body", "malformed", error.to_string()))
+        .map_err(|error| Problem::refused(400, ProblemKind::Body, "malformed", error.to_string()))
 }
 
 fn refused(detail: &str) -> Problem {
-    Problem::refused(409, "refused", "it can't be", detail)
+    Problem::refused(
+        409,
+        ProblemKind::Other("refused".to_owned()),
+        "it can't be",
+        detail,
+    )
 }
 
 fn unknown() -> Problem {
     Problem::refused(
         404,
-        "migration-unknown",
+        ProblemKind::MigrationUnknown,
         "no such migration",
         "it is not known here",
     )

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 use ums_api::agent::Phase;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
 use ums_checkpoint::keeper::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME};
 use ums_checkpoint::memory_dir::MemoryDir;
@@ -184,7 +184,7 @@ impl Arrival {
             let view = incoming.view();
             (view.memory_bytes_max, view.image_needed)
         };
-        let memory = problem::failed("memory", "no memory for arriving pages");
+        let memory = problem::failed(ProblemKind::Memory, "no memory for arriving pages");
         let mut roots = service.container.trees(&service.specification, &status);
         let id = &service.specification.image;
         let image = image_needed.then(|| node.host.images().receive(id));
@@ -202,8 +202,9 @@ impl Arrival {
             store: Some(PageStore::new(memory_bytes_max, lazy).map_err(|e| memory(&e))?),
             stored: None,
             info: None,
-            applier: Applier::new(roots)
-                .map_err(|error| problem::failed("files", "files can't be received")(&error))?,
+            applier: Applier::new(roots).map_err(|error| {
+                problem::failed(ProblemKind::Files, "files can't be received")(&error)
+            })?,
             image,
             _receiving: receiving,
         })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ums_api::agent::{CreateRequest, Created, Phase};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 
 use super::destroy_arriving;
@@ -89,6 +89,6 @@ pub(super) fn random_permit() -> Result<[u8; 32], Problem> {
     let mut permit = [0; 32];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut permit))
-        .map_err(|error| problem::failed("random", "no random numbers")(&error))?;
+        .map_err(|error| problem::failed(ProblemKind::Random, "no random numbers")(&error))?;
     Ok(permit)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ums_api::agent::{Phase, Restored};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::{Connections, Request, RestoreRequest};
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_core::id::MigrationId;
@@ -78,14 +78,14 @@ fn moving_connections(images: &MemoryDir) -> Result<Option<Moving>, Problem> {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            let failed = problem::failed("images", "the checkpoint can't be read");
+            let failed = problem::failed(ProblemKind::Images, "the checkpoint can't be read");
             return Err(failed(&error));
         }
     };
     serde_json::from_slice(&text).map(Some).map_err(|error| {
         let title = "the checkpoint's list of connections is malformed";
         let detail = format!("{error}; are both systems of the same version?");
-        Problem::failed("images", title, detail)
+        Problem::failed(ProblemKind::Images, title, detail)
     })
 }
 
@@ -97,7 +97,10 @@ async fn stand_ready(
     service: &Service,
     moving: Option<Moving>,
 ) -> Result<bool, Problem> {
-    let failed = problem::failed("network", "the service's network can't be made ready");
+    let failed = problem::failed(
+        ProblemKind::Network,
+        "the service's network can't be made ready",
+    );
     let (name, netns) = (
         &service.specification.name,
         service.container.netns().await?,
@@ -136,7 +139,7 @@ async fn wait_for_delivery(incoming: &Incoming) -> Result<Delivery, Problem> {
                 }
                 if let Some(error) = &view.error {
                     return Err(Problem::failed(
-                        "delivery",
+                        ProblemKind::Delivery,
                         "the checkpoint did not arrive",
                         error,
                     ));
@@ -148,6 +151,6 @@ async fn wait_for_delivery(incoming: &Incoming) -> Result<Delivery, Problem> {
     tokio::time::timeout(DELIVERY_PATIENCE, wait).await.unwrap_or_else(|_| {
         let detail = "the checkpoint has not arrived whole: this agent was restarted meanwhile, or \
                       the source was not finished; migrate again";
-        Err(problem::conflict("not-delivered", "nothing to restore", detail))
+        Err(problem::conflict(ProblemKind::NotDelivered, "nothing to restore", detail))
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ums_api::agent::Running;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::{Request, Status};
 use ums_core::facts::Loss;
 use ums_core::id::{MigrationId, ServiceName};
@@ -105,5 +105,7 @@ pub(super) async fn arrived(node: &Arc<Node>, name: &ServiceName) -> Result<(), 
 async fn open_to_clients(node: &Arc<Node>, service: &Service) -> Result<(), Problem> {
     let netns = service.container.netns().await?;
     let opened = node.packets.direct(&netns, Policy::Pass).await;
-    opened.map_err(|error| problem::failed("network", "clients can't reach the service")(&error))
+    opened.map_err(|error| {
+        problem::failed(ProblemKind::Network, "clients can't reach the service")(&error)
+    })
 }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use ums_api::agent::{Checkpointed, DataEndpoint, MigrationState, Phase, Role};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::{Connections, Status};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_sync::Meter;
@@ -91,7 +91,7 @@ impl Outgoing {
             biased;
             _ = abandoned.wait_for(|abandoned| *abandoned) => {
                 let detail = "the migration was abandoned meanwhile";
-                Err(problem::conflict("abandoned", "abandoned", detail))
+                Err(problem::conflict(ProblemKind::Abandoned, "abandoned", detail))
             }
             result = work => result,
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::frontman::FrontmanMode;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::{ImageId, Specification};
@@ -19,7 +19,11 @@ use crate::{launch, problem};
 struct Empty;
 
 fn nothing<T>() -> Result<T, Problem> {
-    Err(Problem::failed("test", "this host makes nothing", "test"))
+    Err(Problem::failed(
+        ProblemKind::Other("test".to_owned()),
+        "this host makes nothing",
+        "test",
+    ))
 }
 
 impl Host for Empty {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::criu::page_server;
 use ums_checkpoint::keeper::protocol::{
@@ -33,8 +33,8 @@ pub(super) async fn dump(
     (connections, gate): (Connections, OwnedFd),
 ) -> Result<Status, Problem> {
     let pair = UnixStream::pair();
-    let (ours, theirs) =
-        pair.map_err(|error| problem::failed("socket", "no socket can be made")(&error))?;
+    let (ours, theirs) = pair
+        .map_err(|error| problem::failed(ProblemKind::Socket, "no socket can be made")(&error))?;
     let sending = tokio::task::spawn_blocking(move || send_pages(ours, to));
     let (this, of, at) = (Arc::clone(node), service.clone(), Arc::clone(images));
     let dumped = blocking(move || {
@@ -58,17 +58,23 @@ pub(super) async fn dump(
         (Err(PageError::Send(error)), _) => return Err(at_peer(&error)),
         (Err(PageError::Criu(_)), Err(problem)) => return Err(problem.clone()),
         (Err(PageError::Criu(error)), Ok(_)) => {
-            return Err(problem::failed("pages", "pages can't be read")(&error));
+            return Err(problem::failed(ProblemKind::Pages, "pages can't be read")(
+                &error,
+            ));
         }
     };
     let status = dumped?;
     let info = std::fs::read(images.path().join(INFO_NAME)).map_err(|error| error.to_string());
     let info = info.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
-    let info: CheckpointInfo =
-        info.map_err(|error| Problem::failed("images", "the checkpoint is not whole", error))?;
+    let info: CheckpointInfo = info.map_err(|error| {
+        Problem::failed(ProblemKind::Images, "the checkpoint is not whole", error)
+    })?;
     let info = serde_json::to_vec(&CheckpointInfo { owners, ..info }).unwrap_or_default();
     images.write(INFO_NAME, &info).map_err(|e| {
-        problem::failed("images", "there is no memory for the checkpoint's images")(&e)
+        problem::failed(
+            ProblemKind::Images,
+            "there is no memory for the checkpoint's images",
+        )(&e)
     })?;
     Ok(status)
 }
@@ -135,7 +141,7 @@ fn send_pages(
 /// Sends what CRIU wrote besides pages, each image as a whole: ghost files are the largest of them,
 /// and are bounded by CRIU's `ghost_limit`.
 pub(super) fn send_images(images: &MemoryDir, writer: &ImageWriter) -> Result<(), Problem> {
-    let failed = problem::failed("images", "the checkpoint can't be read");
+    let failed = problem::failed(ProblemKind::Images, "the checkpoint can't be read");
     for (name, _) in images.files().map_err(|error| failed(&error))? {
         if IMAGE_NAMES_LEFT.contains(&name.as_str()) {
             continue;

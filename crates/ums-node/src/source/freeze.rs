@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinError;
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::gate::Attendant;
 use ums_checkpoint::keeper::protocol::Status;
 use ums_checkpoint::memory_dir::MemoryDir;
@@ -38,7 +38,7 @@ pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
         let attendant = Attendant::new(ours)?;
         Ok((attendant, OwnedFd::from(theirs)))
     });
-    made.map_err(|error| problem::failed("socket", "no socket can be made")(&error))
+    made.map_err(|error| problem::failed(ProblemKind::Socket, "no socket can be made")(&error))
 }
 
 /// Holds what arrives from right before the freeze on, and what leaves from right after it, and
@@ -83,7 +83,7 @@ async fn hold(
     netns: &Path,
     attendant: &mut Option<Attendant>,
 ) -> Result<Option<Connections>, Problem> {
-    let failed = problem::failed("network", "packets can't be held");
+    let failed = problem::failed(ProblemKind::Network, "packets can't be held");
     let network = &node.packets;
     let held = network.direct(netns, Policy::HoldNew).await;
     held.map_err(|error| failed(&error))?;
@@ -130,8 +130,9 @@ async fn wait_for_itself(node: &Node, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
         let connections = node.packets.connections(netns).await;
-        let connections = connections
-            .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
+        let connections = connections.map_err(|error| {
+            problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
+        })?;
         match can_move(&connections.stuck) {
             Err(_) if Instant::now() < end => tokio::time::sleep(ACCEPT_LOOK).await,
             done => return done,
@@ -153,15 +154,16 @@ fn can_move(stuck: &BTreeSet<Flow>) -> Result<(), Problem> {
         flow.peer
     );
     let title = "the service does not go on with a connection to itself";
-    Err(Problem::failed("connections", title, detail))
+    Err(Problem::failed(ProblemKind::Connections, title, detail))
 }
 
 async fn wait_for_acceptance(node: &Node, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
         let connections = node.packets.connections(netns).await;
-        let connections = connections
-            .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
+        let connections = connections.map_err(|error| {
+            problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
+        })?;
         let waiting = connections.unaccepted.len();
         if waiting == 0 {
             return Ok(());
@@ -208,7 +210,7 @@ pub(super) fn both(
     let status = dumped?;
     let connections = attended.ok_or_else(|| {
         let detail = "the service was frozen while nobody held its packets: migrate again";
-        Problem::failed("network", "packets were not held", detail)
+        Problem::failed(ProblemKind::Network, "packets were not held", detail)
     })?;
     Ok((status, connections))
 }
@@ -222,13 +224,17 @@ pub(super) async fn tell_destination(
     connections: &Connections,
 ) -> Result<(), Problem> {
     let remembered = node.packets.remembered(&netns_path(status)).await;
-    let remembered = remembered
-        .map_err(|error| problem::failed("network", "connections can't be listed")(&error))?;
+    let remembered = remembered.map_err(|error| {
+        problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
+    })?;
     let inbound = service.inbound.as_ref();
     let carried_from = inbound.map(|inbound| inbound.source.clone());
     let moving = Moving::new(connections, &remembered, carried_from);
     let text = serde_json::to_vec(&moving).unwrap_or_default();
     images.write(connections::NAME, &text).map_err(|error| {
-        problem::failed("images", "there is no memory for the checkpoint's images")(&error)
+        problem::failed(
+            ProblemKind::Images,
+            "there is no memory for the checkpoint's images",
+        )(&error)
     })
 }

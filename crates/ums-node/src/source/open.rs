@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ums_api::agent::{OpenRequest, Phase};
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 use ums_sync::files;
 use ums_sync::send::{Sender, Settings};
@@ -59,7 +59,7 @@ async fn open_path(
     all_pages_in(node, &service).await?;
     let permit = permit_bytes(&request.endpoint.permit)?;
     let config = ums_tls::client_config(&node.identity, &[ALPN_DATA]).map_err(|error| {
-        problem::failed("tls", "this system's certificates can't be used")(&error)
+        problem::failed(ProblemKind::Tls, "this system's certificates can't be used")(&error)
     })?;
     let endpoint = &request.endpoint;
     let stream = ums_tls::connect(endpoint.address, &endpoint.system, config, CONNECT_PATIENCE)
@@ -107,7 +107,11 @@ async fn all_pages_in(node: &Arc<Node>, service: &Service) -> Result<(), Problem
             );
             return Err(Problem {
                 retry: true,
-                ..problem::conflict("installing", "the service has only just arrived", detail)
+                ..problem::conflict(
+                    ProblemKind::Installing,
+                    "the service has only just arrived",
+                    detail,
+                )
             });
         }
         tokio::time::sleep(PAGES_LOOK).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::client;
 use ums_checkpoint::keeper::protocol::{self as keeper, Request, Status};
 use ums_core::id::{MigrationId, ServiceName};
@@ -54,7 +54,8 @@ pub async fn thaw(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Resul
         thawed.map_err(|error| problem::keeper(&error))
     })
     .await?;
-    released.map_err(|error| problem::failed("network", "packets can't be released")(&error))
+    released
+        .map_err(|error| problem::failed(ProblemKind::Network, "packets can't be released")(&error))
 }
 
 /// The keeper's status once no dump is under way: one that is is ended.
@@ -74,7 +75,7 @@ fn after_dump(container: &ContainerPlan) -> Result<Status, Problem> {
         if Instant::now() > end {
             let detail = "CRIU does not end although nobody takes its pages: try again";
             return Err(Problem::failed(
-                "dump",
+                ProblemKind::Dump,
                 "the checkpoint does not end",
                 detail,
             ));

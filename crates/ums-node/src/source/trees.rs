@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Status;
 use ums_sync::files::{Always, Tree};
 use ums_sync::frame::RootName;
@@ -27,7 +27,7 @@ pub(super) fn changing_files(service: &Service, status: &Status) -> Result<Alway
     let Some(init) = status.init_pid else {
         return Ok(Always::new());
     };
-    let failed = problem::failed("inspect", "the service can't be inspected");
+    let failed = problem::failed(ProblemKind::Inspect, "the service can't be inspected");
     let pids = inspect::processes(init).map_err(|error| failed(&error))?;
     let files = inspect::shared_writable_files(&pids).map_err(|error| failed(&error))?;
     Ok(files.iter().map(|path| locate(service, path)).collect())

@@ -16,7 +16,7 @@ use ums_api::client::{
     AbortRequest, Attendant, Hello, MigrateRequest, MigrationView, Offer, Progress, Resolution,
     ResolveRequest, ResolveView, SOCKET_NAME, ServiceView, paths,
 };
-use ums_api::problem::Problem;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 use ums_core::preflight::{Refusal, RefusalKind};
 use ums_core::report::{Bytes, MigrationReport, Outcome};
@@ -186,7 +186,7 @@ async fn hello() -> Json<Hello> {
 
 fn unknown() -> Response {
     let detail = "`redis` is not on this system; see `ums list`";
-    let problem = Problem::refused(404, "service-unknown", "no such service", detail);
+    let problem = Problem::refused(404, ProblemKind::ServiceUnknown, "no such service", detail);
     (StatusCode::NOT_FOUND, Json(problem)).into_response()
 }
 
@@ -223,7 +223,7 @@ async fn resolution(State(shared): State<Arc<Shared>>) -> Response {
     if shared.script != Script::CutOff {
         let problem = Problem::refused(
             409,
-            "not-needed",
+            ProblemKind::NotNeeded,
             "there is nothing to decide",
             "it is over",
         );
