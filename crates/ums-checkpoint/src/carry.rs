@@ -1,15 +1,17 @@
 //! What CRIU does not carry, and we do: looked at while the service is frozen before the dump, set
 //! again after the restore, before the service's first instruction.
 //!
-//! All of it is done from outside, on copies of the service's descriptors (`pidfd_getfd(2)`) and by
-//! the ids of its threads, so that nothing is injected into a process; what a thread alone can set, CRIU
-//! is started with and hands on ([`Inherited`]). What was seen goes into one image file beside CRIU's. The
-//! restore has two moments, both after CRIU has made every descriptor:
+//! Most of it is done from outside, on copies of the service's descriptors (`pidfd_getfd(2)`) and by
+//! the ids of its threads; what a thread alone can set, CRIU is started with and hands on
+//! ([`Inherited`]), and what a process alone can be asked and told, it [is](crate::inside). What was seen
+//! goes into one image file beside CRIU's. The restore has three moments, all after CRIU has made every
+//! descriptor:
 //!
 //! - [`Carry::hold`] at `post-restore`, before the migration is committed: everything that stays as it
 //!   is set however long the service is held;
 //! - [`Carry::resume`] at `pre-resume`, when nothing but the first instruction follows: what depends on
-//!   the time, and what the other end of a connection notices.
+//!   the time, and what the other end of a connection notices;
+//! - [`Carry::tell`] when CRIU has let go of the processes, which are frozen for it.
 //!
 //! What can't be set is returned as [`Lost`], which the report tells.
 //!
@@ -17,22 +19,29 @@
 //! ([`passing`]), so that the service can be frozen at another one; and settings that stand in CRIU's way
 //! are changed while it dumps ([`Eased`]).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ums_core::facts::{Loss, LossKind};
 
+use crate::freezer::Freezer;
 use crate::memory_dir::MemoryDir;
+use crate::watches::Paths;
 
 mod clock;
 mod descriptor;
 mod ease;
 mod error;
 mod event;
+mod exclusive;
 mod inherit;
+mod inner;
 mod multicast;
 mod netlink;
+mod notify;
 mod oddity;
 mod option;
 mod passing;
@@ -45,7 +54,9 @@ mod timer;
 
 pub use ease::Eased;
 pub use inherit::{Inherited, differing};
+pub use inner::with_sealed_memory;
 pub use netlink::{OWN_DEVICES, is_only_ours};
+pub use notify::{telling_directories, unread_events};
 pub use oddity::{Oddity, look};
 pub use passing::{Moment, passing};
 pub use process::{Process, processes};
@@ -66,9 +77,12 @@ pub struct Carry {
     sockets: socket::Sockets,
     multicast: Vec<multicast::Multicast>,
     events: Vec<event::Event>,
+    watches: Vec<notify::Watch>,
+    exclusive: Vec<exclusive::Exclusive>,
     threads: Vec<task::Thread>,
     processes: Vec<task::Whole>,
     inherited: inherit::Family,
+    inner: Vec<inner::Inner>,
     failed: Vec<error::Failed>,
     /// What was seen that nobody carries, to be told with what can't be set.
     noticed: Vec<Lost>,
@@ -102,11 +116,11 @@ impl From<Lost> for Loss {
     }
 }
 
-/// Looks at the processes of a frozen service.
+/// Looks at the processes of a frozen service; `paths` are those of what it watches.
 ///
 /// # Errors
 /// When the state of a process can't be read at all, which then must not be dumped.
-pub fn capture(processes: &[Process]) -> io::Result<Carry> {
+pub(crate) fn capture(processes: &[Process], paths: &Paths) -> io::Result<Carry> {
     let (reach, offsets) = (Reach::new(processes), offsets(processes)?);
     let mut carry = Carry::default();
     let mut sockets = socket::Collector::default();
@@ -115,6 +129,12 @@ pub fn capture(processes: &[Process]) -> io::Result<Carry> {
         let copy = reach.get(place)?;
         match kind {
             Kind::Event => carry.events.extend(event::capture(&copy, place)?),
+            Kind::Notify => {
+                let (watches, unread) = notify::capture(&copy, place, paths)?;
+                carry.watches.extend(watches);
+                carry.noticed.extend(unread);
+            }
+            Kind::Terminal => carry.exclusive.extend(exclusive::capture(&copy, place)),
             Kind::Timer => carry.timers.push(timer::capture(&copy, place, offsets)?),
             Kind::Socket => {
                 let nature = sockets.add(&copy, place)?;
@@ -162,7 +182,12 @@ fn notice(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lost
                 Some((LossKind::UnacceptedConnection, "what it had not accepted"))
             }
             Oddity::Untold => Some((LossKind::PendingError, "not at all")),
-            Oddity::Uncarried(_) | Oddity::Urgent | Oddity::Ring => None,
+            Oddity::Sender => Some((LossKind::PeerName, "the sender of what it had not read")),
+            Oddity::Empty => Some((
+                LossKind::UnreadDatagrams,
+                "what it had not read, from a message without content on",
+            )),
+            Oddity::Uncarried(_) | Oddity::Urgent | Oddity::Ring | Oddity::SharedPort => None,
         });
     Ok(told.map(lost).collect())
 }
@@ -189,6 +214,46 @@ impl Carry {
         images.write(NAME, &serde_json::to_vec(self)?)
     }
 
+    /// Asks the processes of a frozen service for what they alone can be asked; they stay frozen. `sealed`
+    /// are those [with sealed memory](with_sealed_memory).
+    ///
+    /// # Errors
+    /// When one of them can't be asked in this time, or has a state that CRIU can't dump: it must not be
+    /// dumped.
+    pub(crate) fn ask(
+        &mut self,
+        freezer: &Freezer,
+        processes: &[Process],
+        sealed: &BTreeSet<i32>,
+        within: Duration,
+    ) -> io::Result<()> {
+        let seen = inner::capture(freezer, processes, sealed, within)?;
+        self.inner = seen.inner;
+        self.noticed.extend(seen.lost);
+        Ok(())
+    }
+
+    /// Whether restored processes have to be [told](Carry::tell) something.
+    pub(crate) fn has_to_tell(&self) -> bool {
+        !self.inner.is_empty()
+    }
+
+    /// Tells restored processes, which are frozen and have not run yet, what they alone can be told; they
+    /// run in the end.
+    pub(crate) fn tell(
+        &self,
+        freezer: &Freezer,
+        processes: &[Process],
+        within: Duration,
+    ) -> Vec<Lost> {
+        inner::apply(&self.inner, freezer, processes, within)
+    }
+
+    /// What is lost where nothing can be told to restored processes.
+    pub(crate) fn untold(&self, error: &io::Error) -> Vec<Lost> {
+        inner::untold(&self.inner, error)
+    }
+
     /// Reads what [`Carry::write`] wrote; a checkpoint of an earlier version has none.
     ///
     /// # Errors
@@ -208,6 +273,8 @@ impl Carry {
         let mut lost = self.sockets.apply(&reach);
         lost.extend(multicast::apply(&self.multicast, &reach));
         lost.extend(event::apply(&self.events, &reach));
+        lost.extend(notify::apply(&self.watches, &reach, processes));
+        lost.extend(exclusive::apply(&self.exclusive, &reach));
         lost.extend(task::apply(&self.threads, &self.processes, processes));
         lost.extend(self.inherited.lost(processes));
         lost.extend(error::apply(&self.failed, &reach));

@@ -36,6 +36,13 @@ struct Hierarchy {
     unified: bool,
 }
 
+/// Whether the freezer that services have on this host is of version 2.
+pub fn is_unified_here() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let hierarchies = parse_hierarchies(&mounts);
+    hierarchies.iter().any(|hierarchy| hierarchy.unified)
+}
+
 impl Cgroup {
     /// The groups at `path`, whether they exist or not.
     ///
@@ -183,6 +190,20 @@ impl Cgroup {
             fs::write(dir.join("cgroup.procs"), pid.to_string())?;
         }
         Ok(())
+    }
+
+    /// Puts a process into this process's own group of the unified hierarchy.
+    pub(crate) fn leave_freezer(&self, pid: u32) -> io::Result<()> {
+        let unified = self.hierarchies.iter().find(|h| h.unified);
+        let groups = fs::read_to_string("/proc/self/cgroup")?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+        let (Some(unified), Some(own)) = (unified, own) else {
+            return Err(unsupported(
+                "there is no unified hierarchy of control groups",
+            ));
+        };
+        let file = unified.mount.join(own).join("cgroup.procs");
+        fs::write(&file, pid.to_string()).map_err(|error| naming(&file, "takes no process", &error))
     }
 
     /// Processes in the group that freezes, as this PID namespace sees them.

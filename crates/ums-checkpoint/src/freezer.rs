@@ -110,6 +110,19 @@ impl Freezer {
         self.write(true)
     }
 
+    /// Takes a process out of the group that freezes, and into this process's.
+    ///
+    /// # Errors
+    /// Where control groups are not mounted as a whole, and when the kernel refuses.
+    pub(crate) fn leave(&self, pid: u32) -> io::Result<()> {
+        self.cgroup.leave_freezer(pid)
+    }
+
+    /// Lets every task run that nobody traces; does not look at calls that the freeze has interrupted.
+    pub(crate) fn begin_thaw(&self) -> io::Result<()> {
+        self.write(false)
+    }
+
     /// Whether every task is frozen.
     pub fn is_frozen(&self) -> io::Result<bool> {
         if self.unified {

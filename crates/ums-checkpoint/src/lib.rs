@@ -10,7 +10,8 @@
 //!
 //! Architecture invariants: knows no orchestrator, no network protocol of ours and no saga; it is
 //! the only crate with unsafe code, and that is confined to [`uffd`], [`store`], [`dirty`],
-//! [`criu::watch`], [`carry`], [`devices`], [`kcmp`], the session keyring and the passing of descriptors.
+//! [`criu::watch`], [`carry`], [`devices`], [`kcmp`], the session keyring, calls made inside of processes and
+//! the passing of descriptors.
 
 pub mod carry;
 pub mod cgroup;
@@ -18,6 +19,7 @@ pub mod criu;
 pub mod devices;
 pub mod dirty;
 pub mod freezer;
+mod inside;
 pub mod kcmp;
 pub mod keeper;
 mod keyring;
@@ -27,8 +29,10 @@ pub mod memory_dir;
 pub mod message;
 mod repair;
 mod restart;
+mod sock_diag;
 pub mod store;
 pub mod stuck;
+pub mod tcp_diag;
 pub mod terminal;
 pub mod tree;
 pub mod uffd;

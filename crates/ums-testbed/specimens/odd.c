@@ -1,6 +1,6 @@
 /* odd: a socket in a state that a move does not keep, by its name: an urgent byte that was not read,
  * memberships of netlink that CRIU can't put into an address, a ring of packets, a datagram that is
- * never read. */
+ * never read, keys, a shared port. */
 #include "specimen.h"
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
@@ -47,6 +47,26 @@ static void unread(void) {
     must(sendto(made, "x", 1, 0, (struct sockaddr *)&at, sizeof at) == 1, "send");
 }
 
+/* Segments are signed by a key (TCP_MD5SIG). A kernel may have none. */
+static void md5(void) {
+    struct sockaddr_in peer = own();
+    struct { struct sockaddr_storage address; uint8_t flags, prefix; uint16_t length; uint32_t device; char key[80]; } with = {.length = 6, .key = "secret"};
+    int made = socket(AF_INET, SOCK_STREAM, 0);
+    memcpy(&with.address, &peer, sizeof peer);
+    must(setsockopt(made, IPPROTO_TCP, 14 /* TCP_MD5SIG */, &with, sizeof with) == 0, "TCP_MD5SIG");
+    must(bind(made, (struct sockaddr *)&peer, sizeof peer) == 0 && listen(made, 1) == 0, "listen");
+}
+
+/* Two that share a port: a program may choose between them. */
+static void shared(void) {
+    struct sockaddr_in at = own();
+    for (int times = 0, on = 1; times < 2; times++) {
+        int made = socket(AF_INET, SOCK_STREAM, 0);
+        must(setsockopt(made, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) == 0, "SO_REUSEPORT");
+        must(bind(made, (struct sockaddr *)&at, sizeof at) == 0 && listen(made, 1) == 0, "listen");
+    }
+}
+
 static void check(void) {}
 
 int main(int count, char **arguments) {
@@ -57,6 +77,8 @@ int main(int count, char **arguments) {
     else if (!strcmp(what, "unbound")) member(0, RTNLGRP_LINK);
     else if (!strcmp(what, "ring")) ring();
     else if (!strcmp(what, "unread")) unread();
+    else if (!strcmp(what, "signed")) md5();
+    else if (!strcmp(what, "shared")) shared();
     else must(0, "a name");
     rounds(check);
 }

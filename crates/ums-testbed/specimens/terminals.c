@@ -258,11 +258,22 @@ static void flight_begin(void) {
 }
 static void nothing(void) {}
 
+/* A terminal that nobody else may open. */
+static void exclusive_begin(void) {
+    open_master();
+    open_slave();
+    must(ioctl(slave, TIOCEXCL) == 0, "TIOCEXCL");
+}
+static void exclusive(void) {
+    int is = 0;
+    if (ioctl(slave, TIOCGEXCL, &is) || !is) bad("the terminal can be opened by others");
+}
+
 static const struct state states[] = {
     {"job", job_begin, job}, {"zombie", zombie_begin, zombie_leader},
     {"queued", queued_begin, queued}, {"lines", lines_begin, lines_check}, {"packet", packet_begin, packet},
     {"hung", hung_begin, is_hung_up}, {"alone", alone_begin, alone}, {"controlling", controlling_begin, controlling_check},
-    {"bare", bare_begin, bare}, {"flight", flight_begin, nothing},
+    {"bare", bare_begin, bare}, {"flight", flight_begin, nothing}, {"exclusive", exclusive_begin, exclusive},
 };
 
 int main(int count, char **names) {

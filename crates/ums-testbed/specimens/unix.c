@@ -285,6 +285,19 @@ static void empty(void) {
     send_empty(0);
 }
 
+/* Messages that are not read: one without content, one whose sender has a name. What becomes of them is
+ * not checked. */
+static void hollow_begin(void) { pair(SOCK_DGRAM, a); put(a[0], ""); }
+static void sender_begin(void) {
+    listener = fresh(SOCK_DGRAM);
+    name_it(listener, "@unread");
+    extra[0] = fresh(SOCK_DGRAM);
+    name_it(extra[0], "@sender");
+    join(extra[0], "@unread");
+    put(extra[0], "message");
+}
+static void unchecked(void) {}
+
 /* Several named senders to one socket. */
 static const char *const senders[PIECES] = {"@sender-0", "@sender-1", "@sender-2"};
 static void from_senders(void) {
@@ -560,6 +573,7 @@ static const struct state states[] = {
     {"peer-name-strict", peer_name_begin, peer_name_strict}, {"path", path_begin, path},
     {"waiting-data", waiting_data_begin, waits_on}, {"waiting-empty", waiting_empty_begin, waiting_empty},
     {"waiting-closed", waiting_closed_begin, waits_on}, {"empty", empty_begin, empty},
+    {"hollow", hollow_begin, unchecked}, {"sender", sender_begin, unchecked},
     {"many", many_begin, many}, {"many-unnamed", many_unnamed_begin, many_unnamed}, {"closed", closed_begin, closed},
     {"half", half_begin, half}, {"full", full_begin, full}, {"large", large_begin, large},
     {"packets", packets_begin, packets}, {"removed", removed_begin, removed}, {"relative", relative_begin, relative},

@@ -30,17 +30,24 @@ pub(super) struct Place {
 pub(super) enum Kind {
     /// eventfd(2).
     Event,
+    /// inotify_init(2).
+    Notify,
     /// timerfd_create(2).
     Timer,
     /// socket(2).
     Socket,
+    /// An end of a pseudo-terminal (pty(7)).
+    Terminal,
 }
 
 /// What the link of a descriptor below `/proc/PID/fd` tells of its kind.
 fn kind(link: &str) -> Option<Kind> {
     match link {
         "anon_inode:[eventfd]" => Some(Kind::Event),
+        "anon_inode:inotify" => Some(Kind::Notify),
         "anon_inode:[timerfd]" => Some(Kind::Timer),
+        "/dev/ptmx" | "/dev/pts/ptmx" => Some(Kind::Terminal),
+        _ if link.starts_with("/dev/pts/") => Some(Kind::Terminal),
         _ if link.starts_with("socket:") => Some(Kind::Socket),
         _ => None,
     }
@@ -73,6 +80,24 @@ pub(super) fn all(processes: &[Process]) -> io::Result<Vec<(Place, Kind)>> {
             if found.len() > DESCRIPTORS_MAX {
                 return Err(io::Error::other("the service has too many descriptors"));
             }
+        }
+    }
+    Ok(found)
+}
+
+/// Every descriptor of a directory. A process that has ended has none.
+pub(super) fn directories(processes: &[Process]) -> io::Result<Vec<Place>> {
+    let mut found = Vec::new();
+    for process in processes {
+        let entries = match fs::read_dir(format!("/proc/{}/fd", process.pid)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries.flatten() {
+            let is_directory = || fs::metadata(entry.path()).is_ok_and(|file| file.is_dir());
+            let fd = number(&entry.file_name()).filter(|_| is_directory());
+            let pid = process.inner;
+            found.extend(fd.map(|fd| Place { pid, fd }));
         }
     }
     Ok(found)

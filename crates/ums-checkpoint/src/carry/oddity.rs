@@ -9,7 +9,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, SockaddrIn6, getpeername, getsockname, recv};
+use nix::sys::socket::{
+    MsgFlags, NetlinkAddr, SockaddrIn6, SockaddrStorage, UnixAddr, getpeername, getsockname, recv,
+    recvmsg,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
@@ -47,12 +50,19 @@ pub enum Oddity {
     Unaccepted,
     /// An error has occurred that the owner has not been told (`SO_ERROR`).
     Untold,
+    /// A unix datagram that was not read, whose sender has a name (unix(7)): CRIU carries it without.
+    Sender,
+    /// A message without content in a unix socket: CRIU ends there.
+    Empty,
+    /// One of several sockets that share a port (SO_REUSEPORT): which of them is chosen a program may
+    /// decide, which the kernel tells nobody.
+    SharedPort,
 }
 
 impl Oddity {
     /// Whether it may be over in a moment.
     pub fn passes(&self) -> bool {
-        !matches!(self, Self::Uncarried(_) | Self::Ring)
+        !matches!(self, Self::Uncarried(_) | Self::Ring | Self::SharedPort)
     }
 }
 
@@ -61,6 +71,7 @@ impl Oddity {
 pub fn look(processes: &[Process]) -> io::Result<BTreeSet<(i32, Oddity)>> {
     let reach = Reach::new(processes);
     let (mut found, mut families) = (BTreeSet::new(), BTreeMap::new());
+    let mut ports: BTreeMap<(i32, String), Vec<i32>> = BTreeMap::new();
     for (Place { pid, fd }, kind) in descriptor::all(processes)? {
         let Ok(copy) = reach.get(Place { pid, fd }) else {
             continue;
@@ -73,7 +84,12 @@ pub fn look(processes: &[Process]) -> io::Result<BTreeSet<(i32, Oddity)>> {
             families.insert(stat.st_ino, nature.domain);
         }
         found.extend(of(&copy, nature).into_iter().map(|oddity| (pid, oddity)));
+        if let Some(port) = shared_port(&copy, nature) {
+            ports.entry(port).or_default().push(pid);
+        }
     }
+    let shared = ports.into_values().filter(|of| of.len() > 1).flatten();
+    found.extend(shared.map(|pid| (pid, Oddity::SharedPort)));
     for process in processes {
         found.extend(mapped(process, &families));
     }
@@ -118,8 +134,49 @@ pub(super) fn of(socket: &OwnedFd, nature: Nature) -> Vec<Oddity> {
         found.extend(unread.then_some(Oddity::Unread));
         let untold = events.contains(PollFlags::ERR);
         found.extend(untold.then_some(Oddity::Untold));
+    } else if nature.domain == libc::AF_UNIX {
+        found.extend(unread_message(socket));
     }
     found
+}
+
+/// Type and address of a socket that others may have too, for connections or datagrams of anybody.
+fn shared_port(socket: &OwnedFd, nature: Nature) -> Option<(i32, String)> {
+    let shares =
+        || raw::get_int(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|on| on != 0);
+    if !nature.is_inet() || (nature.is_tcp() && !nature.is_listening()) || !shares() {
+        return None;
+    }
+    let kind = raw::get_int(socket, libc::SOL_SOCKET, libc::SO_TYPE).ok()?;
+    let address = getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?;
+    Some((kind, address.to_string()))
+}
+
+/// What CRIU does not give again of the first message in a unix socket that keeps messages apart.
+fn unread_message(socket: &OwnedFd) -> Option<Oddity> {
+    let kind = raw::get_int(socket, libc::SOL_SOCKET, libc::SO_TYPE).ok()?;
+    // With an offset to look from (SO_PEEK_OFF) a look would move it.
+    let offset = raw::get_int(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(0);
+    if ![libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&kind) || offset >= 0 {
+        return None;
+    }
+    if !events(socket).contains(PollFlags::IN) || raw::is_listening(socket) {
+        return None;
+    }
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let mut byte = [0];
+    let mut buffers = [std::io::IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut buffers, None, flags).ok()?;
+    // What has no content looks like the end, except that nobody has ended it.
+    let ended = events(socket).contains(PollFlags::RDHUP);
+    let named = |address: &UnixAddr| address.path().is_some() || address.as_abstract().is_some();
+    match message.bytes {
+        0 if !ended => Some(Oddity::Empty),
+        _ if kind == libc::SOCK_DGRAM && message.address.as_ref().is_some_and(named) => {
+            Some(Oddity::Sender)
+        }
+        _ => None,
+    }
 }
 
 /// What the kernel would wake a waiting process for.

@@ -13,6 +13,13 @@ pub struct Process {
     pub inner: i32,
 }
 
+impl Process {
+    /// Whether this is its id in the service's PID namespace.
+    pub(super) fn pid_is(&self, inner: i32) -> bool {
+        self.inner == inner
+    }
+}
+
 /// The processes of the service in a control group. During a restore CRIU is in the group too: it has
 /// no id in the service's PID namespace, and is left out. One that ends meanwhile is passed over.
 pub fn processes(cgroup: &Cgroup) -> Vec<Process> {

@@ -60,6 +60,21 @@ pub(super) fn has_header(socket: &OwnedFd) -> bool {
     get_int(socket, libc::IPPROTO_IP, libc::IP_HDRINCL).is_ok_and(|value| value != 0)
 }
 
+/// Whom a descriptor signals (F_GETOWN): a process, or a group as a negative number; 0 is nobody.
+#[expect(unsafe_code, reason = "nix has no F_GETOWN")]
+pub(super) fn owner(descriptor: &OwnedFd) -> io::Result<i32> {
+    // SAFETY: the command takes no argument and writes no memory.
+    match unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GETOWN) } {
+        -1 => Err(io::Error::last_os_error()),
+        owner => Ok(owner),
+    }
+}
+
+/// Whether it takes connections.
+pub(super) fn is_listening(socket: &OwnedFd) -> bool {
+    get_int(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|on| on != 0)
+}
+
 /// How many bytes were written to a socket and have not left it (`SIOCOUTQ`).
 pub(super) fn unsent(socket: &OwnedFd) -> io::Result<i32> {
     number(socket, libc::TIOCOUTQ)
@@ -74,6 +89,23 @@ pub(super) fn unread(socket: &OwnedFd) -> io::Result<i32> {
 pub(super) fn is_at_mark(socket: &OwnedFd) -> io::Result<bool> {
     const SIOCATMARK: libc::c_ulong = 0x8905;
     Ok(number(socket, SIOCATMARK)? != 0)
+}
+
+/// Whether nobody else may open a terminal.
+pub(super) fn is_exclusive(terminal: &OwnedFd) -> io::Result<bool> {
+    // TIOCGEXCL (`asm-generic/ioctls.h`).
+    const GET_EXCLUSIVE: libc::c_ulong = 0x8004_5440;
+    Ok(number(terminal, GET_EXCLUSIVE)? != 0)
+}
+
+/// Lets nobody else open a terminal.
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+pub(super) fn make_exclusive(terminal: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCEXCL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]

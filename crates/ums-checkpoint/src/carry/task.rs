@@ -55,6 +55,8 @@ pub(super) struct Whole {
     /// Process id inside the service's PID namespace.
     pid: i32,
     core_filter: u64,
+    /// Nice value of its session's autogroup (sched(7)), where it has one.
+    autogroup_nice: i32,
 }
 
 /// Looks at the threads of a frozen process.
@@ -97,8 +99,18 @@ pub(super) fn whole(process: Process) -> io::Result<Option<Whole>> {
         return Ok(None);
     }
     let core_filter = parse(&text, 16)?;
-    let pid = process.inner;
-    Ok(Some(Whole { pid, core_filter }))
+    Ok(Some(Whole {
+        pid: process.inner,
+        core_filter,
+        autogroup_nice: autogroup_nice(process.pid),
+    }))
+}
+
+/// `/autogroup-17 nice 5`; a kernel without autogroups has no such file.
+fn autogroup_nice(pid: i32) -> i32 {
+    let text = fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
+    let nice = text.split_whitespace().nth(2);
+    nice.and_then(|nice| nice.parse().ok()).unwrap_or(0)
 }
 
 /// Sets them in restored processes.
@@ -120,7 +132,19 @@ pub(super) fn apply(threads: &[Thread], wholes: &[Whole], processes: &[Process])
             Err(error) => found.push(lost(pid, format!("attributes of its threads: {error}"))),
         }
     }
-    for Whole { pid, core_filter } in wholes {
+    for Whole {
+        pid,
+        core_filter,
+        autogroup_nice: nice,
+    } in wholes
+    {
+        // All of a session have the same: it is set once, since the kernel bounds how often it is.
+        let differs = |outer: &i32| autogroup_nice(*outer) != *nice;
+        if let Some(outer) = pids.get(pid).copied().filter(differs) {
+            let result = fs::write(format!("/proc/{outer}/autogroup"), nice.to_string());
+            let what = |error| format!("nice value {nice} of its session (autogroup): {error}");
+            found.extend(result.err().map(|error| lost(*pid, what(error))));
+        }
         let result = outer(pid).and_then(|outer| set_core_filter(outer, *core_filter));
         found.extend(result.err().map(|error| {
             let what =

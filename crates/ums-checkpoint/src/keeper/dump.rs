@@ -1,6 +1,7 @@
 //! The checkpoint: CRIU dumps, its pages leave by a socket, and at its end the kernel's freeze
 //! takes over from ptrace without a gap.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::gate::Gate;
 use super::moment;
 use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
 use super::server::{Shared, State, monotonic_ns};
+use crate::carry::Carry;
 use crate::criu::patience::{Excused, Patience};
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
 use crate::criu::swrk::{self, Criu, Swrk, end_of, log_text};
@@ -106,7 +108,10 @@ fn freeze_and_dump(
         .map_err(|error| format!("images directory: {error}"))?;
 
     let watched = watches::paths(&shared.container.cgroup.processes(), init);
-    let watched = watched.map_err(|error| error.to_string())?;
+    let before = Before {
+        watched: watched.map_err(|error| error.to_string())?,
+        sealed: carry::with_sealed_memory(&shared.container.cgroup.processes()),
+    };
     let criu = Criu {
         bin: shared.config.bundle_bin.clone(),
         patience: Patience::new(bound).unless(not_taken(pages)?),
@@ -125,7 +130,7 @@ fn freeze_and_dump(
     begin_cuttable(shared, &swrk)?;
     let criu_id = swrk.id();
     let opts = Opts {
-        irmap_scan_paths: watched,
+        irmap_scan_paths: before.watched.deepest_first(),
         tcp_established: Some(connections == Connections::Carry),
         tcp_skip_in_flight: Some(true),
         tcp_close: Some(connections == Connections::Close),
@@ -152,7 +157,7 @@ fn freeze_and_dump(
                 // To stop every task takes CRIU a moment, however large they are.
                 swrk.must_answer_within(bound);
                 let processes = carry::processes(cgroup);
-                let carry = carry::capture(&processes);
+                let carry = look(&processes, &freezer, &before, bound);
                 let written = carry.and_then(|carry| carry.write(images));
                 written.map_err(|error| {
                     format!("what CRIU does not carry of the service can't be read: {error}")
@@ -202,6 +207,26 @@ fn freeze_and_dump(
     }
     shared.update(|state| state.dumped_at_ns = Some(monotonic_ns()));
     Ok(())
+}
+
+/// What was found while the service still ran: to look for it takes a while.
+struct Before {
+    /// What it watches.
+    watched: watches::Paths,
+    /// Processes that have sealed memory.
+    sealed: BTreeSet<i32>,
+}
+
+/// What CRIU does not carry of a frozen service.
+fn look(
+    processes: &[carry::Process],
+    freezer: &Freezer,
+    before: &Before,
+    within: Duration,
+) -> std::io::Result<Carry> {
+    let mut carry = carry::capture(processes, &before.watched)?;
+    carry.ask(freezer, processes, &before.sealed, within)?;
+    Ok(carry)
 }
 
 fn names_lost(error: &std::io::Error) -> String {

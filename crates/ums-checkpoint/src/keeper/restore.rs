@@ -17,6 +17,7 @@ use crate::carry::{self, Carry, Lost};
 use crate::criu::patience::Patience;
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
 use crate::criu::swrk::{Criu, log_text};
+use crate::freezer::Freezer;
 use crate::loopback::Hold;
 use crate::memory_dir::MemoryDir;
 use crate::restart;
@@ -25,6 +26,8 @@ use crate::uffd::leftover;
 
 /// CRIU's log during a restore, in the images directory.
 const LOG_NAME: &str = "restore.log";
+/// How long it may take to tell restored processes what they alone can be told: a few calls of each.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long CRIU, and the processes that it restores, may do nothing during a restore.
 const STILL_MAX: Duration = Duration::from_secs(30);
 /// How long the descriptors of restored processes may be on their way when CRIU says that it has sent them.
@@ -171,7 +174,8 @@ impl Restore {
         let opts = self.options(swrk.inherited());
         let log = || log_text(&self.images.path(), LOG_NAME);
         let mut init = None;
-        let result = swrk.run(RequestType::Restore, opts, &log, |_, notify| {
+        let (freezer, mut frozen) = (shared.container.freezer()?, Ok(()));
+        let result = swrk.run(RequestType::Restore, opts, &log, |swrk, notify| {
             match notify.script.as_deref() {
                 Some("setup-namespaces") | Some("post-setup-namespaces") => {
                     init = notify.pid.or(init);
@@ -191,9 +195,18 @@ impl Restore {
                 // Every task is stopped at the end of CRIU's own code in it.
                 Some("pre-resume") => {
                     self.tell(self.carry.resume(&self.processes()));
+                    if self.carry.has_to_tell() {
+                        frozen = Self::stay_frozen(&freezer, swrk.id());
+                    }
                     Ok(())
                 }
                 Some("post-resume") => {
+                    if self.carry.has_to_tell() {
+                        self.tell(match &frozen {
+                            Ok(()) => self.carry.tell(&freezer, &self.processes(), TELL_WITHIN),
+                            Err(error) => self.carry.untold(error),
+                        });
+                    }
                     self.shared
                         .update(|state| state.resumed_at_ns = Some(monotonic_ns()));
                     Ok(())
@@ -218,6 +231,13 @@ impl Restore {
                 Err(error.to_string())
             }
         }
+    }
+
+    /// Has the processes stay where they are when CRIU lets go of them. CRIU is among them in their control
+    /// group, and leaves it for this process's.
+    fn stay_frozen(freezer: &Freezer, criu: u32) -> std::io::Result<()> {
+        freezer.leave(criu)?;
+        freezer.begin()
     }
 
     /// What CRIU has left where late pages belong gets their content.

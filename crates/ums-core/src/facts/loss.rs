@@ -30,6 +30,14 @@ pub enum LossKind {
     PeerName,
     /// Datagrams in a socket that were not read yet: nobody is promised them.
     UnreadDatagrams,
+    /// Events of inotify(7) that were not read yet.
+    UnreadEvents,
+    /// A flag of a watch (inotify(7), IN_EXCL_UNLINK and IN_ONESHOT).
+    Watch,
+    /// A directory tells of what happens in it no more (`fcntl(2)`, F_NOTIFY).
+    DirectoryNotification,
+    /// A request of asynchronous I/O that waits (`io_submit(2)`, IOCB_CMD_POLL).
+    AsynchronousRequest,
     /// A ring of packets (`packet(7)`, PACKET_RX_RING) is empty and begins at its first frame.
     PacketRing,
     /// An eventfd that counted down by one (EFD_SEMAPHORE) is read as a whole.
@@ -80,11 +88,15 @@ impl LossKind {
             | Self::SemaphoreUndo
             | Self::Keyring
             | Self::FileLease
+            | Self::DirectoryNotification
             | Self::Landlock
             | Self::Timer
             | Self::Other => true,
             Self::SocketOption
             | Self::UnreadDatagrams
+            | Self::UnreadEvents
+            | Self::Watch
+            | Self::AsynchronousRequest
             | Self::UnacceptedConnection
             | Self::PendingError
             | Self::PeerCredentials
@@ -110,6 +122,10 @@ impl LossKind {
             }
             Self::PeerName => "the other end of a unix connection is told without its name",
             Self::UnreadDatagrams => "datagrams that were not read yet are gone",
+            Self::UnreadEvents => "events of inotify that were not read yet are gone",
+            Self::DirectoryNotification => "a directory tells of no changes any more",
+            Self::Watch => "a watch of inotify lacks a flag",
+            Self::AsynchronousRequest => "a poll that waits in an AIO context is gone",
             Self::PacketRing => "a ring of packets is empty and begins anew",
             Self::EventfdSemaphore => "an eventfd semaphore becomes a plain counter",
             Self::SemaphoreUndo => "semaphores are not put back when a process ends",

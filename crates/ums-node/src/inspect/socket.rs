@@ -1,13 +1,15 @@
 //! Sockets: how many connections there are, and which kinds can't be carried.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::Path;
 
 use ums_checkpoint::carry::{self, Oddity};
+use ums_checkpoint::tcp_diag;
 use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::process::Process;
-use super::{InspectError, lasting, loss, obstacle, parse, proc_file};
+use super::{InspectError, lasting, loss, obstacle, parse, proc_file, proc_path};
 
 /// Protocols that CRIU carries, by the kernel's names for them. (Raw sockets it carries too.)
 const CARRIED: [&str; 14] = [
@@ -86,6 +88,20 @@ pub(super) fn odd(oddities: &BTreeSet<(i32, Oddity)>) -> Vec<Obstacle> {
     oddities.iter().filter_map(of).collect()
 }
 
+/// TCP sockets whose keys CRIU does not know. `sockets`: inode number → process id in the service.
+pub(super) fn signed(init: i32, sockets: &BTreeMap<u64, i32>) -> Vec<Obstacle> {
+    let namespace = File::open(proc_path(init, "ns/net"));
+    let signed = namespace.and_then(|namespace| tcp_diag::signed_in(&namespace));
+    let signed = signed.unwrap_or_else(|error| {
+        tracing::warn!(%error, "keys of a service's TCP sockets can't be asked for");
+        BTreeSet::new()
+    });
+    let own = signed.iter().filter_map(|inode| sockets.get(inode));
+    let what = "a TCP socket whose segments are signed (TCP_MD5SIG)";
+    own.map(|pid| obstacle(ObstacleKind::SocketState, *pid, what))
+        .collect()
+}
+
 /// Those that a move changes.
 pub(super) fn losses(oddities: &BTreeSet<(i32, Oddity)>) -> Vec<Loss> {
     let of = |(pid, oddity): &(i32, Oddity)| {
@@ -98,6 +114,19 @@ pub(super) fn losses(oddities: &BTreeSet<(i32, Oddity)>) -> Vec<Loss> {
             Oddity::Unaccepted => (
                 LossKind::UnacceptedConnection,
                 "at a listener that it does not accept from",
+            ),
+            Oddity::Sender => (
+                LossKind::PeerName,
+                "of who has sent a datagram to a unix socket that it does not read",
+            ),
+            Oddity::Empty => (
+                LossKind::UnreadDatagrams,
+                "in a unix socket that it does not read, from a message without content on",
+            ),
+            Oddity::SharedPort => (
+                LossKind::SocketOption,
+                "sockets share a port (SO_REUSEPORT): a program that chooses among them \
+                 (SO_ATTACH_REUSEPORT_EBPF), if there is one, is gone",
             ),
             // Whoever asks a socket for its error is told of it, most often at once.
             Oddity::Untold | Oddity::Uncarried(_) | Oddity::Urgent => return None,

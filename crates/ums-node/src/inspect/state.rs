@@ -7,10 +7,10 @@ use nix::sys::signal::Signal;
 use ums_checkpoint::carry;
 use ums_checkpoint::kcmp::{self, Shared};
 use ums_checkpoint::watches;
-use ums_core::facts::{Loss, Obstacle, ObstacleKind};
+use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 
 use super::process::Process;
-use super::{lasting, obstacle, parse, proc_file, proc_path};
+use super::{lasting, loss, obstacle, parse, proc_file, proc_path};
 
 /// Descriptors that CRIU opens inside of a process while it looks at it.
 const DESCRIPTORS_NEEDED: u64 = 3;
@@ -153,7 +153,23 @@ pub(super) fn losses(tree: &[Process]) -> Vec<Loss> {
     };
     let all: Vec<carry::Process> = tree.iter().map(of).collect();
     let lost = all.first().map(|first| carry::differing(*first, &all));
-    lost.into_iter().flatten().map(Loss::from).collect()
+    let lost = lost.into_iter().flatten().map(Loss::from);
+    lost.chain(unread_events(&all)).collect()
+}
+
+/// Events of inotify that wait to be read: longer than a moment.
+fn unread_events(all: &[carry::Process]) -> Vec<Loss> {
+    let unread = lasting(|| {
+        carry::unread_events(all)
+            .unwrap_or_default()
+            .into_iter()
+            .collect()
+    });
+    let told = unread.into_iter().map(|(pid, number)| {
+        let what = format!("events behind descriptor {number} (inotify) that it does not read");
+        loss(LossKind::UnreadEvents, pid, what)
+    });
+    told.collect()
 }
 
 /// Data that CRIU can't take out of sockets. `sockets`: inode number → process id in the service.

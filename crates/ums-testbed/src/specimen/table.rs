@@ -80,6 +80,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("errors", "errors", &[]),
     specimen!("timers", "timers", &[]),
     specimen!("waits", "waits", &[]),
+    specimen!("deadlines", "deadlines", &[]),
     specimen!("alarm-other", "alarms", &["other"]),
     specimen!("alarm-self", "alarms", &["self"]),
     specimen!("alarm-cpu", "alarms", &["cpu"]).refused(
@@ -99,12 +100,13 @@ pub const ALL: &[Specimen] = &[
         &["shares its working directory", "CLONE_FS"],
     ),
     specimen!("vfork", "cloned", &["vfork"]).refused(RefusalKind::Descriptor, &["vfork(2)"]),
-    specimen!("undo", "undo", &[]).declared(LossKind::SemaphoreUndo, &["SEM_UNDO"]),
+    specimen!("undo", "undo", &[]),
     // What the kernel keeps of threads and processes.
     specimen!("placed", "attributes", &["placed"]),
     specimen!("scheduled", "attributes", &["scheduled"]),
     specimen!("marked", "attributes", &["marked"]),
     specimen!("kept", "attributes", &["kept"]),
+    specimen!("forbidden", "attributes", &["forbidden"]),
     specimen!("personality-of-a-thread", "attributes", &["persona"])
         .declared(LossKind::ProcessAttribute, &["personality"]),
     specimen!("urgent", "odd", &["urgent"]).refused(RefusalKind::Socket, &["urgent byte"]),
@@ -114,6 +116,9 @@ pub const ALL: &[Specimen] = &[
         RefusalKind::Socket,
         &["member of groups and was never bound"],
     ),
+    specimen!("signed", "odd", &["signed"]).refused(RefusalKind::Socket, &["TCP_MD5SIG"]),
+    specimen!("shared-port", "odd", &["shared"])
+        .declared(LossKind::SocketOption, &["SO_ATTACH_REUSEPORT_EBPF"]),
     specimen!("packet-ring", "odd", &["ring"])
         .declared(LossKind::PacketRing, &["of a packet socket"]),
     specimen!("unread", "odd", &["unread"]).declared(
@@ -159,12 +164,18 @@ pub const ALL: &[Specimen] = &[
     specimen!("corked", "moments", &["corked"]),
     specimen!("unix-peer-credentials", "unix", &["peer-credentials"])
         .declared(LossKind::PeerCredentials, &["SO_PEERCRED"]),
+    specimen!("unix-sender", "unix", &["sender"])
+        .declared(LossKind::PeerName, &["sent a datagram"]),
+    specimen!("unix-empty", "unix", &["hollow"])
+        .declared(LossKind::UnreadDatagrams, &["without content"]),
     specimen!("pty-job", "terminals", &["job"]),
     specimen!("pty-zombie", "terminals", &["zombie"]),
     specimen!("pty-queued", "terminals", &["queued"]),
     specimen!("pty-lines", "terminals", &["lines"])
         .declared(LossKind::TerminalData, &["edit lines"]),
     specimen!("pty-hung", "terminals", &["hung"]),
+    specimen!("pty-exclusive", "terminals", &["exclusive"]),
+    specimen!("pty-packet", "terminals", &["packet"]),
     specimen!("pty-alone", "terminals", &["alone"]),
     specimen!("pty-controlling", "terminals", &["controlling"])
         .refused(RefusalKind::Descriptor, &["/dev/tty"]),
@@ -209,8 +220,15 @@ pub const ALL: &[Specimen] = &[
         ]
     ),
     specimen!("memory-locked", "memory", &["locked"]),
+    specimen!("memory-keyed", "memory", &["keyed"]),
+    specimen!("memory-on-fault", "memory", &["on-fault"]),
+    specimen!("memory-later", "memory", &["future-locked"]),
+    specimen!("memory-later-on-fault", "memory", &["future-on-fault"]),
+    specimen!("memory-forever", "memory", &["forever"]),
     specimen!("memory-sealed-mapped", "memory", &["sealed-mapped"])
         .refused(RefusalKind::Descriptor, &["F_SEAL_WRITE", "/memfd:sealed"]),
+    specimen!("memory-aio", "memory", &["aio-waiting"])
+        .declared(LossKind::AsynchronousRequest, &["IOCB_CMD_POLL"]),
     specimen!("memory-userfault", "memory", &["userfault"])
         .refused(RefusalKind::Descriptor, &["[userfaultfd]"]),
     specimen!(
@@ -249,7 +267,12 @@ pub const ALL: &[Specimen] = &[
             "pidfd"
         ]
     ),
+    specimen!("watches-flags", "watches", &["once", "excluding"]),
+    specimen!("watches-unread", "watches", &["waiting"])
+        .declared(LossKind::UnreadEvents, &["inotify", "does not read"]),
     specimen!("watches-closed", "watches", &["edge", "taken"]),
+    specimen!("watches-directory", "watches", &["directory"])
+        .declared(LossKind::DirectoryNotification, &["F_NOTIFY"]),
     specimen!("watches-nameless", "watches", &["nameless"])
         .refused(RefusalKind::Descriptor, &["inotify", "no path"]),
     specimen!("watches-handles", "watches", &["fanotify"])
@@ -259,6 +282,8 @@ pub const ALL: &[Specimen] = &[
     specimen!("confined-children", "confined", &["chroot-child", "strict"]),
     specimen!("confined-unheard", "confined", &["unheard"]),
     specimen!("confined-root", "confined", &["chroot"])
+        .refused(RefusalKind::Process, &["chroot", "/data/root"]),
+    specimen!("confined-outside", "confined", &["chroot-outside"])
         .refused(RefusalKind::Process, &["chroot", "/data/root"]),
     specimen!("confined-listener", "confined", &["listener"])
         .refused(RefusalKind::Descriptor, &["seccomp notify"]),

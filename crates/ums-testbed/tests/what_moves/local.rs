@@ -139,6 +139,18 @@ pub(crate) const UNIX: &[Row] = &[
         Specimen("unix-peer-credentials"),
     ),
     row(
+        "name of the sender of a datagram that was not read",
+        Declared,
+        "it has none; the first one in a queue is looked at",
+        Specimen("unix-sender"),
+    ),
+    row(
+        "message without content that was not read",
+        Declared,
+        "it is gone, with those behind it; the first one in a queue is looked at",
+        Specimen("unix-empty"),
+    ),
+    row(
         "name of an accepted connection (getsockname, getpeername)",
         Declared,
         "it has none",
@@ -176,6 +188,18 @@ pub(crate) const TERMINALS: &[Row] = &[
         Carried,
         CRIU,
         Specimen("pty-hung"),
+    ),
+    row(
+        "a terminal that nobody else may open (TIOCEXCL)",
+        Carried,
+        "set again",
+        Specimen("pty-exclusive"),
+    ),
+    row(
+        "master in packet mode (TIOCPKT), of a terminal that nobody else may open",
+        Carried,
+        "CRIU, and TIOCEXCL set again",
+        Specimen("pty-packet"),
     ),
     row(
         "master alone, still locked",

@@ -57,6 +57,10 @@ pub(crate) const SEEN: &str = "seen in `/proc` before the freeze";
 /// The same, of what only a comparison tells.
 const SEEN_BY_KCMP: &str = "processes are compared (`kcmp(2)`) before the freeze";
 
+/// By what it is carried.
+const ASKED: &str = "the process is asked in the freeze (by calls of its own, `ptrace(2)`), and told before its first \
+                     instruction";
+
 /// How memory goes.
 const PAGES: &str = "pages by their addresses; CRIU makes the mapping";
 
@@ -228,6 +232,42 @@ const MEMORY: &[Row] = &[
         Specimen("memory-sealed-mapped"),
     ),
     row(
+        "protection keys (`pkey_alloc`, `pkey_mprotect`), their numbers",
+        Carried,
+        ASKED,
+        Specimen("memory-keyed"),
+    ),
+    row(
+        "locked as it is touched (MLOCK_ONFAULT)",
+        Carried,
+        "seen by what of it is not there; all of it is there after a move",
+        Specimen("memory-on-fault"),
+    ),
+    row(
+        "later mappings are locked (MCL_FUTURE)",
+        Carried,
+        ASKED,
+        Specimen("memory-later"),
+    ),
+    row(
+        "later mappings are locked as they are touched (MCL_FUTURE with MCL_ONFAULT)",
+        Carried,
+        ASKED,
+        Specimen("memory-later-on-fault"),
+    ),
+    row(
+        "sealed memory (`mseal(2)`)",
+        Carried,
+        ASKED,
+        Specimen("memory-forever"),
+    ),
+    row(
+        "a poll that waits in an AIO context (IOCB_CMD_POLL)",
+        Declared,
+        "gone; told of every process with an AIO context, since the kernel does not tell of the poll",
+        Specimen("memory-aio"),
+    ),
+    row(
         "userfaultfd of the service's own",
         Refused,
         SEEN,
@@ -291,6 +331,13 @@ const PROCESSES: &[Row] = &[
         Specimen("personality-of-a-thread"),
     ),
     row(
+        "time-stamp counter, CPUID, speculation and huge pages with exceptions, as `prctl` and `arch_prctl` \
+         have forbidden them",
+        Carried,
+        ASKED,
+        Specimen("forbidden"),
+    ),
+    row(
         "OOM score, keepcaps, parent death signal, huge pages off, subreaper, dumpable, no new privileges, name, umask, limits",
         Carried,
         "CRIU",
@@ -345,6 +392,12 @@ const PROCESSES: &[Row] = &[
         Refused,
         SEEN_BY_KCMP,
         Specimen("vfork"),
+    ),
+    row(
+        "deadlines of `timer_create` and `setitimer`",
+        Carried,
+        "readings of the service's monotonic clock, set again before the first instruction",
+        Specimen("deadlines"),
     ),
     row(
         "POSIX timer that signals one thread (`SIGEV_THREAD_ID`), made by another one",
@@ -523,6 +576,18 @@ const CONNECTIONS: &[Row] = &[
         Test("addresses_of_one_link_are_known"),
     ),
     row(
+        "TCP socket whose segments are signed (TCP_MD5SIG)",
+        Refused,
+        "seen by `sock_diag(7)` before the freeze",
+        Specimen("signed"),
+    ),
+    row(
+        "sockets that share a port (SO_REUSEPORT)",
+        Declared,
+        "a program that chooses among them, if there is one, is gone: the kernel does not tell of it",
+        Specimen("shared-port"),
+    ),
+    row(
         "packet socket with a ring that is mapped",
         Declared,
         "what is in the ring is gone, and it begins at its first frame",
@@ -635,8 +700,8 @@ const OBJECTS: &[Row] = &[
     ),
     row(
         "System V semaphores that are put back when a process ends (SEM_UNDO)",
-        Declared,
-        "the semaphores are carried, and not put back any more",
+        Carried,
+        ASKED,
         Specimen("undo"),
     ),
     row(
@@ -669,6 +734,24 @@ const OBJECTS: &[Row] = &[
         Carried,
         "CRIU",
         Specimen("watches"),
+    ),
+    row(
+        "watches of inotify with IN_ONESHOT or IN_EXCL_UNLINK",
+        Carried,
+        "the flags are given again",
+        Specimen("watches-flags"),
+    ),
+    row(
+        "events of inotify that were not read",
+        Declared,
+        "gone",
+        Specimen("watches-unread"),
+    ),
+    row(
+        "a directory that tells of changes (F_NOTIFY)",
+        Declared,
+        "it tells of none",
+        Specimen("watches-directory"),
     ),
     row(
         "epoll: an edge that was told, a closed descriptor whose number is taken",
@@ -793,5 +876,11 @@ const CONFINEMENT: &[Row] = &[
         Refused,
         SEEN,
         Specimen("confined-root"),
+    ),
+    row(
+        "the same, with a working directory outside",
+        Refused,
+        SEEN,
+        Specimen("confined-outside"),
     ),
 ];
