@@ -18,6 +18,7 @@ use ums_core::specification::Specification;
 mod descriptor;
 mod eventfd;
 mod files;
+mod lease;
 mod mapping;
 mod parse;
 mod place;
@@ -51,6 +52,8 @@ const PATIENCE: (u32, Duration) = (5, Duration::from_millis(20));
 pub fn understand(text: &str) {
     let _ = parse::status(text);
     let _ = parse::mount_ids(text);
+    let _ = parse::root_mount(text);
+    let _ = parse::lease(text);
     let _ = parse::descriptor_info(text);
     parse::mappings(text).for_each(drop);
     let _ = parse::areas(text);
@@ -187,6 +190,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
     seen.obstacles.extend(state::watches(init, &tree));
     seen.obstacles.extend(state::sharing(&tree));
     seen.obstacles.extend(session::obstacles(&tree));
+    seen.obstacles.extend(lease::obstacles(init, &tree));
     seen.losses.extend(state::losses(&tree));
     seen.losses.extend(unseen::of_all(init, &tree));
     seen.obstacles.extend(deleted.obstacles());

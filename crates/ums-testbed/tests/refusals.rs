@@ -261,7 +261,7 @@ fn a_downtime_that_cannot_be_met() {
 
 /// Name, what a Perl program does to have it (by numbers of x86-64's system calls), and what it is called
 /// when it is refused.
-const OBSTACLES: [(&str, &str, &str); 10] = [
+const OBSTACLES: [(&str, &str, &str); 9] = [
     (
         "uring",
         "my $p = qq(\\0) x 120; my $fd = syscall(425, 8, $p);",
@@ -287,12 +287,6 @@ const OBSTACLES: [(&str, &str, &str); 10] = [
         "packets",
         "my $ends = pack('ii', 0, 0); my $fd = syscall(293, $ends, 040000);",
         "packet mode",
-    ),
-    (
-        "lease",
-        "open(my $new, '>', '/leased') or die; close $new; open(my $file, '<', '/leased') or die; \
-         my $fd = syscall(72, fileno($file), 1024, 0);",
-        "lease of a file",
     ),
     (
         "procdir",

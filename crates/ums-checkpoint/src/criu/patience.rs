@@ -12,6 +12,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long somebody else may keep CRIU waiting, beyond what CRIU itself may stand still. Whoever takes
 /// its pages gives up sooner; this is for one that hangs too.
 const EXCUSE: Duration = Duration::from_secs(60);
+/// Who computes does so for at least one in so many parts of the time, on a busy machine too. Some waits
+/// in the kernel wake up with each tick of its clock and wait on (for a file lease that is being broken,
+/// `fs/locks.c`): that is no more than one in hundreds.
+const COMPUTES_ONE_IN: u32 = 50;
 
 /// Whether somebody else keeps CRIU waiting: pages of its that nobody takes.
 pub type Excused = Box<dyn Fn() -> bool>;
@@ -52,32 +56,67 @@ impl Patience {
         end: Option<Instant>,
         mut ready: impl FnMut(Duration) -> std::io::Result<bool>,
     ) -> std::io::Result<Waited> {
-        let (mut seen, mut since) = (0, Instant::now());
+        let mut still = Still::since(self.activity(pid), Instant::now());
         loop {
             if ready(LOOK)? {
                 return Ok(Waited::Ready);
             }
-            let now = self.activity(pid);
-            if now != seen {
-                (seen, since) = (now, Instant::now());
-            }
+            let stands_still = still.look(self.activity(pid), Instant::now());
             let excuse = if (self.excused)() {
                 EXCUSE
             } else {
                 Duration::ZERO
             };
             let is_late = end.is_some_and(|end| Instant::now() > end);
-            if is_late || since.elapsed() > self.within + excuse {
+            if is_late || stands_still > self.within + excuse {
                 return Ok(Waited::InVain);
             }
         }
     }
 
-    /// A number that changes while any of them does anything.
-    fn activity(&self, pid: u32) -> u64 {
+    /// What all of them have done.
+    fn activity(&self, pid: u32) -> Activity {
         let mut all = (self.helpers)();
         all.push(pid as i32);
-        all.into_iter().map(activity_of).fold(0, u64::wrapping_add)
+        all.into_iter()
+            .map(Activity::of)
+            .fold(Activity::default(), Activity::and)
+    }
+}
+
+/// What processes have done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Activity {
+    /// Time on a processor, nanoseconds.
+    computed_ns: u64,
+    /// Bytes read and written, and the calls for it.
+    moved: u64,
+}
+
+/// Since when nothing goes on.
+struct Still {
+    seen: Activity,
+    since: Instant,
+}
+
+impl Still {
+    fn since(seen: Activity, since: Instant) -> Self {
+        Self { seen, since }
+    }
+
+    /// For how long nothing has gone on at `at`, when `now` is what was done until then.
+    fn look(&mut self, now: Activity, at: Instant) -> Duration {
+        let still = at.saturating_duration_since(self.since);
+        // Some of them may have ended: then less was done by the others.
+        let computed = now.computed_ns.checked_sub(self.seen.computed_ns);
+        let computes = computed.is_none_or(|computed| {
+            computed > 0 && Duration::from_nanos(computed) * COMPUTES_ONE_IN >= still
+        });
+        if !computes && now.moved == self.seen.moved {
+            return still;
+        }
+        *self = Self::since(now, at);
+        Duration::ZERO
     }
 }
 
@@ -88,17 +127,29 @@ pub(super) enum Waited {
     InVain,
 }
 
-/// Time on a processor (`/proc/PID/schedstat`, nanoseconds) and bytes read and written (`/proc/PID/io`).
-fn activity_of(pid: i32) -> u64 {
-    let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let numbers = |text: &str| -> u64 {
-        text.split_whitespace()
-            .filter_map(|word| word.parse::<u64>().ok())
-            .fold(0, u64::wrapping_add)
-    };
-    let time = read("schedstat");
-    let time = time.split_whitespace().next().unwrap_or_default();
-    numbers(time).wrapping_add(numbers(&read("io")))
+impl Activity {
+    /// Of one process (`/proc/PID/schedstat`, `/proc/PID/io`).
+    fn of(pid: i32) -> Self {
+        let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let numbers = |text: &str| -> Vec<u64> {
+            text.split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect()
+        };
+        let computed = numbers(&read("schedstat"));
+        let moved = numbers(&read("io"));
+        Self {
+            computed_ns: computed.first().copied().unwrap_or_default(),
+            moved: moved.into_iter().fold(0, u64::wrapping_add),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            computed_ns: self.computed_ns.wrapping_add(other.computed_ns),
+            moved: self.moved.wrapping_add(other.moved),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +173,8 @@ mod test {
     #[test]
     fn who_does_something_is_waited_for_and_who_stands_still_is_not() {
         let patience = Patience::new(Duration::from_millis(400));
-        let busy = "i=0; while [ $i -lt 12 ]; do i=$((i+1)); sleep 0.1; done";
+        // Ended by another one after a while, or by itself where that does not come about.
+        let busy = "( sleep 1; kill $$ ) & i=0; while [ $i -lt 99999999 ]; do i=$((i+1)); done";
         assert_eq!(wait_for(busy, &patience, None), Waited::Ready);
         assert_eq!(wait_for("exec sleep 100", &patience, None), Waited::InVain);
         let excused = Patience::new(Duration::from_millis(400)).unless(Box::new(|| true));
@@ -132,5 +184,26 @@ mod test {
             Waited::InVain
         );
         assert!(soon < Instant::now(), "the excuse counted until the end");
+    }
+
+    #[test]
+    fn who_only_wakes_up_stands_still() {
+        let begin = Instant::now();
+        let after = |millis: u64| begin + Duration::from_millis(millis);
+        let done = |micros: u64, moved: u64| Activity {
+            computed_ns: micros * 1000,
+            moved,
+        };
+        let mut still = Still::since(done(700, 9), begin);
+        let second = Duration::from_secs(1);
+        assert_eq!(still.look(done(1900, 9), after(1000)), second);
+        assert_eq!(still.look(done(3100, 9), after(2000)), 2 * second);
+        // It computes, or moves something, or some of them have ended.
+        assert_eq!(still.look(done(50_000, 9), after(2100)), Duration::ZERO);
+        assert_eq!(still.look(done(50_100, 9), after(3100)), second);
+        assert_eq!(still.look(done(50_100, 10), after(3200)), Duration::ZERO);
+        assert_eq!(still.look(done(50, 10), after(3300)), Duration::ZERO);
+        assert_eq!(still.look(done(50, 10), after(3300)), Duration::ZERO);
+        assert_eq!(still.look(done(50, 10), after(4300)), second);
     }
 }

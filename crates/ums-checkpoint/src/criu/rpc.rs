@@ -116,6 +116,9 @@ pub struct Opts {
     /// Leave pages out that a userfaultfd server will install.
     #[prost(bool, optional, tag = "48")]
     pub lazy_pages: Option<bool>,
+    /// File with options that a request has no field for; they come last.
+    #[prost(string, optional, tag = "51")]
+    pub config_file: Option<String>,
     /// Restore established connections as closed ones.
     #[prost(bool, optional, tag = "52")]
     pub tcp_close: Option<bool>,

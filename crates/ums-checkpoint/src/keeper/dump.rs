@@ -27,6 +27,10 @@ use crate::{carry, link_remap, watches};
 const LOG_NAME: &str = "dump.log";
 /// Lines of CRIU's log that are kept in ours when it fails.
 const LOG_LINES: usize = 32;
+/// CRIU's options that its protocol has no field for, and the file that it reads them from. By default
+/// CRIU opens each file that the service has open once more, for what a linker has noted in it; that
+/// breaks leases, and waits for their holders, who are frozen. The size of a file it compares anyway.
+const CONFIG: (&str, &[u8]) = ("criu.conf", b"file-validation filesize\n");
 /// Deleted but open files are carried up to this size each, bytes.
 pub const GHOST_LIMIT: u32 = 256 << 20;
 /// Key of the network namespace in the images.
@@ -107,6 +111,9 @@ fn freeze_and_dump(
         .write(INFO_NAME, &info)
         .map_err(|error| format!("images directory: {error}"))?;
 
+    images
+        .write(CONFIG.0, CONFIG.1)
+        .map_err(|error| format!("images directory: {error}"))?;
     let watched = watches::paths(&shared.container.cgroup.processes(), init);
     let before = Before {
         watched: watched.map_err(|error| error.to_string())?,
@@ -342,6 +349,9 @@ fn options(
         .container
         .netns_inode()
         .map_err(|error| error.to_string())?;
+    // CRIU is another process.
+    let directory = format!("/proc/{}/fd/{}", std::process::id(), raw(images));
+    let config = std::path::Path::new(&directory).join(CONFIG.0);
     let mut external = vec![format!("net[{netns}]:{NETNS_KEY}")];
     for mount in &shared.config.mounts {
         external.push(format!("mnt[{}]:{}", mount.mountpoint, mount.key));
@@ -355,6 +365,7 @@ fn options(
         file_locks: Some(true),
         log_level: Some(2),
         log_file: Some(LOG_NAME.to_owned()),
+        config_file: Some(config.display().to_string()),
         ps: Some(PageServerInfo {
             fd: Some(page_socket),
         }),

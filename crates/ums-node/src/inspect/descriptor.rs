@@ -162,7 +162,7 @@ fn file(
     if info.path_only && is_program(process.pid, metadata) {
         return Some(ObstacleKind::ProgramDescriptor);
     }
-    parse::has_lease(&text).then_some(ObstacleKind::FileLease)
+    None
 }
 
 /// Whether this is the file that the process runs. CRIU takes a descriptor of it that the process has for

@@ -70,6 +70,16 @@ pub(super) fn mount_ids(text: &str) -> BTreeSet<u32> {
         .collect()
 }
 
+/// The id of the mount at `/`, the last one there, in `/proc/PID/mountinfo`.
+pub(super) fn root_mount(text: &str) -> Option<u32> {
+    let mut at_root = text.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        (fields.nth(3)? == "/").then_some(id)
+    });
+    at_root.next_back()
+}
+
 /// What `/proc/PID/fdinfo/N` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DescriptorInfo {
@@ -101,15 +111,30 @@ pub(super) fn descriptor_info(text: &str) -> Option<DescriptorInfo> {
     })
 }
 
-/// Whether `/proc/PID/fdinfo/N` tells of a lease (`fcntl(2)`, F_SETLEASE).
-pub(super) fn has_lease(text: &str) -> bool {
-    let lock = |line: &str| {
-        line.strip_prefix("lock:")?
-            .split_whitespace()
-            .nth(1)
-            .map(str::to_owned)
+/// A lease of a file (`fcntl(2)`, F_SETLEASE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lease {
+    Read,
+    Write,
+    /// Somebody wants to open the file, and its holder has not answered yet.
+    Breaking,
+}
+
+/// The lease that `/proc/PID/fdinfo/N` tells of: `lock:\t1: LEASE  ACTIVE    READ 25378 fe:00:1 0 EOF`
+/// (kernel `fs/locks.c`, `lock_get_status`).
+pub(super) fn lease(text: &str) -> Option<Lease> {
+    let lease = |line: &str| {
+        let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
+        if words.next()? != "LEASE" {
+            return None;
+        }
+        match (words.next()?, words.next()?) {
+            ("ACTIVE", "READ") => Some(Lease::Read),
+            ("ACTIVE", "WRITE") => Some(Lease::Write),
+            _ => Some(Lease::Breaking),
+        }
     };
-    text.lines().filter_map(lock).any(|kind| kind == "LEASE")
+    text.lines().find_map(lease)
 }
 
 /// Whether `/proc/PID/fdinfo/N` tells of an eventfd that counts down by one (EFD_SEMAPHORE).
@@ -425,8 +450,12 @@ mod test {
     fn leases_timers_and_limits() {
         let info =
             "pos:\t0\nflags:\t02120000\nlock:\t1: LEASE  ACTIVE    READ 25378 fe:00:1 0 EOF\n";
-        assert!(has_lease(info));
-        assert!(!has_lease(&info.replace("LEASE ", "FLOCK ")));
+        assert_eq!(lease(info), Some(Lease::Read));
+        assert_eq!(lease(&info.replace("READ", "WRITE")), Some(Lease::Write));
+        let breaking = info.replace("ACTIVE", "BREAKING");
+        assert_eq!(lease(&breaking), Some(Lease::Breaking));
+        assert_eq!(lease(&info.replace("LEASE ", "FLOCK ")), None);
+        assert_eq!(lease("lock:\t1: LEASE"), None);
         let text = "ID: 0\nsignal: 14/0\nnotify: signal/pid.7\nClockID: 1\n\
              ID: 1\nsignal: 34/0\nnotify: signal/tid.9\nClockID: -2\n";
         let found = timers(text);

@@ -253,6 +253,13 @@ pub const ALL: &[Specimen] = &[
     specimen!("files-removed", "files", &["odd-removed", "removed-cwd"]),
     specimen!("files-own-program", "files", &["own-program"])
         .refused(RefusalKind::Descriptor, &["O_PATH", "/bin/files"]),
+    specimen!("leases", "leases", &["read", "write"]),
+    specimen!("leases-mapped", "leases", &["mapped"])
+        .refused(RefusalKind::Descriptor, &["/leased-mapped", "is mapped"]),
+    specimen!("leases-breaking", "leases", &["breaking"]).refused(
+        RefusalKind::Descriptor,
+        &["/leased-breaking", "is being broken"],
+    ),
     specimen!(
         "watches",
         "watches",

@@ -482,6 +482,24 @@ const FILES: &[Row] = &[
         Specimen("files-open"),
     ),
     row(
+        "leases of files (F_SETLEASE) for reading; for writing, of files of the root filesystem",
+        Carried,
+        "CRIU; it opens no file again for what a linker has noted in it",
+        Specimen("leases"),
+    ),
+    row(
+        "lease that is being broken",
+        Refused,
+        SEEN,
+        Specimen("leases-breaking"),
+    ),
+    row(
+        "lease for writing of a file that is mapped, or on a volume",
+        Refused,
+        SEEN,
+        Specimen("leases-mapped"),
+    ),
+    row(
         "`O_PATH` descriptor of the own program",
         Refused,
         SEEN,
