@@ -15,6 +15,9 @@ use crate::devices;
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long a group may take to become empty after its tasks were killed.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the groups above are made again: each time somebody else has removed them, in a moment of
+/// microseconds.
+const MAKES_MAX: u32 = 100;
 /// What stands in the way of a device filter where no hierarchy has one.
 const NO_DEVICES: &str =
     "no devices controller is mounted below /sys/fs/cgroup: mount cgroup2 there";
@@ -129,7 +132,7 @@ impl Cgroup {
             return Err(unsupported(&reason));
         }
         for hierarchy in &self.hierarchies {
-            self.make_in(hierarchy)
+            self.make_among_others(hierarchy)
                 .map_err(|error| naming(&self.dir(hierarchy), "can't be made", &error))?;
         }
         let Some(limit) = memory_limit_bytes else {
@@ -145,7 +148,18 @@ impl Cgroup {
             .map_err(|error| naming(&path, "can't be set to the memory limit", &error))
     }
 
-    /// Makes the group and those above it.
+    /// Makes the group and those above it. Whoever removes the last other service removes those above, too.
+    fn make_among_others(&self, hierarchy: &Hierarchy) -> io::Result<()> {
+        for _ in 1..MAKES_MAX {
+            match self.make_in(hierarchy) {
+                Err(error) if is_gone(&error) => {}
+                made => return made,
+            }
+        }
+        self.make_in(hierarchy)
+    }
+
+    /// Makes the group and those above it, which others may remove meanwhile ([`is_gone`]).
     fn make_in(&self, hierarchy: &Hierarchy) -> io::Result<()> {
         let mut above = hierarchy.mount.clone();
         for part in self.path.split('/').filter(|part| !part.is_empty()) {
@@ -247,6 +261,15 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Whether a group was removed meanwhile: it can't be found, or a file of it that was open is dead
+/// (kernel `fs/kernfs`).
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::ENOENT | nix::libc::ENODEV)
+    )
 }
 
 /// Lets the groups below `dir` have the controllers that a service needs, as far as they are there.
@@ -366,5 +389,30 @@ mod test {
         let devices = "35 30 0:31 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n";
         let whole = group(&format!("{HYBRID}{devices}"));
         assert!(!whole.home("devices").unwrap().unified);
+    }
+
+    #[test]
+    fn a_group_is_made_while_its_last_neighbour_is_removed() {
+        let mount = tempfile::tempdir().unwrap();
+        let of = |name: &str| Cgroup {
+            path: format!("/ums/a/{name}"),
+            hierarchies: vec![Hierarchy {
+                mount: mount.path().to_owned(),
+                controllers: Vec::new(),
+                unified: false,
+            }],
+        };
+        let come_and_go = |name: &str| {
+            let group = of(name);
+            for _ in 0..2000 {
+                group.make(None).unwrap();
+                group.remove().unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| come_and_go("one"));
+            scope.spawn(|| come_and_go("other"));
+        });
+        assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
     }
 }

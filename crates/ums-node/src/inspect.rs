@@ -67,6 +67,7 @@ pub fn understand(text: &str) {
     of.for_each(drop);
     let _ = parse::is_pending(text, 5);
     let _ = parse::parent_and_session(text);
+    let _ = parse::leads_terminal(text);
     let _ = parse::is_semaphore(text);
     let _ = parse::terminal_number(text);
     let _ = parse::is_temporary(text);

@@ -229,6 +229,22 @@ static void controlling_begin(void) {
 }
 static void controlling_check(void) { pass(master, master, "question"); }
 
+/* The same, where one process has both ends and leads the session. */
+static void controlling_alone_begin(void) {
+    must(getsid(0) == getpid() || setsid() > 0, "setsid");
+    open_master();
+    open_slave();
+    make_raw();
+    must(ioctl(slave, TIOCSCTTY, 0) == 0, "TIOCSCTTY");
+    controlling = open("/dev/tty", O_RDWR);
+    must(controlling >= 0, "/dev/tty");
+    unblock(controlling);
+}
+static void controlling_alone(void) {
+    pass(master, controlling, "question");
+    if (tcgetsid(controlling) != getpid()) bad("another session");
+}
+
 /* A terminal of a session whose slave nobody has open but by the session itself. */
 static void closed_slave(void) { close(slave); }
 static void bare_begin(void) {
@@ -273,6 +289,7 @@ static const struct state states[] = {
     {"job", job_begin, job}, {"zombie", zombie_begin, zombie_leader},
     {"queued", queued_begin, queued}, {"lines", lines_begin, lines_check}, {"packet", packet_begin, packet},
     {"hung", hung_begin, is_hung_up}, {"alone", alone_begin, alone}, {"controlling", controlling_begin, controlling_check},
+    {"controlling-alone", controlling_alone_begin, controlling_alone},
     {"bare", bare_begin, bare}, {"flight", flight_begin, nothing}, {"exclusive", exclusive_begin, exclusive},
 };
 

@@ -48,6 +48,22 @@ pub(super) fn is_pending(text: &str, signal: u32) -> bool {
     sets.fold(0, |all, set| all | set) >> (signal - 1) & 1 == 1
 }
 
+/// Whether the process of this `/proc/PID/stat` (`proc_pid_stat(5)`) leads the session of its terminal, with
+/// its own group in front.
+pub(super) fn leads_terminal(text: &str) -> bool {
+    let numbers = |text: &str| -> Option<[i32; 2]> {
+        // The name of the program may hold anything; it is in parentheses.
+        let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+        let session = fields.nth(3)?.parse().ok()?;
+        Some([session, fields.nth(1)?.parse().ok()?])
+    };
+    let pid = text
+        .split_whitespace()
+        .next()
+        .and_then(|pid| pid.parse().ok());
+    pid.is_some_and(|pid: i32| numbers(text) == Some([pid, pid]))
+}
+
 /// Parent and session of the process that `/proc/PID/status` tells of, in the reader's PID namespace.
 pub(super) fn parent_and_session(text: &str) -> Option<(i32, i32)> {
     let first = |name: &str| {
@@ -489,6 +505,16 @@ mod test {
         let text = "Name:\tsh\nPPid:\t70\nNSpid:\t71\t2\nNSsid:\t69\t1\n";
         assert_eq!(parent_and_session(text), Some((70, 69)));
         assert_eq!(parent_and_session(STATUS), None);
+    }
+
+    #[test]
+    fn who_leads_a_terminal() {
+        let stat = "71 (a) b) S 1 71 71 34816 71 4194304 98 0";
+        assert!(leads_terminal(stat));
+        assert!(!leads_terminal(&stat.replace("34816 71", "34816 75")));
+        assert!(!leads_terminal(&stat.replace("71 34816", "70 34816")));
+        assert!(!leads_terminal("71 (a) S 1"));
+        assert!(!leads_terminal(""));
     }
 
     #[test]

@@ -47,6 +47,8 @@ struct Open {
     end: End,
     inner: i32,
     mode: Option<Mode>,
+    /// Whether the process leads the session of its terminal, and nobody else is in front.
+    leads: bool,
 }
 
 /// What of the terminals of these processes can't be carried, and what is not the same after a move.
@@ -70,15 +72,24 @@ fn of(process: &Process) -> Vec<Open> {
                 End::Slave(_) => terminal::mode(process.pid, number.parse().ok()?),
                 _ => None,
             };
-            let inner = process.inner;
-            Some(Open { end, inner, mode })
+            let stat = || proc_file(process.pid, "stat");
+            Some(Open {
+                end,
+                inner: process.inner,
+                mode,
+                leads: end == End::Controlling
+                    && stat().is_some_and(|stat| parse::leads_terminal(&stat)),
+            })
         })
         .collect()
 }
 
 fn obstacles(all: &[Open]) -> Vec<Obstacle> {
     let ends: BTreeSet<End> = all.iter().map(|open| open.end).collect();
+    // CRIU's `tty_verify_ctty`.
+    let alone = all.iter().all(|open| open.inner == all[0].inner);
     let what = |open: &Open| match open.end {
+        End::Controlling if alone && open.leads => None,
         End::Controlling => Some(
             "/dev/tty, which CRIU opens for one process alone: by its own name (tty(1)) it can be \
              carried"
@@ -127,8 +138,12 @@ mod test {
     use super::*;
 
     fn open(end: End, mode: Option<Mode>) -> Open {
-        let inner = 7;
-        Open { end, inner, mode }
+        Open {
+            end,
+            inner: 7,
+            mode,
+            leads: false,
+        }
     }
 
     #[test]
@@ -159,6 +174,17 @@ mod test {
         assert_eq!(found.len(), 2);
         assert!(found[0].detail.contains("/dev/tty"), "{found:?}");
         assert!(found[1].detail.contains("/dev/pts/1001"), "{found:?}");
+        let leads = |end| Open {
+            leads: true,
+            ..open(end, Some(Mode::Raw))
+        };
+        let both = [leads(End::Controlling), leads(End::Master(3))];
+        assert_eq!(obstacles(&both), []);
+        let other = Open {
+            inner: 8,
+            ..both[1]
+        };
+        assert_eq!(obstacles(&[both[0], other]).len(), 1);
     }
 
     #[test]

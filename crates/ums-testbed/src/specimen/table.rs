@@ -179,6 +179,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("pty-alone", "terminals", &["alone"]),
     specimen!("pty-controlling", "terminals", &["controlling"])
         .refused(RefusalKind::Descriptor, &["/dev/tty"]),
+    specimen!("pty-controlling-alone", "terminals", &["controlling-alone"]),
     specimen!("pty-bare", "terminals", &["bare"]),
     specimen!("pty-flight", "terminals", &["flight"])
         .refused(RefusalKind::Descriptor, &["on its way", "a terminal"]),

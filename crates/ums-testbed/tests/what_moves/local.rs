@@ -220,7 +220,13 @@ pub(crate) const TERMINALS: &[Row] = &[
         Specimen("pty-flight"),
     ),
     row(
-        "`/dev/tty` open",
+        "`/dev/tty` open in the one process that has terminals open, leads the session and is in front",
+        Carried,
+        "CRIU",
+        Specimen("pty-controlling-alone"),
+    ),
+    row(
+        "`/dev/tty` open otherwise",
         Refused,
         SEEN,
         Specimen("pty-controlling"),
