@@ -222,7 +222,7 @@ pub(crate) const TERMINALS: &[Row] = &[
     row(
         "`/dev/tty` open in the one process that has terminals open, leads the session and is in front",
         Carried,
-        "CRIU",
+        CRIU,
         Specimen("pty-controlling-alone"),
     ),
     row(
