@@ -59,6 +59,7 @@ pub use netlink::{OWN_DEVICES, is_only_ours};
 pub use notify::{telling_directories, unread_events};
 pub use oddity::{Oddity, look};
 pub use passing::{Moment, passing};
+pub(crate) use process::threads_of;
 pub use process::{Process, processes};
 
 use clock::Offsets;

@@ -12,11 +12,14 @@
 //!   the call with `-EINTR` (`compel/arch/x86/src/lib/infect.c`, `compel_get_task_regs`), in the image
 //!   and in the processes that it has dumped.
 //!
+//! A call that is made again may need a page that is not there yet: [`futex`].
+//!
 //! [`images`] mends the image before a restore, [`frozen`] the processes before they are thawed.
 //! [`again_in_place`] is for a thread that is stopped by us alone.
 
 mod call;
 mod core;
+pub(crate) mod futex;
 mod trace;
 
 pub(crate) use core::images;

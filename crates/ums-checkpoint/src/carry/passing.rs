@@ -63,6 +63,7 @@ pub fn passing(processes: &[Process], moment: Moment) -> io::Result<BTreeSet<Str
                     .transpose()?
             }
             libc::AF_NETLINK => unread(&copy, nature, moment)?,
+            _ if nature.is_tcp() => urgent(&copy, nature, moment)?,
             _ => corked(&copy, nature),
         };
         found.extend(what.map(|what| told(place, &what)));
@@ -117,6 +118,14 @@ fn unread(copy: &OwnedFd, nature: Nature, moment: Moment) -> io::Result<Option<S
         Moment::Frozen => netlink::take_ours(copy, nature)?,
     };
     Ok((!is_free).then(|| "messages of netlink that it has not read".to_owned()))
+}
+
+/// An urgent byte of a connection that was not read, or was read before what is in front of it; the second
+/// can be seen of a frozen service alone.
+fn urgent(copy: &OwnedFd, nature: Nature, moment: Moment) -> io::Result<Option<String>> {
+    let is_urgent = oddity::is_urgent(copy, nature)
+        || moment == Moment::Frozen && oddity::hides_more(copy, nature)?;
+    Ok(is_urgent.then(|| "an urgent byte (MSG_OOB) that it has not read".to_owned()))
 }
 
 /// Data that a UDP socket holds back. (What it holds back by MSG_MORE alone looks like any packet that

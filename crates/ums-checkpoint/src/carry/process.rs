@@ -35,6 +35,16 @@ pub fn processes(cgroup: &Cgroup) -> Vec<Process> {
     cgroup.processes().into_iter().filter_map(of).collect()
 }
 
+/// The ids of a process's threads in the innermost PID namespace that it is in; none once it has ended.
+pub(crate) fn threads_of(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter();
+    let statuses = tasks.flatten().flatten().filter_map(|task| {
+        let status = fs::read_to_string(task.path().join("status"));
+        ids(&status.ok()?)?.last().copied()
+    });
+    statuses.collect()
+}
+
 /// The ids of a process in the PID namespaces that it is in, outermost first (`NSpid`, proc(5)).
 pub(super) fn ids(status: &str) -> Option<Vec<i32>> {
     let line = status

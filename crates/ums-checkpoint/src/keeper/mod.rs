@@ -27,6 +27,7 @@ pub mod gate;
 pub mod guard;
 pub mod log;
 mod moment;
+mod nonlocal;
 mod pages;
 pub mod protocol;
 mod restore;

@@ -10,6 +10,7 @@ use ums_core::facts::LossKind;
 
 use super::container::{begin, mount_root, raw, unmount_root};
 use super::dump::{GHOST_LIMIT, NETNS_KEY, hold_failed, keep_log, lift};
+use super::nonlocal::AnyAddress;
 use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::server::{Shared, State, monotonic_ns};
@@ -156,9 +157,15 @@ impl Restore {
         // From before the first socket is there until all are.
         let held = Hold::new(shared.container.netns.as_fd());
         let mut loopback = Some(held.map_err(|error| hold_failed(&error))?);
+        let any_address = AnyAddress::allow(shared.container.netns.as_fd());
+        let mut any_address = Some(any_address.map_err(|error| {
+            format!("the service's network can't be told to bind any address: {error}")
+        })?);
         let ended = restart::images(&self.images)
             .map_err(|error| format!("calls under way at the freeze: {error}"))?;
         self.tell(ended.into_iter().map(call_ended).collect());
+        let words = restart::futex::words(&self.images)
+            .map_err(|error| format!("calls under way at the freeze: {error}"))?;
         mount_root(&shared.config)?;
         let group = shared.container.cgroup.clone();
         let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));
@@ -182,8 +189,13 @@ impl Restore {
                     Ok(())
                 }
                 Some("post-restore") => {
+                    drop(any_address.take());
                     self.fill_leftovers()?;
                     self.tell(self.carry.hold(&self.processes()));
+                    self.all_claimed()?;
+                    if self.lazy {
+                        restart::futex::bring_in(&words, &self.processes());
+                    }
                     self.hold()
                 }
                 // All sockets are there with all that they had. CRIU takes them out of repair mode
@@ -286,12 +298,17 @@ impl Restore {
         self.shared.update(|state| state.lost.extend(lost));
     }
 
-    /// Waits at `post-restore`, the one notification that can veto, until the decision is known.
-    fn hold(&self) -> Result<(), String> {
-        // A process whose pages nobody could install would read zeros.
+    /// Waits until the pages of every process can be installed: one whose pages nobody could install would
+    /// read zeros.
+    fn all_claimed(&self) -> Result<(), String> {
         let claimed = |state: &mut State| (state.unclaimed == 0).then_some(());
         let claimed = self.shared.wait_at_most(CLAIM_PATIENCE, claimed);
-        claimed.ok_or("CRIU has not handed over every process whose pages come late")?;
+        let claimed = claimed.ok_or("CRIU has not handed over every process whose pages come late");
+        claimed.map_err(str::to_owned)
+    }
+
+    /// Waits at `post-restore`, the one notification that can veto, until the decision is known.
+    fn hold(&self) -> Result<(), String> {
         let took = (monotonic_ns() - self.begun_ns) / 1000;
         self.shared.update(|state| {
             state.restore_us = Some(took);

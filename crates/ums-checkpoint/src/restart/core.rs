@@ -15,7 +15,7 @@ use super::call::{Abi, Call, INSTRUCTION, INTERRUPTED};
 use crate::memory_dir::MemoryDir;
 
 /// Two magic numbers and the length of the one message (`criu/include/magic.h`).
-const HEAD_LEN: usize = 12;
+pub(super) const HEAD_LEN: usize = 12;
 /// `thread_info` of a `core_entry`.
 const THREAD_INFO: u32 = 2;
 /// `gpregs` of a `thread_info_x86`.
@@ -89,23 +89,33 @@ struct Signal {
 /// When an image can't be read or written, or is malformed.
 pub(crate) fn images(images: &MemoryDir) -> io::Result<Vec<i32>> {
     let mut ended = Vec::new();
+    each(images, |name, id, file| {
+        let malformed =
+            |error| io::Error::new(io::ErrorKind::InvalidData, format!("`{name}`: {error}"));
+        if let Some(edited) = edit(file).map_err(malformed)? {
+            images.write(name, &edited)?;
+        } else if ends(file).map_err(malformed)? {
+            ended.push(id);
+        }
+        Ok(())
+    })?;
+    Ok(ended)
+}
+
+/// Each image of a thread: its name, the thread's id, and what is in it.
+pub(super) fn each(
+    images: &MemoryDir,
+    mut look: impl FnMut(&str, i32, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     for (name, _) in images.files()? {
         let id = name
             .strip_prefix("core-")
             .and_then(|rest| rest.strip_suffix(".img"));
-        let Some(id) = id.and_then(|id| id.parse().ok()) else {
-            continue;
-        };
-        let file = std::fs::read(images.path().join(&name))?;
-        let malformed =
-            |error| io::Error::new(io::ErrorKind::InvalidData, format!("`{name}`: {error}"));
-        if let Some(edited) = edit(&file).map_err(malformed)? {
-            images.write(&name, &edited)?;
-        } else if ends(&file).map_err(malformed)? {
-            ended.push(id);
+        if let Some(id) = id.and_then(|id| id.parse().ok()) {
+            look(&name, id, &std::fs::read(images.path().join(&name))?)?;
         }
     }
-    Ok(ended)
+    Ok(())
 }
 
 /// Whether it is the image of a thread that goes on with restart_syscall(2), for which no note is there.

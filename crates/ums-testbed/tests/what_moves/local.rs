@@ -79,6 +79,12 @@ pub(crate) const UNIX: &[Row] = &[
         Specimen("unix-packets"),
     ),
     row(
+        "the same, waiting to be accepted",
+        Carried,
+        CRIU,
+        Specimen("further-packets"),
+    ),
+    row(
         "name removed, with its directory; bound anew since then",
         Carried,
         CRIU,

@@ -1,10 +1,10 @@
-use std::io::Write;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 
 use super::*;
 
@@ -53,6 +53,33 @@ fn unread_messages_with_their_senders() {
     assert!(at(&b, Moment::Running)[0].contains("SO_PASSCRED"));
     b.recv(&mut [0; 8]).unwrap();
     assert_eq!(at(&b, Moment::Frozen), Vec::<String>::new());
+}
+
+#[test]
+fn an_urgent_byte_and_what_is_in_front_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut from = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut to, _) = listener.accept().unwrap();
+    from.write_all(b"first").unwrap();
+    send(from.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap();
+    from.write_all(b"behind").unwrap();
+    while send_is_under_way(&from) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    for moment in [Moment::Running, Moment::Frozen] {
+        assert!(at(&to, moment)[0].contains("MSG_OOB"));
+    }
+    assert_eq!(recv(to.as_raw_fd(), &mut [0], MsgFlags::MSG_OOB), Ok(1));
+    assert!(
+        at(&to, Moment::Frozen)[0].contains("MSG_OOB"),
+        "before what is in front"
+    );
+    to.read_exact(&mut [0; 11]).unwrap();
+    assert_eq!(at(&to, Moment::Frozen), Vec::<String>::new());
+}
+
+fn send_is_under_way(socket: &TcpStream) -> bool {
+    raw::unsent(&OwnedFd::from(socket.try_clone().unwrap())).unwrap() > 0
 }
 
 #[test]
