@@ -1,4 +1,4 @@
-//! The frames of the data path, version 1: hand-written encoding, nothing taken on trust.
+//! The frames of the data path, versions 1 and 2: hand-written encoding, nothing taken on trust.
 //!
 //! ```text
 //! +--------+--------+------------------+---------------------+
@@ -60,8 +60,12 @@ pub const PAYLOAD_MAX: usize = 1024 * 1024;
 /// The payload of a `Hello`: two versions, a migration, a permit. A stranger may send no more.
 pub const HELLO_LEN: usize = 2 + 2 + 16 + 32;
 
-/// The oldest and the newest version of the protocol that this code speaks.
-pub const VERSIONS: (u16, u16) = (1, 1);
+/// The oldest and the newest version of the protocol that this code speaks. Since version 2 pages may
+/// be sent again and again while the service runs, and `Pages` without content says that those here have
+/// not changed; a destination of version 1 passes that over.
+pub const VERSIONS: (u16, u16) = (1, 2);
+/// The first version with rounds of pages.
+pub const ROUNDS_VERSION: u16 = 2;
 
 /// Bytes of a file or an image that one frame carries at most.
 pub const DATA_MAX: usize = 256 * 1024;

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes;
 
-use crate::frame::{Counts, Digest, Frame, FrameError, Hello, VERSIONS, shortened};
+use crate::frame::{Counts, Digest, Frame, FrameError, Hello, ROUNDS_VERSION, VERSIONS, shortened};
 use crate::link::{LinkError, read_frame, write_frame};
 use crate::meter::Meter;
 use task::Message;
@@ -151,6 +151,7 @@ pub struct Delivered {
 /// Dropping it closes the connection; the destination sees a stream without an end and throws
 /// everything away.
 pub struct Sender {
+    version: u16,
     producer: Producer,
     task: Option<JoinHandle<Result<Delivered, SendError>>>,
 }
@@ -178,8 +179,8 @@ impl Sender {
         write_frame(&mut stream, &Frame::Hello(hello), settings.idle).await?;
         let mut payload = Vec::new();
         let header = read_frame(&mut stream, &mut payload, settings.idle).await?;
-        match Frame::decode(header, &payload)? {
-            Frame::Welcome { version } if (version_min..=version_max).contains(&version) => {}
+        let version = match Frame::decode(header, &payload)? {
+            Frame::Welcome { version } if (version_min..=version_max).contains(&version) => version,
             Frame::Welcome { version } => return Err(SendError::Version { version }),
             Frame::Refused { reason } => {
                 return Err(SendError::Refused {
@@ -191,14 +192,20 @@ impl Sender {
                     frame: other.kind().name(),
                 });
             }
-        }
+        };
         let (queue, messages) = mpsc::channel(QUEUE_DEPTH);
         let producer = Producer::new(queue, settings.meter.clone());
         let task = task::Task::new(producer.shared(), messages, settings);
         Ok(Self {
+            version,
             producer,
             task: Some(tokio::spawn(task.run(stream))),
         })
+    }
+
+    /// Whether the destination takes pages while the service runs, and their confirmation in the freeze.
+    pub fn takes_rounds(&self) -> bool {
+        self.version >= ROUNDS_VERSION
     }
 
     /// A writer of pages, for a blocking thread.

@@ -10,8 +10,9 @@ use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
 use ums_checkpoint::keeper::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME};
 use ums_checkpoint::memory_dir::MemoryDir;
-use ums_checkpoint::store::{PageStore, Stored, index};
+use ums_checkpoint::store::{PageStore, READ_RUNNING, Stored, index};
 use ums_checkpoint::tree::{Parents, TREE_NAME};
+use ums_core::converge::ROUNDS_MAX;
 use ums_core::id::{MigrationId, SystemName};
 use ums_sync::files::Applier;
 use ums_sync::frame::RootName;
@@ -88,7 +89,8 @@ async fn serve_path(
     };
     let memory_bytes_max = incoming.view().memory_bytes_max;
     let limits = Limits {
-        memory_bytes_max,
+        // What is here at once is for the store to bound; each round may send all of it again.
+        memory_bytes_max: memory_bytes_max.saturating_mul(u64::from(ROUNDS_MAX) + 1),
         // What fits is for the disk to say: the preflight has looked, and a full disk is an error.
         file_bytes_max: u64::MAX,
         ..Limits::default()
@@ -304,9 +306,19 @@ pub fn keep_pages(
     block: &Block<'_>,
 ) -> Result<(), ums_checkpoint::store::Error> {
     let owner = PageOwner(block.process);
+    let pages = u64::from(block.count);
     let Some(content) = block.content else {
-        return Ok(());
+        return store.keep(owner, block.address, block.flags, pages, images);
     };
+    if block.flags & READ_RUNNING != 0 {
+        for (address, page) in block.pages() {
+            match page {
+                Some(bytes) => store.stage(owner, address, bytes)?,
+                None => store.unstage(owner, address, address.saturating_add(PAGE_LEN as u64)),
+            }
+        }
+        return Ok(());
+    }
     if content.present.count_ones() == block.count {
         return store.push(owner, block.address, block.flags, content.bytes, images);
     }
