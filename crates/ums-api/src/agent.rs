@@ -162,6 +162,13 @@ pub struct OpenRequest {
     /// connections are led there.
     #[serde(default)]
     pub tunnel: Option<DataEndpoint>,
+    /// How memory moves: with pre-copy it goes over in rounds meanwhile, where it can.
+    #[serde(default = "stop_and_copy")]
+    pub technique: Technique,
+}
+
+fn stop_and_copy() -> Technique {
+    Technique::StopAndCopy
 }
 
 /// Freezes the service, checkpoints it and streams everything.

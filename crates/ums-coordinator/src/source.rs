@@ -99,7 +99,7 @@ async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
     steps::verify_peer(m, &plan).await?; //                                   2
     steps::send_specification(m, &plan).await?; //                            3
     let created = steps::create_container(m).await?; //                       4, 5, 6
-    steps::open_data_path(m, &created).await?; //                             7
+    steps::open_data_path(m, &plan, &created).await?; //                             7
     let digest = steps::checkpoint_and_transfer(m, &plan).await?; //          8, 9, 10
     steps::restore(m, digest).await?; //                                      11, 12
     m.commit().await //                                                       13: no way back

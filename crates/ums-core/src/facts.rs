@@ -61,6 +61,9 @@ pub struct NodeFacts {
     /// How much of a service its release carries: [`CARRIES`] of it, 0 where it does not say.
     #[serde(default)]
     pub carries: u32,
+    /// Whether it can tell which pages of a running service change.
+    #[serde(default)]
+    pub tracks_memory: bool,
 }
 
 /// How much of a service this release carries beyond what CRIU does. It is raised when something is added

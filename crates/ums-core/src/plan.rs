@@ -145,13 +145,13 @@ pub fn make(
                 infeasible: approach_unavailable(choice),
             })
             .to_vec(),
-        technique: technique_unavailable(technique)
+        technique: technique_unavailable(technique, source)
             .is_none()
             .then_some(technique),
         techniques: TECHNIQUES
             .map(|choice| Choice {
                 choice,
-                infeasible: technique_unavailable(choice),
+                infeasible: technique_unavailable(choice, source),
             })
             .to_vec(),
         eager_restore: destination.and_then(|destination| destination.eager_restore.clone()),
@@ -245,10 +245,14 @@ pub fn approach_unavailable(approach: Approach) -> Option<String> {
 }
 
 /// Why a technique can't be chosen here; `None` when it can.
-pub fn technique_unavailable(technique: Technique) -> Option<String> {
+pub fn technique_unavailable(technique: Technique, source: &NodeFacts) -> Option<String> {
     let reason = match technique {
         Technique::StopAndCopy => return None,
-        Technique::PreCopy => "pre-copy needs rounds of dirty pages, which this version has not",
+        Technique::PreCopy if source.tracks_memory => return None,
+        Technique::PreCopy => {
+            "pre-copy needs a kernel that tells which pages change while the service runs \
+             (userfaultfd in asynchronous write-protect mode and PAGEMAP_SCAN: Linux 6.7)"
+        }
         Technique::PostCopy => {
             "post-copy needs the source to serve pages after the switch, which this version does \
              not"

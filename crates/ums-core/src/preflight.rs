@@ -145,7 +145,7 @@ impl Default for Estimates {
 /// What the source can tell without asking the peer.
 pub fn judge_local(source: &NodeFacts, service: &ServiceFacts, wishes: &Wishes) -> Vec<Refusal> {
     let mut refusals = service::state(service);
-    refusals.extend(service::wishes(wishes));
+    refusals.extend(service::wishes(wishes, source));
     refusals.extend(service::obstacles(service));
     refusals.extend(service::losses(service, wishes));
     refusals.extend(node::engine("source", source));

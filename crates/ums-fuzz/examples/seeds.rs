@@ -559,6 +559,7 @@ fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        tracks_memory: false,
         carries: ums_core::facts::CARRIES,
         images: Default::default(),
         limits: Default::default(),
@@ -606,6 +607,7 @@ fn messages(corpora: &Corpora) -> Done {
             permit: "7".repeat(64),
         },
         send_image: true,
+        technique: Technique::StopAndCopy,
         tunnel: Some(agent::DataEndpoint {
             address: ([10, 0, 0, 2], 7450).into(),
             system,

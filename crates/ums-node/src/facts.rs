@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ums_checkpoint::cgroup::Cgroup;
+use ums_checkpoint::dirty::{self, Backend};
 use ums_checkpoint::keeper;
 use ums_core::facts::{NodeFacts, NodeLimits};
 use ums_core::specification::{ImageId, Transport};
@@ -86,6 +87,7 @@ pub struct Machine {
     cgroup: String,
     eager_restore: Option<String>,
     version: OnceLock<Version>,
+    tracks_memory: OnceLock<bool>,
 }
 
 impl Machine {
@@ -103,7 +105,14 @@ impl Machine {
             cgroup: cgroup.to_owned(),
             eager_restore,
             version: OnceLock::new(),
+            tracks_memory: OnceLock::new(),
         }
+    }
+
+    /// Of the backends that there are one is used: the others stop the service at every look.
+    fn tracks_memory(&self) -> bool {
+        let tracks = || dirty::choose(dirty::features()) == Backend::WriteProtect;
+        *self.tracks_memory.get_or_init(tracks)
     }
 
     /// Gathers all facts.
@@ -120,6 +129,7 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             criu: self.criu_version(),
             eager_restore: self.eager_restore.clone(),
+            tracks_memory: self.tracks_memory(),
             proc_paths: proc_paths(&known.covered),
             memory_available_bytes: memory::available(&self.cgroup)?,
             disk_available_bytes: self.disk_available()?,

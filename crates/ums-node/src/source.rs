@@ -22,6 +22,7 @@ mod clients;
 mod dump;
 mod freeze;
 mod open;
+pub(crate) mod rounds;
 mod thaw;
 mod trees;
 
@@ -82,8 +83,11 @@ pub async fn checkpoint(
     id: MigrationId,
     request: CheckpointRequest,
 ) -> Result<Checkpointed, Problem> {
-    if request.technique != Technique::StopAndCopy {
-        let detail = "this agent moves memory by stop-and-copy alone";
+    if !matches!(
+        request.technique,
+        Technique::StopAndCopy | Technique::PreCopy
+    ) {
+        let detail = "this agent moves memory by stop-and-copy and by pre-copy alone";
         return Err(Problem::refused(
             400,
             ProblemKind::Technique,
@@ -128,7 +132,12 @@ async fn freeze_and_send(
     path: DataPath,
     connections: keeper::Connections,
 ) -> Result<Checkpointed, Problem> {
-    let DataPath { sender, manifest } = path;
+    let DataPath {
+        sender,
+        manifest,
+        copied,
+    } = path;
+    let rounds = copied.as_ref().map_or(0, |copied| copied.count);
     let status = service.container.status_async().await?;
     if let keeper::Phase::Dead { code } = status.phase {
         return Err(problem::exited(&service.specification.name, code));
@@ -148,6 +157,7 @@ async fn freeze_and_send(
         cgroup: service.container.cgroup.clone(),
         images: sender.images(),
         pages: sender.pages(),
+        copied,
     };
     let dumping = dump::dump(node, service, &images, sending, (connections, gate));
     let (attended, dumped) = tokio::join!(attending, dumping);
@@ -172,7 +182,7 @@ async fn freeze_and_send(
         delivered_at_ns: monotonic_ns(),
         digest: hex(&delivered.digest),
         bytes: delivered.bytes,
-        rounds: 0,
+        rounds,
     })
 }
 

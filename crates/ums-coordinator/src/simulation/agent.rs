@@ -789,6 +789,7 @@ impl Agent {
             udp_ports: BTreeSet::new(),
             readdresses: true,
             warnings: Vec::new(),
+            tracks_memory: false,
             carries: ums_core::facts::CARRIES,
             images: BTreeSet::new(),
             limits: Default::default(),

@@ -188,6 +188,7 @@ pub(super) async fn create_container(m: &mut Migration) -> Result<CreateAnswer, 
 /// UMS §III-B, Step 7.
 pub(super) async fn open_data_path(
     m: &mut Migration,
+    plan: &Plan,
     created: &CreateAnswer,
 ) -> Result<(), Failure> {
     let step = Step::OpenDataPath;
@@ -207,6 +208,7 @@ pub(super) async fn open_data_path(
         tunnel: tunnel.map(|end| at(end.port, &end.permit)),
         service: request.service,
         send_image: created.image_needed,
+        technique: plan.technique,
     };
     let (agent, id) = (m.agent(), m.id());
     attempt(m, step, agent.open(id, &open)).await?;

@@ -23,6 +23,7 @@ pub(crate) fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        tracks_memory: false,
         carries: crate::facts::CARRIES,
         images: BTreeSet::new(),
         limits: Default::default(),

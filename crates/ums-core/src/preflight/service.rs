@@ -1,7 +1,7 @@
 //! What the service is and holds, and what is wanted of it.
 
 use super::{Refusal, RefusalKind, Wishes};
-use crate::facts::{Loss, Obstacle, ObstacleKind, ServiceFacts};
+use crate::facts::{Loss, NodeFacts, Obstacle, ObstacleKind, ServiceFacts};
 use crate::plan;
 
 /// The most obstacles that are told one by one; of the rest the number is told.
@@ -28,9 +28,12 @@ pub(super) fn state(service: &ServiceFacts) -> Vec<Refusal> {
 }
 
 /// What was asked for must exist here.
-pub(super) fn wishes(wishes: &Wishes) -> Vec<Refusal> {
+pub(super) fn wishes(wishes: &Wishes, source: &NodeFacts) -> Vec<Refusal> {
     let mut refusals = Vec::new();
-    if let Some(reason) = wishes.technique.and_then(plan::technique_unavailable) {
+    if let Some(reason) = wishes
+        .technique
+        .and_then(|technique| plan::technique_unavailable(technique, source))
+    {
         refusals.push(Refusal::new(
             RefusalKind::TechniqueUnavailable,
             reason,

@@ -12,6 +12,7 @@ use ums_sync::files::Manifest;
 use ums_sync::send::Sender;
 
 use crate::problem;
+use crate::source::rounds::Copied;
 
 /// What we hold of a migration that we send.
 pub struct Outgoing {
@@ -40,6 +41,8 @@ pub(crate) struct View {
 pub(crate) struct DataPath {
     pub(crate) sender: Sender,
     pub(crate) manifest: Manifest,
+    /// What the destination has of the memory already.
+    pub(crate) copied: Option<Copied>,
 }
 
 impl Outgoing {

@@ -1,13 +1,15 @@
 //! Steps 8 and 9: the keeper has CRIU dump the container, and its pages are sent while CRIU reads them.
 
 use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::cgroup::Cgroup;
-use ums_checkpoint::criu::page_server;
+use ums_checkpoint::criu::page_server::{self, PAGE_LEN, Run};
+use ums_checkpoint::dirty::Unchanged;
 use ums_checkpoint::keeper::protocol::{
     CheckpointInfo, Connections, DumpRequest, INFO_NAME, Request, Status,
 };
@@ -16,6 +18,7 @@ use ums_checkpoint::tree;
 use ums_sync::send::{ImageWriter, PageWriter, SendError};
 
 use super::at_peer;
+use super::rounds::Copied;
 use crate::host::Service;
 use crate::node::Node;
 use crate::problem;
@@ -29,13 +32,17 @@ pub(super) async fn dump(
     node: &Arc<Node>,
     service: &Service,
     images: &Arc<MemoryDir>,
-    to: PageSending,
+    mut to: PageSending,
     (connections, gate): (Connections, OwnedFd),
 ) -> Result<Status, Problem> {
     let pair = UnixStream::pair();
     let (ours, theirs) = pair
         .map_err(|error| problem::failed(ProblemKind::Socket, "no socket can be made")(&error))?;
-    let sending = tokio::task::spawn_blocking(move || send_pages(ours, to));
+    let sending = tokio::task::spawn_blocking(move || {
+        let sent = send_pages(ours, &mut to);
+        // To take back what tracks the memory is not done in the freeze.
+        (sent, to.copied.take())
+    });
     let (this, of, at) = (Arc::clone(node), service.clone(), Arc::clone(images));
     let dumped = blocking(move || {
         let keeper = of.container.keeper();
@@ -51,7 +58,8 @@ pub(super) async fn dump(
             .map_err(|error| problem::keeper(&error))
     })
     .await;
-    let sent = sending.await.map_err(|error| problem::panicked(&error))?;
+    let sending = sending.await.map_err(|error| problem::panicked(&error))?;
+    let (sent, copied) = sending;
     // Where the data path broke, CRIU only knows that its page socket did: the cause comes first.
     let owners = match (sent, &dumped) {
         (Ok(owners), _) => owners,
@@ -76,6 +84,8 @@ pub(super) async fn dump(
             "there is no memory for the checkpoint's images",
         )(&e)
     })?;
+    // In a thread of its own, because it takes as long as there is memory, and nobody waits for it.
+    drop(tokio::task::spawn_blocking(move || drop(copied)));
     Ok(status)
 }
 
@@ -90,6 +100,8 @@ pub(super) struct PageSending {
     pub(super) cgroup: String,
     pub(super) images: ImageWriter,
     pub(super) pages: PageWriter,
+    /// What the destination has already.
+    pub(super) copied: Option<Copied>,
 }
 
 impl PageSending {
@@ -106,25 +118,45 @@ impl PageSending {
         let text = serde_json::to_vec(&parents).unwrap_or_default();
         self.images.image(tree::TREE_NAME, &text)
     }
+
+    /// Sends a run of pages; of those that the destination has only where they are.
+    fn send_run(
+        &mut self,
+        run: Run,
+        unchanged: &Unchanged,
+        stream: &mut UnixStream,
+    ) -> Result<(), SendError> {
+        let (owner, flags) = (run.owner.0, run.flags);
+        for (at, pages, is_right) in unchanged.split(run.owner, run.address, run.pages) {
+            if !is_right {
+                self.pages.write_from(owner, at, flags, pages, stream)?;
+                continue;
+            }
+            skip(stream, pages)?;
+            let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+            self.pages.absent(owner, at, flags, pages)?;
+        }
+        Ok(())
+    }
 }
 
 fn send_pages(
     mut stream: UnixStream,
-    mut to: PageSending,
+    to: &mut PageSending,
 ) -> Result<BTreeSet<page_server::PageOwner>, PageError> {
     let mut broken = None;
-    let mut told = false;
+    let mut unchanged = None;
     let served = page_server::serve(&mut stream, |run, stream| {
-        let (owner, address, flags) = (run.owner.0, run.address, run.flags);
-        // CRIU has stopped every process by now: there will be no other child.
-        let parents = match std::mem::replace(&mut told, true) {
-            false => to.tell_parents(),
-            true => Ok(()),
+        // CRIU has stopped every process by now: there will be no other child, and nothing changes.
+        let parents = match unchanged {
+            None => to.tell_parents(),
+            Some(_) => Ok(()),
         };
-        let sent = parents.and_then(|()| {
-            to.pages
-                .write_from(owner, address, flags, run.pages, stream)
+        let unchanged = unchanged.get_or_insert_with(|| {
+            let copied = to.copied.as_mut();
+            copied.map(Copied::unchanged).unwrap_or_default()
         });
+        let sent = parents.and_then(|()| to.send_run(run, unchanged, stream));
         sent.map_err(|error| {
             let text = error.to_string();
             broken = Some(error);
@@ -135,6 +167,20 @@ fn send_pages(
         // Reading from CRIU failed, not writing to the destination.
         Some(SendError::Read { .. }) | None => PageError::Criu(error),
         Some(error) => PageError::Send(error),
+    })
+}
+
+/// Takes pages from CRIU that nobody needs.
+fn skip(stream: &mut UnixStream, pages: u64) -> Result<(), SendError> {
+    let wanted = pages * PAGE_LEN as u64;
+    let skipped = io::copy(&mut stream.take(wanted), &mut io::sink());
+    let whole = skipped.and_then(|skipped| match skipped == wanted {
+        true => Ok(()),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    });
+    whole.map_err(|source| SendError::Read {
+        what: format!("{pages} pages that have not changed"),
+        source: Arc::new(source),
     })
 }
 

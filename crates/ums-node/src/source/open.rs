@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use ums_api::agent::{OpenRequest, Phase};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
+use ums_core::technique::Technique;
 use ums_sync::files;
 use ums_sync::send::{Sender, Settings};
 use ums_tls::ALPN_DATA;
 
-use super::{at_files, at_peer, not_connected, permit_bytes, remember, trees};
+use super::{at_files, at_peer, not_connected, permit_bytes, remember, rounds, trees};
 use crate::host::Service;
 use crate::migration::{DataPath, Outgoing};
 use crate::node::Node;
@@ -73,6 +74,7 @@ async fn open_path(
     let sender = Sender::open(stream, id, permit, settings)
         .await
         .map_err(|e| at_peer(&e))?;
+    let copied_of = service.clone();
     let (this, of, mut writer) = (Arc::clone(node), service, sender.files());
     let send_image = request.send_image;
     let manifest = blocking(move || {
@@ -83,7 +85,15 @@ async fn open_path(
     })
     .await?;
     sender.settle().await.map_err(|error| at_peer(&error))?;
-    Ok(DataPath { sender, manifest })
+    let copied = match request.technique {
+        Technique::PreCopy => rounds::copy(&copied_of, &sender).await?,
+        _ => None,
+    };
+    Ok(DataPath {
+        sender,
+        manifest,
+        copied,
+    })
 }
 
 /// Waits until a service that has just arrived has all its pages: what is still to be installed would

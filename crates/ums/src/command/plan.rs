@@ -64,7 +64,7 @@ impl Wanted {
 pub(crate) enum TechniqueWord {
     /// All pages move while the service is frozen
     StopAndCopy,
-    /// Rounds of dirty pages first (not in this version)
+    /// Rounds of dirty pages first, while the service runs
     PreCopy,
     /// Pages are fetched after the switch (not in this version)
     PostCopy,

@@ -141,6 +141,7 @@ fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        tracks_memory: false,
         carries: ums_core::facts::CARRIES,
         images: [].into(),
         limits: Default::default(),

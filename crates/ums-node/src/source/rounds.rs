@@ -1,0 +1,106 @@
+//! Step 7: memory goes over in rounds while the service runs (pre-copy), and the freeze has only what was
+//! written since.
+//!
+//! Nothing of it is needed: where it fails, all of the memory is sent in the freeze.
+
+use std::time::Instant;
+
+use ums_api::problem::Problem;
+use ums_checkpoint::carry::{Process, processes};
+use ums_checkpoint::cgroup::Cgroup;
+use ums_checkpoint::criu::page_server::PE_LAZY;
+use ums_checkpoint::dirty::{RoundError, Rounds, Unchanged, WriteProtect};
+use ums_checkpoint::store::READ_RUNNING;
+use ums_core::converge::{self, Bounds, Next, Round};
+use ums_sync::send::{PageWriter, SendError, Sender};
+
+use super::at_peer;
+use crate::host::Service;
+use crate::task::blocking;
+
+/// What the destination has of the memory, and what changes since.
+pub(crate) struct Copied {
+    cgroup: Cgroup,
+    rounds: Rounds,
+    /// How many there were.
+    pub(crate) count: u32,
+}
+
+/// Sends memory in rounds until it is of no more use; `None` where memory can't be tracked.
+///
+/// *Cancel safety*: may be dropped; the round under way ends with the data path.
+pub(super) async fn copy(service: &Service, sender: &Sender) -> Result<Option<Copied>, Problem> {
+    if !sender.takes_rounds() {
+        tracing::info!(
+            "the destination takes no rounds of pages: all memory is sent in the freeze"
+        );
+        return Ok(None);
+    }
+    let (cgroup, mut pages) = (service.container.cgroup.clone(), sender.pages());
+    blocking(move || {
+        let copied = Cgroup::at(&cgroup)
+            .map_err(RoundError::Read)
+            .and_then(|cgroup| {
+                let mut copied = Copied {
+                    cgroup,
+                    rounds: Rounds::new(Box::new(WriteProtect::default())),
+                    count: 0,
+                };
+                copied.run(&mut pages).map(|()| copied)
+            });
+        match copied {
+            Ok(copied) => Ok(Some(copied)),
+            Err(RoundError::Send(error)) => Err(at_peer(&error)),
+            Err(RoundError::Read(error)) => {
+                tracing::warn!(%error, "memory can't be tracked: all of it is sent in the freeze");
+                Ok(None)
+            }
+        }
+    })
+    .await
+}
+
+impl Copied {
+    fn run(&mut self, pages: &mut PageWriter) -> Result<(), RoundError<SendError>> {
+        let mut done = Vec::new();
+        loop {
+            let left = self
+                .rounds
+                .look(&self.processes())
+                .map_err(RoundError::Read)?;
+            let next = converge::next(&done, left, &Bounds::default());
+            if next == Next::Freeze {
+                tracing::info!(
+                    rounds = self.count,
+                    left,
+                    "memory is copied but for what changes"
+                );
+                return Ok(());
+            }
+            let begin = Instant::now();
+            let flags = PE_LAZY | READ_RUNNING;
+            self.rounds
+                .send(|owner, address, bytes| pages.write(owner.0, address, flags, bytes))?;
+            let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+            done.push(Round { bytes: left, ms });
+            self.count += 1;
+            if next == Next::LastRound {
+                tracing::info!(rounds = self.count, "memory is copied but for what changes");
+                return Ok(());
+            }
+        }
+    }
+
+    fn processes(&self) -> Vec<Process> {
+        processes(&self.cgroup)
+    }
+
+    /// What the destination's copies are right of, once every process is frozen.
+    pub(super) fn unchanged(&mut self) -> Unchanged {
+        let processes = self.processes();
+        self.rounds.unchanged(&processes).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what has changed is not known: all memory is sent in the freeze");
+            Unchanged::default()
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! Pre-copy with real tools: memory goes over in rounds, and is right at the other end.
+
+use ums_core::report::{Outcome, Report};
+use ums_core::technique::Technique;
+use ums_testbed::client::keys;
+use ums_testbed::hog::Request;
+use ums_testbed::system::System;
+use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::tools::{Tools, skipped};
+use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_hog, start_redis};
+
+/// Keys that Redis holds.
+const KEYS: u64 = 20_000;
+/// Memory of the hog, MiB.
+const HOG_MIB: u64 = 128;
+/// Moves of each service.
+const MOVES: usize = 4;
+
+/// Two systems with Coordinators, or `None` after saying that the test is left out.
+fn systems(test: &str) -> Option<Testbed> {
+    let tools = Tools::find().expect("this program's own path is known");
+    if let Some(lacking) = tools.lacking() {
+        skipped(test, &lacking);
+        return None;
+    }
+    let mut testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    testbed
+        .start_coordinators()
+        .expect("both Coordinators answer");
+    Some(testbed)
+}
+
+/// Whether the kernel tells which pages change.
+fn can(test: &str, testbed: &Testbed, service: &str) -> bool {
+    let plan = ["plan", service, "--to", "b", "--technique", "pre-copy"];
+    let output = testbed.a.ums(&plan).expect("a plan");
+    let can = output.status.success();
+    if !can {
+        skipped(test, "a kernel that tells which pages change (Linux 6.7)");
+    }
+    can
+}
+
+/// Moves it by pre-copy.
+fn migrate(testbed: &Testbed, from: &System, to: &System, service: &str) -> Report {
+    let options = ["--technique", "pre-copy"];
+    let report = testbed.migrate(from, to, service, &options);
+    let report = report.expect("a report");
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert_eq!(report.technique, Some(Technique::PreCopy));
+    report
+}
+
+#[test]
+fn memory_that_went_over_in_rounds_is_right() {
+    let test = "memory_that_went_over_in_rounds_is_right";
+    let Some(testbed) = systems(test) else {
+        return;
+    };
+    start_hog(&testbed, &testbed.a, "hog", HOG_MIB).expect("the hog runs");
+    if !can(test, &testbed, "hog") {
+        return;
+    }
+    let (mut from, mut to) = (&testbed.a, &testbed.b);
+    for _ in 0..MOVES {
+        let report = migrate(&testbed, from, to, "hog");
+        assert!(report.rounds >= 1, "{report:?}");
+        let status = ask_hog(&testbed, to, Request::Verify).expect("it answers");
+        assert_eq!(status.intact, Some(true), "{status:?}");
+        eprintln!(
+            "{} rounds, frozen for {:?} ms",
+            report.rounds, report.freeze_ms
+        );
+        (from, to) = (to, from);
+    }
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
+
+#[test]
+fn redis_moves_by_pre_copy_while_it_is_written() {
+    let test = "redis_moves_by_pre_copy_while_it_is_written";
+    let Some(testbed) = systems(test) else {
+        return;
+    };
+    start_redis(&testbed, &testbed.a).expect("redis runs");
+    if !can(test, &testbed, "redis") {
+        return;
+    }
+    let redis = addresses(&testbed, REDIS_PORT);
+    let set = testbed.world.in_network(|| keys::set(&redis, KEYS));
+    set.expect("the keys are set");
+    let counter = count(&testbed).expect("a counter");
+    let (mut from, mut to) = (&testbed.a, &testbed.b);
+    for _ in 0..MOVES {
+        let report = migrate(&testbed, from, to, "redis");
+        assert!(report.rounds >= 1, "{report:?}");
+        let here: Vec<_> = redis
+            .iter()
+            .filter(|address| address.ip() == to.ip())
+            .copied()
+            .collect();
+        let wrong = testbed.world.in_network(|| keys::wrong(&here, KEYS));
+        assert_eq!(wrong.expect("the keys are read"), 0);
+        (from, to) = (to, from);
+    }
+    let counted = counter.stop().expect("the counter's client goes on");
+    assert_eq!((counted.lost, counted.doubled), (0, 0));
+    assert_eq!(counted.value, counted.summary.requests);
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
