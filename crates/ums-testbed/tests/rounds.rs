@@ -1,6 +1,6 @@
 //! Pre-copy with real tools: memory goes over in rounds, and is right at the other end.
 
-use ums_core::report::{Outcome, Report};
+use ums_core::report::{MigrationReport, Outcome};
 use ums_core::technique::Technique;
 use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
@@ -42,7 +42,7 @@ fn can(test: &str, testbed: &Testbed, service: &str) -> bool {
 }
 
 /// Moves it by pre-copy.
-fn migrate(testbed: &Testbed, from: &System, to: &System, service: &str) -> Report {
+fn migrate(testbed: &Testbed, from: &System, to: &System, service: &str) -> MigrationReport {
     let options = ["--technique", "pre-copy"];
     let report = testbed.migrate(from, to, service, &options);
     let report = report.expect("a report");
