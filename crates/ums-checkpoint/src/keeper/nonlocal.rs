@@ -60,6 +60,7 @@ fn within<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> io::Result<T> + Send)
 mod test {
     use std::fs::File;
     use std::net::UdpSocket;
+    use std::process::Command;
 
     use nix::sched::unshare;
 
@@ -72,6 +73,11 @@ mod test {
             return;
         }
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // Where there is no address at all the kernel lets any be bound.
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
         let netns = File::open("/proc/thread-self/ns/net").unwrap();
         let binds = || UdpSocket::bind("198.51.100.7:0").is_ok();
         assert!(!binds());
