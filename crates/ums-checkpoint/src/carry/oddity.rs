@@ -10,8 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    MsgFlags, NetlinkAddr, SockaddrIn6, SockaddrStorage, UnixAddr, getpeername, getsockname, recv,
-    recvmsg,
+    MsgFlags, NetlinkAddr, SockaddrIn6, SockaddrStorage, getpeername, getsockname, recv,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -163,20 +162,13 @@ fn unread_message(socket: &OwnedFd) -> Option<Oddity> {
     if !events(socket).contains(PollFlags::IN) || raw::is_listening(socket) {
         return None;
     }
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    let mut byte = [0];
-    let mut buffers = [std::io::IoSliceMut::new(&mut byte)];
-    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut buffers, None, flags).ok()?;
+    let (has_content, is_named) = raw::peek(socket).ok()?;
     // What has no content looks like the end, except that nobody has ended it.
-    let ended = events(socket).contains(PollFlags::RDHUP);
-    let named = |address: &UnixAddr| address.path().is_some() || address.as_abstract().is_some();
-    match message.bytes {
-        0 if !ended => Some(Oddity::Empty),
-        _ if kind == libc::SOCK_DGRAM && message.address.as_ref().is_some_and(named) => {
-            Some(Oddity::Sender)
-        }
-        _ => None,
+    let ended = || events(socket).contains(PollFlags::RDHUP);
+    if !has_content {
+        return (!ended()).then_some(Oddity::Empty);
     }
+    (kind == libc::SOCK_DGRAM && is_named).then_some(Oddity::Sender)
 }
 
 /// What the kernel would wake a waiting process for.

@@ -70,6 +70,34 @@ pub(super) fn owner(descriptor: &OwnedFd) -> io::Result<i32> {
     }
 }
 
+/// The first message in a socket, without taking it: whether it has content, and whether its sender has a
+/// name.
+#[expect(unsafe_code, reason = "nix panics where a sender has no name")]
+pub(super) fn peek(socket: &OwnedFd) -> io::Result<(bool, bool)> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let mut byte = 0_u8;
+    // SAFETY: numbers and bytes: all zeros are valid.
+    let mut sender: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most one byte to `byte`, at most `len` bytes to `sender`, and the length
+    // of the name to `len`; all of them outlive the call.
+    let count = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            (&raw mut byte).cast(),
+            1,
+            flags,
+            (&raw mut sender).cast(),
+            &raw mut len,
+        )
+    };
+    match count {
+        -1 => Err(io::Error::last_os_error()),
+        // A family alone is no name (unix(7)), nor is nothing.
+        count => Ok((count > 0, len as usize > size_of::<libc::sa_family_t>())),
+    }
+}
+
 /// Whether it takes connections.
 pub(super) fn is_listening(socket: &OwnedFd) -> bool {
     get_int(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|on| on != 0)

@@ -209,3 +209,26 @@ fn a_process_is_looked_at() {
     }
     assert!(found.iter().all(|(pid, _)| *pid == 7));
 }
+
+#[test]
+fn the_first_message_of_a_unix_socket_is_looked_at() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let looked = |socket: &UnixDatagram| unread_message(&socket.try_clone().unwrap().into());
+    let (one, other) = UnixDatagram::pair().unwrap();
+    assert_eq!(looked(&other), None, "there is none");
+    one.send(b"text").unwrap();
+    assert_eq!(looked(&other), None, "its sender has no name");
+    assert_eq!(other.recv(&mut [0; 8]).unwrap(), 4, "it is still there");
+    one.send(b"").unwrap();
+    assert_eq!(looked(&other), Some(Oddity::Empty));
+
+    let name = |what: &str| {
+        let name = format!("ums-test-{what}-{}", std::process::id());
+        SocketAddr::from_abstract_name(name).unwrap()
+    };
+    let [from, to] = ["from", "to"].map(|what| UnixDatagram::bind_addr(&name(what)).unwrap());
+    from.send_to_addr(b"text", &name("to")).unwrap();
+    assert_eq!(looked(&to), Some(Oddity::Sender));
+}
