@@ -101,6 +101,9 @@ enum On {
     Any,
     /// All that speak IPv4.
     Ip,
+    /// Those of them that may send to many. (A TCP socket that was accepted answers otherwise than one that
+    /// connected, and takes no value.)
+    IpDatagram,
     Ip4Raw,
     Ip6,
     Ip6Raw,
@@ -123,6 +126,7 @@ impl On {
         match self {
             Self::Any => true,
             Self::Ip => socket.has_ip(),
+            Self::IpDatagram => socket.has_ip() && !socket.is_tcp(),
             Self::Ip4Raw => socket.domain == AF_INET && socket.is_raw(),
             Self::Ip6 => socket.is_inet6(),
             Self::Ip6Raw => socket.is_inet6() && socket.is_raw(),
@@ -183,6 +187,14 @@ impl SocketOption {
     /// Whether a socket has it.
     pub(super) fn is_on(&self, socket: Nature) -> bool {
         self.on.has(socket)
+    }
+
+    /// Whether a value is as good as what was: the size of a buffer can only be set to an even number.
+    pub(super) fn is_same(&self, is: &Value, was: &Value) -> bool {
+        match (self.how, is, was) {
+            (How::Buffer(_), Value::Int(is), Value::Int(was)) => *is == was + was % 2,
+            _ => is == was,
+        }
     }
 }
 
@@ -262,7 +274,7 @@ pub(super) const TABLE: &[SocketOption] = &[
     int(On::Ip, IP, 24, "IP_BIND_ADDRESS_NO_PORT"),
     int(On::Ip, IP, 25, "IP_RECVFRAGSIZE"),
     int(On::Ip, IP, 26, "IP_RECVERR_RFC4884"),
-    int(On::Ip, IP, 33, "IP_MULTICAST_TTL"),
+    int(On::IpDatagram, IP, 33, "IP_MULTICAST_TTL"),
     int(On::Ip, IP, 34, "IP_MULTICAST_LOOP"),
     int(On::Ip, IP, 49, "IP_MULTICAST_ALL"),
     option(

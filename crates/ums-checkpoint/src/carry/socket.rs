@@ -11,7 +11,7 @@ use ums_core::facts::LossKind;
 use super::Lost;
 use super::descriptor::{Place, Reach};
 use super::option::{self, Form, How, Nature, SocketOption, Value};
-use super::raw;
+use super::{raw, room, segment};
 
 const SOL_SOCKET: i32 = 1;
 const SO_TYPE: i32 = 3;
@@ -43,6 +43,9 @@ struct Socket {
     kind: usize,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     other: Vec<Entry>,
+    /// Of a TCP connection: what its unread data takes of the receive buffer, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unread: Option<u32>,
 }
 
 /// Collects sockets.
@@ -72,7 +75,13 @@ impl Collector {
             .filter(|(own, first)| own != first)
             .map(|(own, _)| own.clone())
             .collect();
-        self.sockets.sockets.push(Socket { place, kind, other });
+        let unread = nature.is_tcp().then(|| room::unread(socket)).transpose()?;
+        self.sockets.sockets.push(Socket {
+            place,
+            kind,
+            other,
+            unread,
+        });
         Ok(nature)
     }
 
@@ -112,9 +121,17 @@ impl Sockets {
                 .map_or(value.clone(), |(_, _, own)| own.clone())
         };
         let known = first.filter_map(|entry| Some((option::find(entry.0, entry.1)?, own(entry))));
-        known
+        let mut failed: Vec<String> = known
             .filter_map(|(option, value)| ensure(option, copy, &value).err())
-            .collect()
+            .collect();
+        let made = socket.unread.map(|before| room::make(copy, before));
+        if let Some(Err(error)) = made {
+            failed.push(format!("there is less room for what it receives: {error}"));
+        }
+        if let Err(error) = whole_segments(copy) {
+            failed.push(format!("it sends small segments: {error}"));
+        }
+        failed
     }
 }
 
@@ -133,6 +150,16 @@ pub(super) fn nature(socket: &OwnedFd) -> io::Result<Nature> {
         nature.state = info[0];
     }
     Ok(nature)
+}
+
+/// A connection sends as much at once as its peer takes.
+fn whole_segments(socket: &OwnedFd) -> io::Result<()> {
+    match nature(socket)? {
+        nature if nature.is_tcp() && !nature.is_closed() && !nature.is_listening() => {
+            segment::reckon(socket)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read(option: &SocketOption, socket: &OwnedFd) -> io::Result<Value> {
@@ -159,12 +186,12 @@ fn read(option: &SocketOption, socket: &OwnedFd) -> io::Result<Value> {
 
 /// Sets an option if it is not as it was; the error says what it is now.
 fn ensure(option: &SocketOption, socket: &OwnedFd, was: &Value) -> Result<(), String> {
-    if read(option, socket).is_ok_and(|is| is == *was) {
+    if read(option, socket).is_ok_and(|is| option.is_same(&is, was)) {
         return Ok(());
     }
     let result = write(option, socket, was);
     match (result, read(option, socket)) {
-        (Ok(()), Ok(is)) if is == *was => Ok(()),
+        (Ok(()), Ok(is)) if option.is_same(&is, was) => Ok(()),
         (Ok(()), Ok(is)) => Err(format!("{} is {is}, was {was}", option.label)),
         (Err(error), Ok(is)) => Err(format!("{} is {is}, was {was}: {error}", option.label)),
         (_, Err(error)) => Err(format!("{}, which was {was}: {error}", option.label)),
@@ -178,7 +205,8 @@ fn write(option: &SocketOption, socket: &OwnedFd, value: &Value) -> io::Result<(
             How::Plain => value.to_ne_bytes().to_vec(),
             How::Buffer(force) => {
                 name = force;
-                (value / 2).to_ne_bytes().to_vec()
+                // The kernel doubles it.
+                (value / 2 + value % 2).to_ne_bytes().to_vec()
             }
         },
         (Value::Bytes(bytes), Form::Bytes(_)) => bytes.clone(),
