@@ -173,6 +173,14 @@ pub(super) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// Has a stopped thread run on with `PTRACE_CONT` or `PTRACE_SYSCALL`, and take this signal first, if it is one
+/// (nix knows no real-time signals).
+pub(super) fn resume(tid: i32, request: u32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: these requests read no memory: `addr` is ignored, and `data` is a number.
+    let result = unsafe { libc::ptrace(request, tid, 0, i64::from(signal)) };
+    Errno::result(result).map(drop)
+}
+
 /// Whether the system calls of a stopped thread go to a handler of its own.
 pub(super) fn dispatches(tid: i32) -> Result<bool, Errno> {
     /// `struct ptrace_sud_config`.

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc::{self, user_regs_struct};
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{Untracked, sys};
@@ -69,8 +68,7 @@ impl Tracee {
     ) -> Result<Self, Untracked> {
         let tid = thread.as_raw();
         ptrace::interrupt(thread).map_err(refused("PTRACE_INTERRUPT"))?;
-        let end = Instant::now() + STOP_WITHIN;
-        let registers = wait(end, || ptrace::getregs(thread))?;
+        let registers = interrupted(thread)?;
         if registers.cs != CS_NATIVE {
             return Err(Untracked::Compat);
         }
@@ -121,24 +119,18 @@ impl Tracee {
     /// that can't be blocked, and a stop of the whole process, take their way first.
     fn go_to(&self, kind: u8) -> Result<i64, Untracked> {
         let end = Instant::now() + CALL_WITHIN;
-        let mut signal = None;
+        let mut signal = 0;
         for _ in 0..OTHER_STOPS_MAX {
-            ptrace::syscall(self.thread, signal).map_err(refused("PTRACE_SYSCALL"))?;
+            sys::resume(self.thread.as_raw(), libc::PTRACE_SYSCALL, signal)
+                .map_err(refused("PTRACE_SYSCALL"))?;
             let info = wait(end, || ptrace::syscall_info(self.thread))?;
             if info.op == kind {
                 let registers = ptrace::getregs(self.thread).map_err(refused("PTRACE_GETREGS"))?;
                 return Ok(registers.rax.cast_signed());
             }
-            signal = self.signal_to_deliver();
+            signal = signal_to_deliver(self.thread);
         }
         Err(Untracked::NotStopped)
-    }
-
-    /// The signal that a stop is for, if it is for one that is about to be delivered.
-    fn signal_to_deliver(&self) -> Option<Signal> {
-        // A stop of the whole process has no such information (EINVAL), an event has a code of its own.
-        let info = ptrace::getsiginfo(self.thread).ok()?;
-        (info.si_code >> 8 == 0).then(|| Signal::try_from(info.si_signo).ok())?
     }
 
     fn restore(&self) -> Result<(), Errno> {
@@ -170,6 +162,36 @@ impl Drop for Tracee {
         // Whoever lets go of a stopped thread makes it look for signals and for a call to be made again.
         let _ = ptrace::detach(self.thread, None);
     }
+}
+
+/// Waits until a thread has stopped because it was interrupted, and not in the middle of taking a signal, which
+/// would be lost: such a one takes it first, and stops then.
+fn interrupted(thread: Pid) -> Result<user_regs_struct, Untracked> {
+    let end = Instant::now() + STOP_WITHIN;
+    for _ in 0..OTHER_STOPS_MAX {
+        let registers = wait(end, || ptrace::getregs(thread))?;
+        match signal_to_deliver(thread) {
+            0 => return Ok(registers),
+            signal => sys::resume(thread.as_raw(), libc::PTRACE_CONT, signal)
+                .map_err(refused("PTRACE_CONT"))?,
+        }
+    }
+    Err(Untracked::NotStopped)
+}
+
+/// The signal that a thread has stopped for, because it is about to be delivered; 0 where it stopped for
+/// something else. A stop of the whole process has no such information (EINVAL), an event has its number in
+/// the code's second byte, and a system call a code that no signal has (ptrace(2)).
+fn signal_to_deliver(thread: Pid) -> i32 {
+    match ptrace::getsiginfo(thread) {
+        Ok(info) if is_ours(info.si_signo, info.si_code) => 0,
+        Ok(info) => info.si_signo,
+        Err(_) => 0,
+    }
+}
+
+fn is_ours(signal: i32, code: i32) -> bool {
+    code >> 8 > 0 || (signal, code) == (libc::SIGTRAP, libc::SIGTRAP | 0x80)
 }
 
 /// Waits until a thread has stopped for us. Whoever waits for its end (wait(2)) may be told of the stop

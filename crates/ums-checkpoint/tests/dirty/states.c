@@ -99,6 +99,12 @@ int main(int argc, char **argv) {
     if (!child) count();
     if (ptrace(PTRACE_SEIZE, child, NULL, NULL)) _exit(93);
   }
+  if (!strcmp(state, "signals")) {
+    int many[] = {SIGUSR1, SIGCHLD, SIGTRAP, SIGRTMIN + 3};
+    for (size_t i = 0; i < LEN(many); i++) signal(many[i], catch);
+    ready();
+    for (size_t i = 0;; i++) { caught = 0; raise(many[i % LEN(many)]); if (caught != many[i % LEN(many)]) damaged("a signal"); }
+  }
   if (!strcmp(state, "breakpoint")) {
     signal(SIGTRAP, catch);
     ready();

@@ -100,6 +100,18 @@ fn a_handler_of_the_breakpoint_signal_is_not_lost() {
     assert_eq!(program.damages(), "");
 }
 
+/// A thread may be about to take one when it is stopped.
+#[test]
+fn no_signal_is_lost() {
+    if !can() {
+        return;
+    }
+    let program = state("signals");
+    assert_eq!(reason(&seen(&program, 300)), None);
+    program.wait_for_work();
+    assert_eq!(program.damages(), "");
+}
+
 #[test]
 fn a_mapping_with_another_userfaultfd_is_written_always() {
     if !can() {
