@@ -101,6 +101,10 @@ static void check(void) {
     length = sizeof text;
     getsockopt(sockets[UDP4], SOL_SOCKET, SO_BINDTODEVICE, text, &length);
     if (strcmp(text, "lo") != 0) bad("SO_BINDTODEVICE is `%s`", text);
+    int segment = 0;
+    length = sizeof segment;
+    getsockopt(sockets[CONNECTED], IPPROTO_TCP, TCP_MAXSEG, &segment, &length);
+    if (segment < 1000) bad("the connection sends segments of %d bytes", segment);
 }
 
 static void connect_to_itself(void) {

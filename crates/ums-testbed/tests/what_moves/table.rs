@@ -618,6 +618,18 @@ const CONNECTIONS: &[Row] = &[
         Specimen("options"),
     ),
     row(
+        "the largest segment that an open connection over IPv4 sends",
+        Carried,
+        "reckoned anew before the first instruction; CRIU leaves it at 524 bytes",
+        Specimen("options"),
+    ),
+    row(
+        "room for what a connection receives whose reader is slow",
+        Carried,
+        "the buffer has as much room as it had; what is unread takes more",
+        Test("what_unread_data_takes_more_is_added"),
+    ),
+    row(
         "multicast: memberships with their source filters, the device and the address that is sent by",
         Carried,
         "each socket is asked for each group of the namespace; devices by their names",
