@@ -42,7 +42,7 @@ pub struct Queue {
 pub enum Flight {
     /// It needs the process that has a terminal open (its `dump_one_pty`).
     Terminal,
-    /// A socket that has descriptors in its own queue.
+    /// Another socket that has descriptors in its own queue.
     Nested,
 }
 
@@ -92,7 +92,7 @@ fn flight_next(socket: &OwnedFd) -> Option<Flight> {
         return None;
     }
     let (_, descriptors) = peek(socket, &mut vec![0; PIECE]).ok()?;
-    descriptors.iter().find_map(flight)
+    descriptors.iter().find_map(|it| flight(it, socket))
 }
 
 /// Among all descriptors in the queue of a socket whose owner is frozen.
@@ -106,7 +106,7 @@ pub(crate) fn flight_anywhere(socket: &OwnedFd) -> io::Result<Option<Flight>> {
             match peek(socket, &mut buffer)? {
                 (0, _) => return Ok(None),
                 (_, descriptors) => {
-                    let found = descriptors.iter().find_map(flight);
+                    let found = descriptors.iter().find_map(|it| flight(it, socket));
                     if found.is_some() {
                         return Ok(found);
                     }
@@ -173,14 +173,17 @@ fn peek(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)
     Ok((message.bytes, descriptors))
 }
 
-fn flight(descriptor: &OwnedFd) -> Option<Flight> {
+/// What a descriptor in the queue of a socket is. The socket itself is no obstacle: CRIU has it already.
+fn flight(descriptor: &OwnedFd, through: &OwnedFd) -> Option<Flight> {
     let stat = fstat(descriptor).ok()?;
+    let is_itself =
+        fstat(through).is_ok_and(|own| (own.st_dev, own.st_ino) == (stat.st_dev, stat.st_ino));
     let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
     match kind {
         SFlag::S_IFCHR if is_terminal((major(stat.st_rdev), minor(stat.st_rdev))) => {
             Some(Flight::Terminal)
         }
-        SFlag::S_IFSOCK if in_flight(descriptor) > 0 => Some(Flight::Nested),
+        SFlag::S_IFSOCK if !is_itself && in_flight(descriptor) > 0 => Some(Flight::Nested),
         _ => None,
     }
 }
