@@ -31,7 +31,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use ums_core::facts::ServiceFacts;
 use ums_core::id::{MigrationId, ServiceName, SystemName};
-use ums_core::preflight::{Refusal, Wishes};
+use ums_core::preflight::{MigrateOptions, Refusal};
 use ums_core::report::MigrationReport;
 use ums_core::technique::{Approach, Technique};
 
@@ -50,7 +50,7 @@ pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// The largest response body, bytes: a history page of [`HISTORY_MAX`] reports fits.
 pub const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The longest time that a watch waits for a change, milliseconds; longer wishes are cut to it, so
+/// The longest time that a watch waits for a change, milliseconds; a longer one is cut to it, so
 /// that a connection to a vanished client is given up within it.
 pub const WATCH_MS_MAX: u64 = 30_000;
 
@@ -95,8 +95,8 @@ pub struct MigrateRequest {
 
 impl MigrateRequest {
     /// What the preflight judges by.
-    pub fn wishes(&self) -> Wishes {
-        Wishes {
+    pub fn options(&self) -> MigrateOptions {
+        MigrateOptions {
             max_downtime_ms: self.max_downtime_ms,
             technique: self.technique,
             approach: self.approach,

@@ -184,7 +184,7 @@ fn notice(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lost
             Oddity::Unaccepted => {
                 Some((LossKind::UnacceptedConnection, "what it had not accepted"))
             }
-            Oddity::Untold => Some((LossKind::PendingError, "not at all")),
+            Oddity::PendingError => Some((LossKind::PendingError, "not at all")),
             Oddity::Sender => Some((LossKind::PeerName, "the sender of what it had not read")),
             Oddity::Empty => Some((
                 LossKind::UnreadDatagrams,

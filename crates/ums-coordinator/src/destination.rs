@@ -19,7 +19,7 @@ use ums_api::peer::{
 use ums_api::problem::{Fault, Problem, ProblemKind};
 use ums_core::facts::NodeFacts;
 use ums_core::id::{MigrationId, SystemName};
-use ums_core::preflight::{self, Estimates, Wishes};
+use ums_core::preflight::{self, Estimates, MigrateOptions};
 use ums_core::receiver::{self, Message, Rejected, State};
 use ums_core::specification::{Specification, Transport};
 
@@ -141,15 +141,15 @@ pub(crate) async fn reserve(
         .by_ref()
         .for_each(|(_, incoming)| promise(&mut facts, incoming));
     // What the move changes was put before whoever asked for it, at the source.
-    let wishes = Wishes {
+    let options = MigrateOptions {
         accept_loss: true,
-        ..Wishes::default()
+        ..MigrateOptions::default()
     };
     let refusals = preflight::judge(
         &request.source,
         &request.service,
         Some(&facts),
-        &wishes,
+        &options,
         &Estimates::default(),
     );
     if !refusals.is_empty() {

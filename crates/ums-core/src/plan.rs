@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use crate::id::{ServiceName, SystemName};
-use crate::preflight::{self, Estimates, Refusal, Wishes};
+use crate::preflight::{self, Estimates, MigrateOptions, Refusal};
 use crate::technique::{Approach, Technique};
 
 /// Freeze, CRIU's dump of everything but pages, and its end: 76 ms at 1 MiB, 79 ms at 128 MiB.
@@ -129,11 +129,11 @@ pub fn make(
     source: &NodeFacts,
     service: &ServiceFacts,
     destination: Option<&NodeFacts>,
-    wishes: &Wishes,
+    options: &MigrateOptions,
     estimates: &Estimates,
 ) -> Plan {
-    let approach = wishes.approach.unwrap_or(Approach::OrchestratorLevel);
-    let technique = wishes.technique.unwrap_or(Technique::StopAndCopy);
+    let approach = options.approach.unwrap_or(Approach::OrchestratorLevel);
+    let technique = options.technique.unwrap_or(Technique::StopAndCopy);
     Plan {
         service: service.specification.name.clone(),
         source: route.source,
@@ -156,7 +156,7 @@ pub fn make(
             .to_vec(),
         eager_restore: destination.and_then(|destination| destination.eager_restore.clone()),
         prediction: predict(service, destination, estimates),
-        max_downtime_ms: wishes.max_downtime_ms,
+        max_downtime_ms: options.max_downtime_ms,
         destination_known: destination.is_some(),
         losses: service
             .losses
@@ -164,7 +164,7 @@ pub fn make(
             .cloned()
             .chain(destination.and_then(|destination| carried_less(source, destination)))
             .collect(),
-        refusals: preflight::judge(source, service, destination, wishes, estimates),
+        refusals: preflight::judge(source, service, destination, options, estimates),
     }
 }
 

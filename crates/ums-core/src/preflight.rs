@@ -111,7 +111,7 @@ pub enum RefusalKind {
 
 /// What the person who asks wants.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wishes {
+pub struct MigrateOptions {
     /// The longest downtime to accept, milliseconds.
     pub max_downtime_ms: Option<u64>,
     /// The technique to use; the default one when absent.
@@ -143,11 +143,15 @@ impl Default for Estimates {
 }
 
 /// What the source can tell without asking the peer.
-pub fn judge_local(source: &NodeFacts, service: &ServiceFacts, wishes: &Wishes) -> Vec<Refusal> {
+pub fn judge_local(
+    source: &NodeFacts,
+    service: &ServiceFacts,
+    options: &MigrateOptions,
+) -> Vec<Refusal> {
     let mut refusals = service::state(service);
-    refusals.extend(service::wishes(wishes, source));
+    refusals.extend(service::options(options, source));
     refusals.extend(service::obstacles(service));
-    refusals.extend(service::losses(service, wishes));
+    refusals.extend(service::losses(service, options));
     refusals.extend(node::engine("source", source));
     refusals
 }
@@ -158,14 +162,14 @@ pub fn judge(
     source: &NodeFacts,
     service: &ServiceFacts,
     destination: Option<&NodeFacts>,
-    wishes: &Wishes,
+    options: &MigrateOptions,
     estimates: &Estimates,
 ) -> Vec<Refusal> {
-    let mut refusals = judge_local(source, service, wishes);
+    let mut refusals = judge_local(source, service, options);
     if let Some(destination) = destination {
         refusals.extend(judge_destination(source, service, destination));
     }
-    refusals.extend(max_downtime(service, destination, wishes, estimates));
+    refusals.extend(max_downtime(service, destination, options, estimates));
     refusals
 }
 
@@ -191,10 +195,10 @@ fn judge_destination(
 fn max_downtime(
     service: &ServiceFacts,
     destination: Option<&NodeFacts>,
-    wishes: &Wishes,
+    options: &MigrateOptions,
     estimates: &Estimates,
 ) -> Option<Refusal> {
-    let wanted = wishes.max_downtime_ms?;
+    let wanted = options.max_downtime_ms?;
     let predicted = plan::predict(service, destination, estimates);
     (predicted.downtime_ms > wanted).then(|| {
         Refusal::new(

@@ -20,7 +20,7 @@
 //!
 //! *Committed* is written before the agent is asked to run, and means that it may have been asked.
 //! So a *Prepared* instance that is gone (its keeper was lost, its node rebooted) has certainly not
-//! executed: *Lost* says so, durably, and is the ground on which the source may take its own copy
+//! executed: *Lost* says so, durably, and is why the source may take its own copy
 //! back although it has committed. An instance that is gone after *Committed* proves nothing, and a
 //! person has to decide.
 //!

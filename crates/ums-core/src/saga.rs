@@ -18,7 +18,7 @@
 //! and applies it here, and after a crash folds the journal through the same function. What is not
 //! legal can't be written: from *Committed* to *Abandoning* there is [`Event::TakenBack`] alone. It
 //! is written on the destination's durable word that no instruction was executed there and none
-//! will be, or by an operator who was told the risk ([`Ground`]); so no crash and no silence can
+//! will be, or by an operator who was told the risk ([`TakenBackBy`]); so no crash and no silence can
 //! thaw a service whose destination may run it.
 //!
 //! Compensations run in reverse over the steps that were begun, unless it is certain that a step
@@ -30,7 +30,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
-pub use event::{Event, Ground, Output, Request};
+pub use event::{Event, Output, Request, TakenBackBy};
 pub use table::{Actor, Compensation, PIVOT, Row, TABLE, row_of};
 
 use crate::facts::Loss;

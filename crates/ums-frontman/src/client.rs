@@ -122,7 +122,7 @@ impl FrontmanClient {
 }
 
 /// Asks the process on a control socket, of whichever mode. Every request is idempotent: it is
-/// asked again, once, when the process dies over it, for then its heir answers.
+/// asked again, once, when the process dies over it, for then its standby answers.
 pub(crate) async fn ask<S: DeserializeOwned>(
     path: &Path,
     request: &impl Serialize,

@@ -44,7 +44,7 @@ enum Role {
 struct Place {
     /// Waits for the death of the end that standard input comes from, and then goes on in its place
     #[arg(long)]
-    heir: bool,
+    standby: bool,
 }
 
 #[derive(Debug, Args)]
@@ -140,11 +140,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let heir = matches!(&arguments.role, Role::Near(place) | Role::Far(place) if place.heir);
-    let inheritance = match heir.then(|| packet::heir::wait(std::io::stdin())) {
-        // What it was an heir of has retired.
+    let standby = matches!(&arguments.role, Role::Near(place) | Role::Far(place) if place.standby);
+    let handover = match standby.then(|| packet::standby::wait(std::io::stdin())) {
+        // What it was a standby of has retired.
         Some(Ok(None)) => return Ok(()),
-        Some(inheritance) => inheritance?,
+        Some(handover) => handover?,
         None => None,
     };
     allow_descriptors();
@@ -154,9 +154,9 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime.block_on(async {
         // Handled before anybody knows of the process, so that no early signal ends it.
         let stop = stop_on_signal()?;
-        if let Some(inheritance) = inheritance {
-            tracing::warn!("the end has died: its heir goes on");
-            packet::live(inheritance, |_| {}, stop).await?;
+        if let Some(handover) = handover {
+            tracing::warn!("the end has died: its standby goes on");
+            packet::live(handover, |_| {}, stop).await?;
             return Ok(());
         }
         match arguments.role {

@@ -41,16 +41,16 @@
 //!   [`permit`].
 //! - While the path between the ends is broken, both hold within their bounds; the near end
 //!   connects again until its end time.
-//! - An end that is killed costs the packets that it had in its hands, and a handshake: see [`heir`].
+//! - An end that is killed costs the packets that it had in its hands, and a handshake: see [`standby`].
 
 pub mod client;
 pub mod control;
 pub mod end;
 pub mod fragment;
-pub mod heir;
 pub mod hold;
 pub mod launch;
 pub mod permit;
+pub mod standby;
 
 mod core;
 mod device;

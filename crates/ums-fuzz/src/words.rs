@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use ums_api::{agent, client, peer, problem};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::plan::{self, Route};
-use ums_core::preflight::{self, Estimates, Wishes};
+use ums_core::preflight::{self, Estimates, MigrateOptions};
 use ums_core::specification::Specification;
 use ums_standalone::bundle::{self, Places};
 
@@ -48,14 +48,14 @@ fn makes_a_bundle(specification: &Specification) {
 }
 
 fn judged(node: &NodeFacts, service: &ServiceFacts) {
-    let (wishes, estimates) = (Wishes::default(), Estimates::default());
-    let _ = preflight::judge_local(node, service, &wishes);
-    let _ = preflight::judge(node, service, Some(node), &wishes, &estimates);
+    let (options, estimates) = (MigrateOptions::default(), Estimates::default());
+    let _ = preflight::judge_local(node, service, &options);
+    let _ = preflight::judge(node, service, Some(node), &options, &estimates);
     let route = Route {
         source: "a".parse().expect("a name"),
         destination: "b".parse().expect("a name"),
     };
-    let _ = plan::make(route, node, service, Some(node), &wishes, &estimates);
+    let _ = plan::make(route, node, service, Some(node), &options, &estimates);
 }
 
 /// Every type that travels: what is read can be written, and is then read again.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::namespace::Namespace;
 use crate::system::System;
-use crate::testbed::{Plan, Testbed};
+use crate::testbed::{Settings, Testbed};
 use crate::tools::Tools;
 
 /// The places: two systems, and where their clients live.
@@ -43,7 +43,7 @@ impl Lab {
         );
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
-        let mut testbed = Testbed::create(tools, &Plan::default())?;
+        let mut testbed = Testbed::create(tools, &Settings::default())?;
         testbed.start_coordinators()?;
         let lab = Self {
             testbed,

@@ -8,8 +8,8 @@
 pub mod bench;
 pub mod client;
 pub mod demo;
-pub mod gate;
 pub mod hog;
+pub mod intercept;
 pub mod inventory;
 pub mod lab;
 pub mod ledger;

@@ -54,12 +54,12 @@ pub(crate) const PREFIX: &str = "ums-testbed-";
 
 /// What a testbed shall be like.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct Settings {
     /// Rate of the link between the systems in Mbit/s; `None` leaves it unshaped.
     pub rate_mbit: Option<u32>,
 }
 
-impl Default for Plan {
+impl Default for Settings {
     fn default() -> Self {
         Self {
             rate_mbit: Some(1000),
@@ -83,12 +83,12 @@ pub struct Testbed {
 
 impl Testbed {
     /// Makes the systems and their links; nothing of ours runs in them yet.
-    pub fn create(tools: &Tools, plan: &Plan) -> Result<Self> {
+    pub fn create(tools: &Tools, plan: &Settings) -> Result<Self> {
         Self::with_cgroups(tools, plan, Layout::Machine)
     }
 
     /// The same, with these cgroup hierarchies in both systems.
-    pub fn with_cgroups(tools: &Tools, plan: &Plan, layout: Layout) -> Result<Self> {
+    pub fn with_cgroups(tools: &Tools, plan: &Settings, layout: Layout) -> Result<Self> {
         sweep();
         let id = new_id();
         let before = Snapshot::take(&tools.bundled("nft"));
@@ -196,7 +196,7 @@ impl Testbed {
         remove_directory(&directory_of(self.id()))
     }
 
-    fn link(&self, plan: &Plan) -> Result<()> {
+    fn link(&self, plan: &Settings) -> Result<()> {
         let [a, b] = [self.a.namespace(), self.b.namespace()];
         join((a, PEER_LINK, PEER[0]), (b, PEER_LINK, PEER[1]))?;
         for (index, system) in [a, b].into_iter().enumerate() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ums_testbed::client::resp::{Connection, Reply};
 use ums_testbed::client::{Load, counter, http, keys};
 use ums_testbed::rootfs;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, is_root, skipped, wait_for};
 
 /// Longest wait for a server to answer or a client to notice something.
@@ -44,7 +44,7 @@ impl Server {
             return None;
         }
         let tools = Tools::find().expect("this program's own path is known");
-        let testbed = Testbed::create(&tools, &Plan { rate_mbit: None }).expect("a testbed");
+        let testbed = Testbed::create(&tools, &Settings { rate_mbit: None }).expect("a testbed");
         let address = SocketAddr::from((testbed.a.ip(), port));
         Some(Self {
             testbed,

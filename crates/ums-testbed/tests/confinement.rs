@@ -11,7 +11,7 @@ use ums_core::report::Outcome;
 use ums_testbed::namespace::{Layout, namespace_of};
 use ums_testbed::rootfs;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, skipped, wait_for};
 
 /// The service: tries, over and over, what it may do, and writes it down beside a number. Devices
@@ -134,7 +134,8 @@ fn systems(test: &str, layout: Layout) -> Option<Testbed> {
         skipped(test, &lacking);
         return None;
     }
-    let mut testbed = Testbed::with_cgroups(&tools, &Plan::default(), layout).expect("a testbed");
+    let mut testbed =
+        Testbed::with_cgroups(&tools, &Settings::default(), layout).expect("a testbed");
     testbed
         .start_coordinators()
         .expect("both Coordinators answer");

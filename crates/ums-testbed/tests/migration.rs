@@ -6,7 +6,7 @@ use ums_core::report::Outcome;
 use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, skipped};
 use ums_testbed::workload::{
     REDIS_PORT, addresses, ask_hog, count, request, start_hog, start_http, start_redis,
@@ -28,7 +28,7 @@ fn systems(test: &str) -> Option<Testbed> {
         skipped(test, &lacking);
         return None;
     }
-    let mut testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let mut testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     testbed
         .start_coordinators()
         .expect("both Coordinators answer");

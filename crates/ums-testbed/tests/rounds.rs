@@ -5,7 +5,7 @@ use ums_core::technique::Technique;
 use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, skipped};
 use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_hog, start_redis};
 
@@ -23,7 +23,7 @@ fn systems(test: &str) -> Option<Testbed> {
         skipped(test, &lacking);
         return None;
     }
-    let mut testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let mut testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     testbed
         .start_coordinators()
         .expect("both Coordinators answer");

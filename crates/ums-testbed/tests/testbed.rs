@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
 use ums_testbed::bench::wire_floor;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, is_root, skipped, text};
 
 /// The tools, or `None` after saying that the test is left out.
@@ -21,7 +21,7 @@ fn a_testbed_leaves_nothing_behind() {
     let Some(tools) = tools("a_testbed_leaves_nothing_behind") else {
         return;
     };
-    let testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     let mut busy = testbed
         .a
         .exec("sleep")
@@ -42,7 +42,7 @@ fn what_is_left_behind_is_named() {
     let Some(tools) = tools("what_is_left_behind_is_named") else {
         return;
     };
-    let testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     let name = format!("{}-left", testbed.id());
     text(Command::new("ip").args(["netns", "add", &name])).expect("a namespace outside");
     let left = testbed.remove();
@@ -62,7 +62,7 @@ fn a_testbed_goes_when_a_test_panics() {
     };
     let directory = std::sync::Mutex::new(None);
     let panicked = std::panic::catch_unwind(|| {
-        let testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+        let testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
         *directory.lock().expect("not poisoned") =
             Some((testbed.directory(), testbed.a.namespace().init()));
         panic!("as a failing test does");
@@ -84,7 +84,7 @@ fn systems_have_processes_mounts_and_networks_of_their_own() {
     let Some(tools) = tools("systems_have_processes_mounts_and_networks_of_their_own") else {
         return;
     };
-    let testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     let inside = |program: &str, args: &[&str]| {
         text(testbed.a.exec(program).args(args)).expect("it runs inside")
     };
@@ -108,7 +108,7 @@ fn the_world_reaches_both_systems() {
     let Some(tools) = tools("the_world_reaches_both_systems") else {
         return;
     };
-    let testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     for system in [&testbed.a, &testbed.b] {
         let address = SocketAddr::from((system.ip(), 9000));
         let listener = system
@@ -129,7 +129,7 @@ fn the_link_between_systems_has_the_rate_it_was_given() {
     };
     let testbed = Testbed::create(
         &tools,
-        &Plan {
+        &Settings {
             rate_mbit: Some(200),
         },
     )
@@ -146,7 +146,7 @@ fn a_second_agent_leaves_what_the_first_one_has_alone() {
     let Some(tools) = tools("a_second_agent_leaves_what_the_first_one_has_alone") else {
         return;
     };
-    let mut testbed = Testbed::create(&tools, &Plan::default()).expect("a testbed");
+    let mut testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
     testbed.start_coordinators().expect("both answer");
     let system = &testbed.a;
     let (state, run) = (system.state_dir(), system.run_dir());

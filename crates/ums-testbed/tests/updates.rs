@@ -16,7 +16,7 @@ use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::client::echo::Echo;
 use ums_testbed::hog::Request;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, is_long, skipped, wait_for};
 use ums_testbed::workload::{ask_hog, start_hog, streams};
 
@@ -36,7 +36,7 @@ fn previous(test: &str, rate_mbit: u32) -> Option<Testbed> {
         skipped(test, &lacking.unwrap_or_else(|| reason.to_owned()));
         return None;
     };
-    let plan = Plan {
+    let plan = Settings {
         rate_mbit: Some(rate_mbit),
     };
     let mut testbed = Testbed::create(&tools, &plan).expect("a testbed");

@@ -48,7 +48,7 @@ pub enum Oddity {
     /// A listener has connections that were not accepted.
     Unaccepted,
     /// An error has occurred that the owner has not been told (`SO_ERROR`).
-    Untold,
+    PendingError,
     /// A unix datagram that was not read, whose sender has a name (unix(7)): CRIU carries it without.
     Sender,
     /// A message without content in a unix socket: CRIU ends there.
@@ -132,7 +132,7 @@ pub(super) fn of(socket: &OwnedFd, nature: Nature) -> Vec<Oddity> {
         let unread = events.contains(PollFlags::IN) && !events.contains(PollFlags::RDHUP);
         found.extend(unread.then_some(Oddity::Unread));
         let untold = events.contains(PollFlags::ERR);
-        found.extend(untold.then_some(Oddity::Untold));
+        found.extend(untold.then_some(Oddity::PendingError));
     } else if nature.domain == libc::AF_UNIX {
         found.extend(unread_message(socket));
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::container::raw;
-use super::gate::Gate;
+use super::handshake::KeeperSide;
 use super::moment;
 use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
 use super::server::{Shared, State, monotonic_ns};
@@ -44,8 +44,8 @@ pub(super) fn dump(
     request: DumpRequest,
     mut fds: Vec<OwnedFd>,
 ) -> Result<(), String> {
-    let gate = (fds.len() == 3).then(|| fds.pop()).flatten();
-    let mut gate = Gate::new(gate);
+    let handshake = (fds.len() == 3).then(|| fds.pop()).flatten();
+    let mut handshake = KeeperSide::new(handshake);
     let [images, pages] = <[OwnedFd; 2]>::try_from(fds)
         .map_err(|_| "a dump takes the images directory and the page socket".to_owned())?;
     let images = MemoryDir::from_fd(images);
@@ -67,11 +67,11 @@ pub(super) fn dump(
             "a container that is {phase:?} can't be checkpointed"
         )),
     })?;
-    let result = freeze_and_dump(shared, (&images, &pages), request, init, &mut gate);
+    let result = freeze_and_dump(shared, (&images, &pages), request, init, &mut handshake);
     shared.update(|state| state.dumping = None);
     if result.is_err() {
         // Nothing was promised to anybody yet: the service goes on.
-        gate.give_up();
+        handshake.give_up();
         let _ = shared.container.freezer().map(|freezer| freezer.release());
     }
     shared.update(|state| {
@@ -91,7 +91,7 @@ fn freeze_and_dump(
     (images, pages): (&MemoryDir, &OwnedFd),
     request: DumpRequest,
     init: i32,
-    gate: &mut Gate,
+    handshake: &mut KeeperSide,
 ) -> Result<(), String> {
     let freezer = shared.container.freezer()?;
     let (connections, bound) = (
@@ -156,11 +156,11 @@ fn freeze_and_dump(
             // until now. CRIU would freeze it too, but looks only ten times a second whether it is.
             Some("pre-dump") => {
                 moment::wait(cgroup);
-                gate.before_freeze()?;
+                handshake.before_freeze()?;
                 moment::freeze((&freezer, cgroup), bound, || {
                     shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
                 })?;
-                gate.frozen()?;
+                handshake.frozen()?;
                 // To stop every task takes CRIU a moment, however large they are.
                 swrk.must_answer_within(bound);
                 let processes = carry::processes(cgroup);
@@ -179,7 +179,7 @@ fn freeze_and_dump(
             Some("network-lock") => {
                 let held = Hold::new(shared.container.netns.as_fd());
                 loopback = Some(held.map_err(|error| hold_failed(&error))?);
-                return gate.wait_held();
+                return handshake.wait_held();
             }
             Some("post-dump") => {}
             _ => return Ok(()),

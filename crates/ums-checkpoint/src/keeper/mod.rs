@@ -23,8 +23,8 @@
 pub mod client;
 mod container;
 mod dump;
-pub mod gate;
 pub mod guard;
+pub mod handshake;
 pub mod log;
 mod moment;
 mod nonlocal;

@@ -93,7 +93,7 @@ pub enum Request {
         /// The bundle: a directory with `config.json`.
         bundle: PathBuf,
     },
-    /// Checkpoint it. Descriptors: images directory, page-server socket, and a [`gate`](super::gate)
+    /// Checkpoint it. Descriptors: images directory, page-server socket, and a [`handshake`](super::handshake)
     /// if somebody has to act at the moment of the freeze.
     Dump(DumpRequest),
     /// Give up a checkpoint that is under way, and let the service run on. Returns when none is under

@@ -13,7 +13,7 @@ use ums_api::client::{
 use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::plan::{self, Route};
-use ums_core::preflight::{Estimates, Refusal, Wishes};
+use ums_core::preflight::{Estimates, MigrateOptions, Refusal};
 use ums_core::receiver;
 use ums_core::report::{MigrationReport, Outcome};
 use ums_core::saga::{self, Action, Event, Request};
@@ -35,7 +35,7 @@ pub(super) async fn plan(
     known_peer(&shared, destination)?;
     let source = shared.agent.facts().await?;
     let service = shared.agent.service(&request.service).await?;
-    let wishes = Wishes {
+    let options = MigrateOptions {
         max_downtime_ms: request.max_downtime_ms,
         technique: request.technique,
         approach: request.approach,
@@ -51,7 +51,7 @@ pub(super) async fn plan(
         &source,
         &service,
         facts.as_ref(),
-        &wishes,
+        &options,
         &Estimates::default(),
     );
     plan.refusals.extend(refusal);

@@ -10,7 +10,7 @@ use ums_api::problem::Effect;
 use ums_core::id::MigrationId;
 use ums_core::preflight::Refusal;
 use ums_core::report::{Bytes, Outcome};
-use ums_core::saga::{self, Action, Event, Ground, Output, Phase, Saga};
+use ums_core::saga::{self, Action, Event, Output, Phase, Saga, TakenBackBy};
 use ums_core::step::Step;
 
 use super::{abandon, ending_in_words};
@@ -193,7 +193,7 @@ impl Migration {
     }
 
     /// Writes events, however long that takes.
-    pub(super) async fn insist(&mut self, events: Vec<Event>) {
+    pub(super) async fn record_until_written(&mut self, events: Vec<Event>) {
         let mut pause = Pause::new(self.limits());
         while let Err(error) = self.record(events.clone(), Write::Durable).await {
             self.waiting(&chain(&error));
@@ -247,15 +247,11 @@ impl Migration {
 
     /// The commit is taken back: what is here is the service after all. Returns when that is in the
     /// journal, durably.
-    pub(super) async fn take_back(&mut self, ground: Ground, reason: String) {
-        tracing::warn!(migration = %self.id(), ?ground, reason, "taken back after the commit");
+    pub(super) async fn take_back(&mut self, by: TakenBackBy, reason: String) {
+        tracing::warn!(migration = %self.id(), ?by, reason, "taken back after the commit");
         let at_us = self.now_us();
-        self.insist(vec![Event::TakenBack {
-            at_us,
-            ground,
-            reason,
-        }])
-        .await;
+        self.record_until_written(vec![Event::TakenBack { at_us, by, reason }])
+            .await;
         self.live.withdraw();
     }
 
@@ -310,7 +306,7 @@ impl Migration {
         {
             // How it ended is known, whether or not it can be written now.
             self.live.update(|view| view.report = report);
-            self.insist(vec![finished]).await;
+            self.record_until_written(vec![finished]).await;
         }
     }
 

@@ -12,8 +12,8 @@ use ums_api::problem::ProblemKind;
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
-use ums_core::preflight::{self, Estimates, Refusal, Wishes};
-use ums_core::saga::{Event, Ground, Output, Request};
+use ums_core::preflight::{self, Estimates, MigrateOptions, Refusal};
+use ums_core::saga::{Event, Output, Request, TakenBackBy};
 use ums_core::step::Step;
 use ums_core::technique::Technique;
 
@@ -23,15 +23,15 @@ use crate::journal::Write;
 use crate::{peer, policy};
 
 /// What step 1 found, for the steps after it.
-pub(super) struct Plan {
+pub(super) struct Determined {
     source: NodeFacts,
     service: ServiceFacts,
     technique: Technique,
 }
 
-/// What was wished for.
-pub(crate) fn wishes(request: &Request) -> Wishes {
-    Wishes {
+/// What was asked for.
+pub(crate) fn options(request: &Request) -> MigrateOptions {
+    MigrateOptions {
         max_downtime_ms: request.max_downtime_ms,
         technique: request.technique,
         approach: request.approach,
@@ -40,7 +40,7 @@ pub(crate) fn wishes(request: &Request) -> Wishes {
 }
 
 /// UMS §III-B, Step 1.
-pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failure> {
+pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, Failure> {
     let step = Step::DetermineApproach;
     m.start(step).await?;
     let (agent, request) = (m.agent(), m.saga().request().clone());
@@ -58,8 +58,8 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failur
             .map(|denied| denied.refusal(&request.destination))
             .into_iter()
             .collect();
-    let wishes = wishes(&request);
-    refusals.extend(preflight::judge_local(&source, &service, &wishes));
+    let options = options(&request);
+    refusals.extend(preflight::judge_local(&source, &service, &options));
     let route = Route {
         source: request.source,
         destination: request.destination,
@@ -69,7 +69,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failur
         &source,
         &service,
         None,
-        &wishes,
+        &options,
         &Estimates::default(),
     );
     let (Some(approach), Some(technique), true) =
@@ -94,7 +94,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failur
     let memory = service.memory_bytes;
     m.live
         .update(|view| view.progress.bytes_total = Some(memory + service.filesystem_bytes));
-    Ok(Plan {
+    Ok(Determined {
         source,
         service,
         technique,
@@ -102,7 +102,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Plan, Failur
 }
 
 /// UMS §III-B, Step 2.
-pub(super) async fn verify_peer(m: &mut Migration, plan: &Plan) -> Result<(), Failure> {
+pub(super) async fn verify_peer(m: &mut Migration, plan: &Determined) -> Result<(), Failure> {
     let step = Step::VerifyPeer;
     m.start(step).await?;
     let name = m.saga().request().destination.clone();
@@ -124,12 +124,12 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Plan) -> Result<(), Fa
         let why = "its Migration Interface does not answer (`ums doctor` there says why)";
         return Err(refused(Refusal::peer_unreachable(name.as_str(), why)));
     };
-    let wishes = wishes(m.saga().request());
+    let options = options(m.saga().request());
     let refusals = preflight::judge(
         &plan.source,
         &plan.service,
         Some(&facts),
-        &wishes,
+        &options,
         &Estimates::default(),
     );
     if !refusals.is_empty() {
@@ -141,7 +141,10 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Plan) -> Result<(), Fa
 }
 
 /// UMS §III-B, Step 3.
-pub(super) async fn send_specification(m: &mut Migration, plan: &Plan) -> Result<(), Failure> {
+pub(super) async fn send_specification(
+    m: &mut Migration,
+    plan: &Determined,
+) -> Result<(), Failure> {
     let step = Step::SendSpecification;
     m.start(step).await?;
     let request = ReserveRequest {
@@ -188,7 +191,7 @@ pub(super) async fn create_container(m: &mut Migration) -> Result<CreateAnswer, 
 /// UMS §III-B, Step 7.
 pub(super) async fn open_data_path(
     m: &mut Migration,
-    plan: &Plan,
+    plan: &Determined,
     created: &CreateAnswer,
 ) -> Result<(), Failure> {
     let step = Step::OpenDataPath;
@@ -219,7 +222,7 @@ pub(super) async fn open_data_path(
 /// each was over is what is written.
 pub(super) async fn checkpoint_and_transfer(
     m: &mut Migration,
-    plan: &Plan,
+    plan: &Determined,
 ) -> Result<String, Failure> {
     let step = Step::Checkpoint;
     m.start(step).await?;
@@ -316,7 +319,7 @@ pub(super) async fn run_at_destination(m: &mut Migration) {
         .map_or(ran_us, |(frozen_us, _)| frozen_us);
     let output = interruption(&m.stopwatch, frozen_us, m.told_at_us, ran_us);
     let at_us = m.now_us();
-    m.insist(vec![
+    m.record_until_written(vec![
         Event::StepDone {
             step: Step::Commit,
             at_us,
@@ -360,21 +363,21 @@ async fn commit_at_destination(m: &mut Migration) -> Option<(CommitAnswer, u64, 
         let told = tokio::select! {
             biased;
             told = told(m) => told,
-            () = m.live.decided() => Err(Untold::TakenBack),
+            () = m.live.decided() => Err(CommitFailure::TakenBack),
             never = offer_in_time(m) => match never {},
         };
         match told {
             Ok(answer) => return Some((answer, sent_ns, monotonic_ns())),
-            Err(Untold::Lost(reason)) => {
-                m.take_back(Ground::Lost, reason).await;
+            Err(CommitFailure::Lost(reason)) => {
+                m.take_back(TakenBackBy::Lost, reason).await;
                 return None;
             }
-            Err(Untold::TakenBack) => return taken_back(m).await,
-            Err(Untold::Stuck(why)) => {
+            Err(CommitFailure::TakenBack) => return taken_back(m).await,
+            Err(CommitFailure::Stuck(why)) => {
                 m.stuck(&why);
                 m.live.offer(&why);
             }
-            Err(Untold::Unknown(why)) => {
+            Err(CommitFailure::Unknown(why)) => {
                 m.waiting(&format!(
                     "the destination has to be told of the commit: {why}"
                 ));
@@ -393,12 +396,12 @@ async fn taken_back<T>(m: &mut Migration) -> Option<T> {
     let reason = format!(
         "taken back by the operator of `{here}` after the commit, without the word of `{there}`"
     );
-    m.take_back(Ground::Operator, reason).await;
+    m.take_back(TakenBackBy::Operator, reason).await;
     None
 }
 
 /// Why the destination is not known to run the service.
-enum Untold {
+enum CommitFailure {
     /// It says that it never has, and never will.
     Lost(String),
     /// It says that nobody knows, or that it is no more: a person is needed.
@@ -409,19 +412,19 @@ enum Untold {
     TakenBack,
 }
 
-async fn told(m: &Migration) -> Result<CommitAnswer, Untold> {
+async fn told(m: &Migration) -> Result<CommitAnswer, CommitFailure> {
     let Some(client) = m.peer() else {
         let why = "the destination is no peer any more; add it again";
-        return Err(Untold::Unknown(why.to_owned()));
+        return Err(CommitFailure::Unknown(why.to_owned()));
     };
     client.commit(m.id()).await.map_err(|error| {
         let kind = error.problem().map(|problem| &problem.kind);
         match kind {
-            Some(ProblemKind::Lost) => Untold::Lost(words(&error)),
+            Some(ProblemKind::Lost) => CommitFailure::Lost(words(&error)),
             Some(ProblemKind::OutcomeUnknown | ProblemKind::Discarded | ProblemKind::Aborted) => {
-                Untold::Stuck(words(&error))
+                CommitFailure::Stuck(words(&error))
             }
-            _ => Untold::Unknown(error.chain()),
+            _ => CommitFailure::Unknown(error.chain()),
         }
     })
 }
@@ -454,7 +457,8 @@ pub(super) async fn announce(m: &mut Migration) {
         step: Step::DeleteSource,
         at_us,
     };
-    m.insist(vec![done(step, at_us, Output::None), next]).await;
+    m.record_until_written(vec![done(step, at_us, Output::None), next])
+        .await;
 }
 
 /// UMS §III-B, Step 15.
@@ -483,7 +487,7 @@ pub(super) async fn delete_source(m: &mut Migration) {
         pause.wait().await;
     };
     let at_us = m.now_us();
-    m.insist(vec![done(step, at_us, Output::Closed { losses })])
+    m.record_until_written(vec![done(step, at_us, Output::Closed { losses })])
         .await;
 }
 

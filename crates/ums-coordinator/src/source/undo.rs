@@ -48,7 +48,9 @@ pub(super) async fn undo(m: &mut Migration) {
                 })
                 .await;
             }
-            Err(Failed::Conflict(error)) => m.insist(vec![conflict(m, step, error)]).await,
+            Err(Failed::Conflict(error)) => {
+                m.record_until_written(vec![conflict(m, step, error)]).await
+            }
             Err(Failed::Again(error)) if row.compensation.may_be_put_off() => {
                 m.note(Event::CompensationPutOff {
                     step,
@@ -85,14 +87,16 @@ pub(super) async fn catch_up(m: &mut Migration) {
         match compensate(m, step).await {
             Ok(frozen_since_us) => {
                 let at_us = m.now_us();
-                m.insist(vec![Event::CompensationDone {
+                m.record_until_written(vec![Event::CompensationDone {
                     step,
                     at_us,
                     frozen_since_us,
                 }])
                 .await;
             }
-            Err(Failed::Conflict(error)) => m.insist(vec![conflict(m, step, error)]).await,
+            Err(Failed::Conflict(error)) => {
+                m.record_until_written(vec![conflict(m, step, error)]).await
+            }
             Err(Failed::Again(error)) => {
                 tracing::debug!(migration = %m.id(), error, "the destination can't be told yet");
                 pause.wait().await;

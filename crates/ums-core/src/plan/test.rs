@@ -130,13 +130,13 @@ fn files_and_a_missing_image_count_in_the_total_only() {
 
 #[test]
 fn a_feasible_plan_names_what_it_chose_and_why_not_the_others() {
-    let wishes = Wishes::default();
+    let options = MigrateOptions::default();
     let plan = make(
         route(),
         &node(),
         &service(),
         Some(&node()),
-        &wishes,
+        &options,
         &Estimates::default(),
     );
     assert!(plan.feasible());
@@ -158,17 +158,17 @@ fn a_feasible_plan_names_what_it_chose_and_why_not_the_others() {
 
 #[test]
 fn a_plan_that_is_refused_is_not_feasible_and_still_predicts() {
-    let wishes = Wishes {
+    let options = MigrateOptions {
         technique: Some(Technique::PostCopy),
         max_downtime_ms: Some(1),
-        ..Wishes::default()
+        ..MigrateOptions::default()
     };
     let plan = make(
         route(),
         &node(),
         &service(),
         None,
-        &wishes,
+        &options,
         &Estimates::default(),
     );
     assert!(!plan.feasible());

@@ -1,6 +1,6 @@
 //! What the service is and holds, and what is wanted of it.
 
-use super::{Refusal, RefusalKind, Wishes};
+use super::{MigrateOptions, Refusal, RefusalKind};
 use crate::facts::{Loss, NodeFacts, Obstacle, ObstacleKind, ServiceFacts};
 use crate::plan;
 
@@ -28,9 +28,9 @@ pub(super) fn state(service: &ServiceFacts) -> Vec<Refusal> {
 }
 
 /// What was asked for must exist here.
-pub(super) fn wishes(wishes: &Wishes, source: &NodeFacts) -> Vec<Refusal> {
+pub(super) fn options(options: &MigrateOptions, source: &NodeFacts) -> Vec<Refusal> {
     let mut refusals = Vec::new();
-    if let Some(reason) = wishes
+    if let Some(reason) = options
         .technique
         .and_then(|technique| plan::technique_unavailable(technique, source))
     {
@@ -40,7 +40,7 @@ pub(super) fn wishes(wishes: &Wishes, source: &NodeFacts) -> Vec<Refusal> {
             "use stop-and-copy (`--technique stop-and-copy`, the default)",
         ));
     }
-    if let Some(reason) = wishes.approach.and_then(plan::approach_unavailable) {
+    if let Some(reason) = options.approach.and_then(plan::approach_unavailable) {
         refusals.push(Refusal::new(
             RefusalKind::ApproachUnavailable,
             reason,
@@ -67,9 +67,9 @@ pub(super) fn obstacles(service: &ServiceFacts) -> Vec<Refusal> {
 }
 
 /// What the move would change for the worse, where nobody has accepted that: one for each kind.
-pub(super) fn losses(service: &ServiceFacts, wishes: &Wishes) -> Vec<Refusal> {
+pub(super) fn losses(service: &ServiceFacts, options: &MigrateOptions) -> Vec<Refusal> {
     let mut grave: Vec<&Loss> = service.losses.iter().collect();
-    grave.retain(|loss| loss.kind.needs_consent() && !wishes.accept_loss);
+    grave.retain(|loss| loss.kind.needs_consent() && !options.accept_loss);
     grave.sort();
     let kinds = grave.chunk_by(|one, other| one.kind == other.kind);
     kinds

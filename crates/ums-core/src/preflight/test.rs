@@ -20,7 +20,7 @@ fn judged(change: impl FnOnce(&mut NodeFacts, &mut ServiceFacts, &mut NodeFacts)
         &source,
         &service,
         Some(&destination),
-        &Wishes::default(),
+        &MigrateOptions::default(),
         &Estimates::default(),
     )
 }
@@ -171,11 +171,11 @@ fn a_loss_that_changes_behaviour_has_to_be_accepted() {
         loss(LossKind::SemaphoreUndo, 3),
     ];
     let judged = |accept_loss| {
-        let wishes = Wishes {
+        let options = MigrateOptions {
             accept_loss,
-            ..Wishes::default()
+            ..MigrateOptions::default()
         };
-        judge_local(&node(), &service, &wishes)
+        judge_local(&node(), &service, &options)
     };
     let refusal = only(judged(false), RefusalKind::Loss);
     assert!(refusal.cause.contains("process 3"), "{refusal}");
@@ -351,7 +351,7 @@ fn disk_must_hold_the_files_and_a_missing_image() {
             &source,
             &service,
             Some(&destination),
-            &Wishes::default(),
+            &MigrateOptions::default(),
             &Estimates::default(),
         )
     };
@@ -369,15 +369,15 @@ fn a_maximum_downtime_is_held_against_the_prediction() {
     let judged_with = |max_downtime_ms| {
         let (source, mut service, destination) = (node(), service(), node());
         service.memory_bytes = GIB;
-        let wishes = Wishes {
+        let options = MigrateOptions {
             max_downtime_ms: Some(max_downtime_ms),
-            ..Wishes::default()
+            ..MigrateOptions::default()
         };
         judge(
             &source,
             &service,
             Some(&destination),
-            &wishes,
+            &options,
             &Estimates::default(),
         )
     };
@@ -412,29 +412,32 @@ fn what_does_not_run_or_migrates_already_is_refused_once() {
 
 #[test]
 fn techniques_and_approaches_that_are_not_here_are_refused_with_the_reason() {
-    let wish = |technique, approach| {
+    let asked = |technique, approach| {
         judge_local(
             &node(),
             &service(),
-            &Wishes {
+            &MigrateOptions {
                 technique,
                 approach,
-                ..Wishes::default()
+                ..MigrateOptions::default()
             },
         )
     };
     for technique in [Technique::PreCopy, Technique::PostCopy, Technique::Hybrid] {
         let refusal = only(
-            wish(Some(technique), None),
+            asked(Some(technique), None),
             RefusalKind::TechniqueUnavailable,
         );
         assert!(refusal.remedy.contains("stop-and-copy"), "{refusal}");
     }
     for approach in [Approach::ServiceLevel, Approach::ContainerLevel] {
-        only(wish(None, Some(approach)), RefusalKind::ApproachUnavailable);
+        only(
+            asked(None, Some(approach)),
+            RefusalKind::ApproachUnavailable,
+        );
     }
     assert_eq!(
-        wish(
+        asked(
             Some(Technique::StopAndCopy),
             Some(Approach::OrchestratorLevel)
         ),
@@ -447,7 +450,7 @@ fn local_judgement_needs_no_destination() {
     let (mut source, mut service) = (node(), service());
     source.criu = None;
     service.running = false;
-    let local = judge_local(&source, &service, &Wishes::default());
+    let local = judge_local(&source, &service, &MigrateOptions::default());
     assert_eq!(
         kinds(&local),
         [RefusalKind::NotRunning, RefusalKind::CriuMissing]
@@ -456,7 +459,7 @@ fn local_judgement_needs_no_destination() {
         &source,
         &service,
         None,
-        &Wishes::default(),
+        &MigrateOptions::default(),
         &Estimates::default(),
     );
     assert_eq!(local, same);

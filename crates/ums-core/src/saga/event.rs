@@ -127,7 +127,8 @@ pub enum Event {
         /// When.
         at_us: u64,
         /// What makes it right, or who answers for it.
-        ground: Ground,
+        #[serde(rename = "ground")]
+        by: TakenBackBy,
         /// In words.
         reason: String,
     },
@@ -147,10 +148,10 @@ pub enum Event {
     },
 }
 
-/// On what ground a committed migration is taken back.
+/// By what a committed migration is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Ground {
+pub enum TakenBackBy {
     /// The destination's durable word that no instruction was executed there and none will be.
     Lost,
     /// The operator's decision, who was told the risk: the destination may execute it too.

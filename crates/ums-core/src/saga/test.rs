@@ -61,8 +61,8 @@ fn events(saga: &Saga) -> Vec<Event> {
             reason: "asked to".to_owned(),
         },
         Event::Committed { at_us: 0 },
-        taken_back(Ground::Lost),
-        taken_back(Ground::Operator),
+        taken_back(TakenBackBy::Lost),
+        taken_back(TakenBackBy::Operator),
     ];
     for step in Step::ALL {
         let error = || "broken".to_owned();
@@ -113,10 +113,10 @@ fn events(saga: &Saga) -> Vec<Event> {
     events
 }
 
-fn taken_back(ground: Ground) -> Event {
+fn taken_back(by: TakenBackBy) -> Event {
     Event::TakenBack {
         at_us: 0,
-        ground,
+        by,
         reason: "lost there".to_owned(),
     }
 }
@@ -313,7 +313,7 @@ fn told() -> Saga {
 
 #[test]
 fn a_commit_is_taken_back_until_the_destination_runs_it() {
-    let saga = next(Some(told()), &taken_back(Ground::Lost)).expect("legal");
+    let saga = next(Some(told()), &taken_back(TakenBackBy::Lost)).expect("legal");
     assert!(!saga.is_committed());
     assert_eq!(saga.what_next(), Action::Compensate(Step::Checkpoint));
     let runs = Event::StepDone {
@@ -322,8 +322,8 @@ fn a_commit_is_taken_back_until_the_destination_runs_it() {
         output: output(Step::Commit),
     };
     let saga = next(Some(told()), &runs).expect("legal");
-    for ground in [Ground::Lost, Ground::Operator] {
-        assert!(next(Some(saga.clone()), &taken_back(ground)).is_err());
+    for by in [TakenBackBy::Lost, TakenBackBy::Operator] {
+        assert!(next(Some(saga.clone()), &taken_back(by)).is_err());
     }
 }
 
@@ -334,7 +334,7 @@ fn a_conflict_is_stuck_and_stays_so() {
         at_us: 0,
         error: "it runs there".to_owned(),
     };
-    let mut saga = next(Some(told()), &taken_back(Ground::Operator)).expect("legal");
+    let mut saga = next(Some(told()), &taken_back(TakenBackBy::Operator)).expect("legal");
     while saga.what_next() != Action::Compensate(Step::SendSpecification) {
         saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
     }
@@ -414,7 +414,7 @@ proptest! {
                 (0..=2, Action::Compensate(step) | Action::Stuck { step, .. }) => {
                     Event::CompensationFailed { step, at_us: 0, error }
                 }
-                (4, Action::Run(PIVOT)) => taken_back(Ground::Lost),
+                (4, Action::Run(PIVOT)) => taken_back(TakenBackBy::Lost),
                 (3, Action::Compensate(step)) => Event::CompensationPutOff { step, at_us: 0, error },
                 _ => good,
             };

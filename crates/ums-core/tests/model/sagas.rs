@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use ums_core::report::{Bytes, Outcome};
-use ums_core::saga::{self, Action, Event, Ground, Output, Phase, Request, Saga};
+use ums_core::saga::{self, Action, Event, Output, Phase, Request, Saga, TakenBackBy};
 use ums_core::step::Step;
 use ums_core::technique::{Approach, Technique};
 
@@ -18,7 +18,7 @@ pub(crate) enum Line {
     Done(Step),
     Abandoned,
     Committed,
-    TakenBack(Ground),
+    TakenBack(TakenBackBy),
     Undoing(Step),
     Undone(Step),
     PutOff(Step),
@@ -110,9 +110,9 @@ fn event(saga: &Saga, line: Line) -> Event {
             reason: error,
         },
         Line::Committed => Event::Committed { at_us },
-        Line::TakenBack(ground) => Event::TakenBack {
+        Line::TakenBack(by) => Event::TakenBack {
             at_us,
-            ground,
+            by,
             reason: error,
         },
         Line::Undoing(step) => Event::CompensationStarted { step, at_us },

@@ -5,7 +5,7 @@
 
 use ums_core::receiver::{self, Message, Rejected, State};
 use ums_core::report::Outcome;
-use ums_core::saga::{Action, Ground, Phase};
+use ums_core::saga::{Action, Phase, TakenBackBy};
 use ums_core::step::Step as Number;
 
 use crate::sagas::{Id, Line, Sagas, outcome};
@@ -495,13 +495,13 @@ impl Steps<'_> {
         if self.from.has(Post::Lost) {
             self.source_step(
                 "13: it is lost there, and taken back",
-                &[Disk(&[Line::TakenBack(Ground::Lost)])],
+                &[Disk(&[Line::TakenBack(TakenBackBy::Lost)])],
             );
         }
         if self.from.left.decisions > 0 {
             let memory = self
                 .sagas
-                .write(self.from.memory, Line::TakenBack(Ground::Operator));
+                .write(self.from.memory, Line::TakenBack(TakenBackBy::Operator));
             self.change("the operator takes it back", true, |world| {
                 world.left.decisions -= 1;
                 world.risk_taken = true;

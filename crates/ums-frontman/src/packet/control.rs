@@ -184,7 +184,7 @@ pub struct Counts {
     pub given_back: u64,
     /// Times that the two ends were connected again after the first.
     pub reconnects: u64,
-    /// Times that an [heir](super::heir) has gone on for an end that died. The other counts begin
+    /// Times that an [standby](super::standby) has gone on for an end that died. The other counts begin
     /// anew with each.
     #[serde(default)]
     pub takeovers: u64,

@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::control::{Counts, Limits, Phase, Request, Response, Role, Status};
 use super::device::Device;
 use super::end::EndError;
-use super::heir::{self, Course, Estate, Permits};
 use super::hold::Hold;
 use super::launch::End;
 use super::quic;
+use super::standby::{self, Handles, Permits, Standing};
 use crate::record::{self, Record};
 use crate::server::{self, Answer};
 
@@ -43,7 +43,7 @@ pub(crate) struct Core {
     young_deaths: u32,
     /// How long the other end lives unneeded, seconds; 0 while it hasn't said.
     peer_retires_after: AtomicU64,
-    pub(super) line: heir::Line,
+    pub(super) line: standby::Line,
     pub(crate) device: Device,
     hold: Mutex<Hold>,
     /// The far end was told that it is still needed.
@@ -93,16 +93,16 @@ pub(crate) enum Refusal {
 }
 
 impl Core {
-    /// The state of an end that goes on where this course is; nothing is read from the device yet.
+    /// The state of an end that goes on where this standing is; nothing is read from the device yet.
     pub(crate) fn new(
         role: Role,
         end: End,
         address: SocketAddr,
-        course: Course,
-        estate: Estate,
+        standing: Standing,
+        handles: Handles,
     ) -> Result<Arc<Self>, EndError> {
-        let shared = estate.try_clone().map_err(EndError::Descriptor)?;
-        let device = Device::open(estate.device, estate.namespace);
+        let shared = handles.try_clone().map_err(EndError::Descriptor)?;
+        let device = Device::open(handles.device, handles.namespace);
         let device = device.map_err(EndError::Descriptor)?;
         Ok(Arc::new(Self {
             role,
@@ -110,18 +110,18 @@ impl Core {
             device,
             hold: Mutex::new(Hold::new(end.limits.hold_packets, end.limits.hold_bytes)),
             end,
-            permits: Mutex::new(course.permits),
-            takeovers: course.takeovers,
-            young_deaths: course.young_deaths,
+            permits: Mutex::new(standing.permits),
+            takeovers: standing.takeovers,
+            young_deaths: standing.young_deaths,
             peer_retires_after: AtomicU64::new(0),
-            line: heir::Line::new(role, shared),
+            line: standby::Line::new(role, shared),
             renewed: Notify::new(),
             arrived: Notify::new(),
             room: Notify::new(),
-            phase: watch::Sender::new(course.phase),
+            phase: watch::Sender::new(standing.phase),
             link: watch::Sender::new(None),
             totals: Totals::default(),
-            life: Mutex::new(Life::until(course.ends_at_ms)),
+            life: Mutex::new(Life::until(standing.ends_at_ms)),
         }))
     }
 
@@ -136,14 +136,14 @@ impl Core {
             .store(retires_after_seconds, Relaxed);
     }
 
-    /// Starts an heir.
-    pub(crate) fn raise_heir(&self) -> std::io::Result<Child> {
-        self.line.raise(self.course())
+    /// Starts a standby.
+    pub(crate) fn start_standby(&self) -> std::io::Result<Child> {
+        self.line.raise(self.standing())
     }
 
-    fn course(&self) -> Course {
+    fn standing(&self) -> Standing {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
-        Course {
+        Standing {
             phase: *self.phase.borrow(),
             ends_at_ms: self.life().ends_at_ms(),
             permits: permits.clone(),
@@ -152,17 +152,17 @@ impl Core {
         }
     }
 
-    /// What has changed the heir knows, too, when this returns.
-    fn tell_heir(&self) {
-        self.line.tell(&self.course());
+    /// What has changed the standby knows, too, when this returns.
+    fn tell_standby(&self) {
+        self.line.tell(&self.standing());
     }
 
-    /// Looks at the permits, changes them, and lets the heir know.
+    /// Looks at the permits, changes them, and lets the standby know.
     pub(crate) fn with_permits<T>(&self, change: impl FnOnce(&mut Permits) -> T) -> T {
         let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         let done = change(&mut permits);
         drop(permits);
-        self.tell_heir();
+        self.tell_standby();
         done
     }
 
@@ -269,7 +269,7 @@ impl Core {
             .is_ok()
         {
             tracing::info!("retiring");
-            self.tell_heir();
+            self.tell_standby();
             self.remove_files();
         }
     }
@@ -371,7 +371,7 @@ impl Core {
     fn note(&self) {
         let status = self.status();
         tracing::debug!(phase = ?status.phase, ends_at = status.ends_at, "changed");
-        self.tell_heir();
+        self.tell_standby();
         if let Err(error) = self.write_record() {
             tracing::error!(%error, "cannot write the state file");
         }
@@ -456,14 +456,14 @@ impl Life {
         self.ends_at = now().saturating_add(left.as_secs());
     }
 
-    /// When it ends by the clock that an heir can read.
+    /// When it ends by the clock that a standby can read.
     fn ends_at_ms(&self) -> u64 {
         let left = self.end.saturating_duration_since(Instant::now());
         monotonic_ms().saturating_add(left.as_millis() as u64)
     }
 }
 
-/// The clock that an end and its heir have in common; a wall clock may be set meanwhile.
+/// The clock that an end and its standby have in common; a wall clock may be set meanwhile.
 fn monotonic_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
@@ -475,7 +475,7 @@ fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-impl Course {
+impl Standing {
     /// Where an end begins.
     pub(super) fn begin(role: Role, permits: Permits, limits: Limits) -> Self {
         Self {

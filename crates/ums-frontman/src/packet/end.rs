@@ -13,8 +13,8 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 use super::control::{Limits, Role, Status};
 use super::core::Core;
 use super::device::{self, DeviceError};
-use super::heir::{self, Course, Deed, Estate, Inheritance, Launch, Permits};
 use super::launch::End;
+use super::standby::{self, Handles, Handover, Launch, Permits, Setup, Standing};
 use super::{far, near, pump, quic};
 use crate::engine::StartError;
 use crate::record;
@@ -44,7 +44,7 @@ pub enum EndError {
     /// Its tunnel can't be had.
     #[error(transparent)]
     Quic(#[from] quic::QuicError),
-    /// What the kernel keeps for it can't be shared with its heir.
+    /// What the kernel keeps for it can't be shared with its standby.
     #[error("cannot use or share a descriptor")]
     Descriptor(#[source] std::io::Error),
     /// The far end didn't let it in.
@@ -99,41 +99,41 @@ pub(crate) async fn begin(
     };
     let (claim, control) = Claim::take(end)?;
     let (device, namespace) = device::make(&end.namespace, &end.device, end.mtu)?;
-    let course = Course::begin(role, permits, end.limits);
-    let deed = Deed::new(launch).map_err(EndError::Descriptor)?;
-    let estate = Estate {
-        deed: deed.keep().map_err(EndError::Descriptor)?,
+    let standing = Standing::begin(role, permits, end.limits);
+    let setup = Setup::new(launch).map_err(EndError::Descriptor)?;
+    let handles = Handles {
+        setup: setup.keep().map_err(EndError::Descriptor)?,
         namespace,
         device,
         socket: socket.into(),
         control,
     };
-    let inheritance = Inheritance {
-        deed,
-        course,
-        estate,
+    let handover = Handover {
+        setup,
+        standing,
+        handles,
     };
     let ready = |status| {
         claim.keep();
         ready(status);
     };
-    live(inheritance, ready, stop).await
+    live(handover, ready, stop).await
 }
 
 /// Goes on as the end that left this, until it has retired; `ready` is called when it serves.
 pub async fn live(
-    inheritance: Inheritance,
+    handover: Handover,
     ready: impl FnOnce(Status),
     stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
-    let Inheritance {
-        deed: Deed { launch, secret },
-        course,
-        estate,
-    } = inheritance;
+    let Handover {
+        setup: Setup { launch, secret },
+        standing,
+        handles,
+    } = handover;
     match launch {
-        Launch::Near(launch) => near::live(launch, &secret, course, estate, ready, stop).await,
-        Launch::Far(launch) => far::live(launch, &secret, course, estate, ready, stop).await,
+        Launch::Near(launch) => near::live(launch, &secret, standing, handles, ready, stop).await,
+        Launch::Far(launch) => far::live(launch, &secret, standing, handles, ready, stop).await,
     }
 }
 
@@ -146,8 +146,8 @@ pub(crate) async fn run(
     mut stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
     let listener = core.line.control().map_err(EndError::Descriptor)?;
-    // Its first heir is there before anybody relies on the end.
-    let heir = core.raise_heir();
+    // Its first standby is there before anybody relies on the end.
+    let standby = core.start_standby();
     if let Err(source) = core.write_record() {
         if core.is_first() {
             core.retire();
@@ -162,7 +162,7 @@ pub(crate) async fn run(
     tasks.spawn(pump::read(core.clone()));
     tasks.spawn(pump::send(core.clone()));
     let tunnel = tokio::spawn(tunnel);
-    let heirs = tokio::spawn(heir::keep(core.clone(), heir));
+    let standbys = tokio::spawn(standby::keep(core.clone(), standby));
     ready(core.status());
     let mut passed = core.passed();
     let mut looks = interval(look_every(core.end.limits));
@@ -192,7 +192,7 @@ pub(crate) async fn run(
     }
     server.idle().await;
     tasks.shutdown().await;
-    let _ = heirs.await;
+    let _ = standbys.await;
     tracing::info!(counts = ?core.counts(), "ended");
     Ok(())
 }

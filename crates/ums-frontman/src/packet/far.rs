@@ -12,13 +12,13 @@ use tokio::time::timeout;
 use super::control::{Role, Status};
 use super::core::Core;
 use super::end::{EndError, begin, run};
-use super::heir::{Course, Estate, Launch, Permits};
 use super::launch::FarLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};
 use super::narrow;
-use super::permit::{Doorkeeper, Permit, PermitHash};
+use super::permit::{Permit, PermitHash, ValidPermits};
 use super::pump;
 use super::quic::{self, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_RETIRED, CLOSE_UNUSABLE};
+use super::standby::{Handles, Launch, Permits, Standing};
 
 /// Who wants to be let in says who it is within this long.
 const ADMIT_WITHIN: Duration = Duration::from_secs(5);
@@ -36,22 +36,22 @@ pub async fn far(
     stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
     let socket = quic::bind(launch.listen, launch.ports)?;
-    let permits = Permits::Far(Doorkeeper::new(launch.permit));
+    let permits = Permits::Far(ValidPermits::new(launch.permit));
     begin(Launch::Far(launch), permits, socket, ready, stop).await
 }
 
 pub(crate) async fn live(
     launch: FarLaunch,
     secret: &Permit,
-    course: Course,
-    estate: Estate,
+    standing: Standing,
+    handles: Handles,
     ready: impl FnOnce(Status),
     stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
-    let socket = estate.socket.try_clone().map_err(EndError::Descriptor)?;
+    let socket = handles.socket.try_clone().map_err(EndError::Descriptor)?;
     let endpoint = quic::listen(&launch.end.identity, socket.into(), secret)?;
     let address = endpoint.local_addr().map_err(quic::QuicError::Socket)?;
-    let core = Core::new(Role::Far, launch.end, address, course, estate)?;
+    let core = Core::new(Role::Far, launch.end, address, standing, handles)?;
     let door = Arc::new(Door { core: core.clone() });
     run(core, serve(endpoint, door), ready, stop).await
 }
@@ -180,7 +180,7 @@ impl Door {
         if *migration != self.core.end.migration {
             return Err("it belongs to another migration".to_owned());
         }
-        if !self.doorkeeper(|permits| permits.admit(permit, next)) {
+        if !self.valid_permits(|permits| permits.admit(permit, next)) {
             return Err(
                 "its permit is not valid: it was used before, or is another one's".to_owned(),
             );
@@ -189,11 +189,11 @@ impl Door {
         Ok(())
     }
 
-    /// Looks at the permits that are good, and changes them: the heir knows, too, before the near
+    /// Looks at the permits that are good, and changes them: the standby knows, too, before the near
     /// end does.
-    fn doorkeeper<T: Default>(&self, look: impl FnOnce(&mut Doorkeeper) -> T) -> T {
+    fn valid_permits<T: Default>(&self, look: impl FnOnce(&mut ValidPermits) -> T) -> T {
         self.core.with_permits(|permits| match permits {
-            Permits::Far(doorkeeper) => look(doorkeeper),
+            Permits::Far(valid_permits) => look(valid_permits),
             Permits::Near(_) => T::default(),
         })
     }
@@ -219,7 +219,7 @@ async fn converse(door: Arc<Door>, admitted: Admitted) {
                 break;
             }
             message = said.recv() => match message {
-                Some(FromNear::Confirm {}) => door.doorkeeper(|permits| permits.confirm(next)),
+                Some(FromNear::Confirm {}) => door.valid_permits(|permits| permits.confirm(next)),
                 Some(FromNear::Lead {}) => core.live_on(),
                 Some(FromNear::Retire {}) => {
                     tracing::info!("the near end has retired");

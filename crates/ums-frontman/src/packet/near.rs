@@ -12,13 +12,13 @@ use tokio::time::{sleep, timeout};
 use super::control::{Phase, Role, Status};
 use super::core::Core;
 use super::end::{EndError, begin, run};
-use super::heir::{Course, Estate, Launch, Permits};
 use super::launch::NearLaunch;
 use super::message::{self, FromFar, FromNear, VERSION};
 use super::narrow;
 use super::permit::Permit;
 use super::pump;
 use super::quic::{self, CLOSE_RETIRED, CLOSE_UNUSABLE};
+use super::standby::{Handles, Launch, Permits, Standing};
 
 /// A far end that is there answers in a round trip or three.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -44,22 +44,22 @@ pub async fn near(
 pub(crate) async fn live(
     launch: NearLaunch,
     secret: &Permit,
-    course: Course,
-    estate: Estate,
+    standing: Standing,
+    handles: Handles,
     ready: impl FnOnce(Status),
     stop: mpsc::Receiver<()>,
 ) -> Result<(), EndError> {
     let NearLaunch { end, address, .. } = launch;
-    let socket = estate.socket.try_clone().map_err(EndError::Descriptor)?;
+    let socket = handles.socket.try_clone().map_err(EndError::Descriptor)?;
     let (endpoint, config) = quic::dial(&end.identity, socket.into(), secret)?;
-    let core = Core::new(Role::Near, end, address, course, estate)?;
+    let core = Core::new(Role::Near, end, address, standing, handles)?;
     let dialler = Dialler {
         endpoint,
         config,
         core: core.clone(),
         address,
     };
-    // Whoever starts an end wants to know whether there is a way; an heir looks for one.
+    // Whoever starts an end wants to know whether there is a way; a standby looks for one.
     let admitted = match core.is_first() {
         true => Some(dialler.connect().await.map_err(EndError::Connect)?),
         false => None,
@@ -172,7 +172,7 @@ impl Dialler {
         message::write(&mut to, &hello).await?;
         match message::read(&mut from).await? {
             FromFar::Welcome { permit } => {
-                // The heir has it before the far end forgets the one before.
+                // The standby has it before the far end forgets the one before.
                 self.core
                     .with_permits(|permits| *permits = Permits::Near(permit));
                 message::write(&mut to, &FromNear::Confirm {}).await?;

@@ -88,12 +88,12 @@ impl TryFrom<String> for PermitHash {
 
 /// The far end's memory of what is good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Doorkeeper {
+pub(crate) struct ValidPermits {
     current: PermitHash,
     next: Option<PermitHash>,
 }
 
-impl Doorkeeper {
+impl ValidPermits {
     pub(crate) fn new(first: PermitHash) -> Self {
         Self {
             current: first,
@@ -134,7 +134,7 @@ mod test {
 
     #[test]
     fn a_used_permit_is_refused() {
-        let mut door = Doorkeeper::new(permit(1).hash());
+        let mut door = ValidPermits::new(permit(1).hash());
         assert!(!door.admit(&permit(2), permit(9).hash()), "another one's");
         assert!(door.admit(&permit(1), permit(2).hash()));
         door.confirm(permit(2).hash());
@@ -160,7 +160,7 @@ mod test {
         /// Whatever is lost, the near end gets in with the newest permit that it has.
         #[test]
         fn a_lost_answer_locks_nobody_out(lost in prop::collection::vec(0u8..3, 0..60)) {
-            let mut door = Doorkeeper::new(permit(0).hash());
+            let mut door = ValidPermits::new(permit(0).hash());
             let mut has = permit(0);
             let mut used = Vec::new();
             for (number, lost) in (1u8..).zip(lost) {

@@ -195,7 +195,7 @@ fn endpoint(
 /// What the key of stateless resets (RFC 9000, section 10.3) is derived for.
 const RESETS: &str = "ums-tunnel 2026 stateless resets";
 
-/// The key of stateless resets: an end's heir has the same, so the other end believes it that a
+/// The key of stateless resets: an end's standby has the same, so the other end believes it that a
 /// connection of the dead one is no more, at once.
 struct ResetKey([u8; blake3::KEY_LEN]);
 
@@ -222,7 +222,7 @@ impl HmacKey for ResetKey {
 }
 
 /// Connection ids without a mark of who gave them: quinn's own have one, and nobody would be told
-/// of the end of a connection whose id the heir can't tell from a stranger's.
+/// of the end of a connection whose id the standby can't tell from a stranger's.
 #[derive(Debug)]
 struct ConnectionIds(blake3::OutputReader);
 

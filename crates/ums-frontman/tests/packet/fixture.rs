@@ -300,10 +300,10 @@ impl Drop for Fixture {
         }
         let records = record::list::<Status>(self.directory.path()).unwrap_or_default();
         for Status { pid, .. } in records.into_iter().map(|record| record.status) {
-            // Standing still, it raises no other heir.
+            // Standing still, it raises no other standby.
             send(pid, Signal::SIGSTOP);
-            for heir in children(pid) {
-                send(heir, Signal::SIGKILL);
+            for standby in children(pid) {
+                send(standby, Signal::SIGKILL);
             }
             send(pid, Signal::SIGKILL);
         }

@@ -334,11 +334,11 @@ fn an_end_that_is_told_by_a_signal_ends_and_the_other_with_it() {
         let mut f = Fixture::new(1500);
         let (near, far) = f.start("192.0.2.2");
         let pids = [&near, &far].map(|end| status(end).pid);
-        let heirs = pids.map(|pid| children(pid)[0]);
+        let standbys = pids.map(|pid| children(pid)[0]);
         send(pids[which], Signal::SIGTERM);
         both_are_gone(&f, &near, &far);
-        for heir in heirs {
-            eventually("the end of its heir", || !exists(heir));
+        for standby in standbys {
+            eventually("the end of its standby", || !exists(standby));
         }
     }
 }
@@ -348,11 +348,11 @@ fn exists(pid: u32) -> bool {
     stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Kills an end, and waits until its heir goes on.
+/// Kills an end, and waits until its standby goes on.
 fn kill_end(end: &Client) {
     let before = status(end);
     send(before.pid, Signal::SIGKILL);
-    eventually("the heir goes on", || {
+    eventually("the standby goes on", || {
         let now = block_on(end.status());
         now.is_ok_and(|now| now.pid != before.pid)
     });
@@ -360,8 +360,8 @@ fn kill_end(end: &Client) {
 }
 
 #[test]
-fn an_end_that_is_killed_has_an_heir() {
-    skip_unless_root!("an_end_that_is_killed_has_an_heir");
+fn an_end_that_is_killed_has_a_standby() {
+    skip_unless_root!("an_end_that_is_killed_has_a_standby");
     let mut f = Fixture::new(1500);
     let (near, far) = f.start("192.0.2.2");
     f.divert();
@@ -382,21 +382,21 @@ fn an_end_that_is_killed_has_an_heir() {
     };
     passes("before");
     for end in [&near, &far, &near, &far] {
-        let heir = children(status(end).pid)[0];
+        let standby = children(status(end).pid)[0];
         kill_end(end);
-        assert_eq!(status(end).pid, heir);
+        assert_eq!(status(end).pid, standby);
         passes("after a death");
         eventually("both know it", connected);
     }
-    // An heir that dies is replaced.
+    // A standby that dies is replaced.
     let end = status(&near).pid;
-    let heir = children(end)[0];
-    send(heir, Signal::SIGKILL);
-    eventually("another heir", || {
-        children(end).first().is_some_and(|other| *other != heir)
+    let standby = children(end)[0];
+    send(standby, Signal::SIGKILL);
+    eventually("another standby", || {
+        children(end).first().is_some_and(|other| *other != standby)
     });
     kill_end(&near);
-    passes("after the death of an heir");
+    passes("after the death of a standby");
     // Both at once, while the connection is silent: whoever is there first waits for the other.
     send(status(&far).pid, Signal::SIGKILL);
     kill_end(&near);
@@ -449,7 +449,7 @@ fn an_end_that_is_killed_while_it_holds_goes_on_holding() {
     assert_eq!(status(&near).phase, Phase::Holding);
     block_on(near.lead()).unwrap();
     receive_numbered(&service, 100);
-    // What it was told before its death its heir knows.
+    // What it was told before its death its standby knows.
     kill_end(&near);
     assert_eq!(status(&near).phase, Phase::Leading);
     send_numbered(&client, 10, 4);
@@ -457,30 +457,30 @@ fn an_end_that_is_killed_while_it_holds_goes_on_holding() {
 }
 
 #[test]
-fn an_heir_knows_all_that_was_told_however_slow_it_is() {
-    skip_unless_root!("an_heir_knows_all_that_was_told_however_slow_it_is");
+fn a_standby_knows_all_that_was_told_however_slow_it_is() {
+    skip_unless_root!("a_standby_knows_all_that_was_told_however_slow_it_is");
     let mut f = Fixture::new(1500);
     let (near, far) = f.start("192.0.2.2");
     f.divert();
     let end = status(&near).pid;
-    let heir = children(end)[0];
-    send(heir, Signal::SIGSTOP);
+    let standby = children(end)[0];
+    send(standby, Signal::SIGSTOP);
     block_on(near.lead()).unwrap();
     send(end, Signal::SIGKILL);
     eventually("the end is dead", || !exists(end));
-    send(heir, Signal::SIGCONT);
-    eventually("the heir goes on", || {
-        block_on(near.status()).is_ok_and(|now| now.pid == heir)
+    send(standby, Signal::SIGCONT);
+    eventually("the standby goes on", || {
+        block_on(near.status()).is_ok_and(|now| now.pid == standby)
     });
     assert_eq!(status(&near).phase, Phase::Leading);
     there_and_back(&f, SERVICE, MEBIBYTE);
     // One that takes nothing more is replaced.
     let end = status(&far).pid;
-    let heir = children(end)[0];
-    send(heir, Signal::SIGSTOP);
-    eventually("another heir", || {
+    let standby = children(end)[0];
+    send(standby, Signal::SIGSTOP);
+    eventually("another standby", || {
         block_on(far.renew()).unwrap();
-        children(end).first().is_some_and(|other| *other != heir)
+        children(end).first().is_some_and(|other| *other != standby)
     });
     kill_end(&far);
     there_and_back(&f, SERVICE, MEBIBYTE);

@@ -129,7 +129,7 @@ pub(super) fn losses(oddities: &BTreeSet<(i32, Oddity)>) -> Vec<Loss> {
                  (SO_ATTACH_REUSEPORT_EBPF), if there is one, is gone",
             ),
             // Whoever asks a socket for its error is told of it, most often at once.
-            Oddity::Untold | Oddity::Uncarried(_) | Oddity::Urgent => return None,
+            Oddity::PendingError | Oddity::Uncarried(_) | Oddity::Urgent => return None,
         };
         Some(loss(kind, *pid, what))
     };
@@ -148,7 +148,7 @@ mod test {
             (2, Oddity::Unread),
             (2, Oddity::Ring),
             (3, Oddity::Unaccepted),
-            (3, Oddity::Untold),
+            (3, Oddity::PendingError),
         ];
         let all = BTreeSet::from(all);
         let refused: Vec<ObstacleKind> = odd(&all).iter().map(|one| one.kind).collect();

@@ -33,7 +33,7 @@ pub(super) async fn dump(
     service: &Service,
     images: &Arc<MemoryDir>,
     mut to: PageSending,
-    (connections, gate): (Connections, OwnedFd),
+    (connections, handshake): (Connections, OwnedFd),
 ) -> Result<Status, Problem> {
     let pair = UnixStream::pair();
     let (ours, theirs) = pair
@@ -47,7 +47,7 @@ pub(super) async fn dump(
     let dumped = blocking(move || {
         let keeper = of.container.keeper();
         let keeper = keeper.map_err(|error| problem::keeper(&error))?;
-        let fds = [at.as_fd(), theirs.as_fd(), gate.as_fd()];
+        let fds = [at.as_fd(), theirs.as_fd(), handshake.as_fd()];
         let freeze_ms = u64::try_from(this.settings.freeze.as_millis()).unwrap_or(u64::MAX);
         let request = Request::Dump(DumpRequest {
             connections,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinError;
 use ums_api::problem::{Problem, ProblemKind};
-use ums_checkpoint::keeper::gate::Attendant;
+use ums_checkpoint::keeper::handshake::NodeSide;
 use ums_checkpoint::keeper::protocol::Status;
 use ums_checkpoint::memory_dir::MemoryDir;
 
@@ -32,11 +32,11 @@ const READ_WITHIN: Duration = Duration::from_millis(30);
 /// Pause between two looks whether it has.
 const READ_LOOK: Duration = Duration::from_millis(1);
 
-/// Both ends of a gate: ours, and the keeper's.
-pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
+/// Both ends of a handshake: ours, and the keeper's.
+pub(super) fn pair() -> Result<(NodeSide, OwnedFd), Problem> {
     let made = UnixStream::pair().and_then(|(ours, theirs)| {
-        let attendant = Attendant::new(ours)?;
-        Ok((attendant, OwnedFd::from(theirs)))
+        let node_side = NodeSide::new(ours)?;
+        Ok((node_side, OwnedFd::from(theirs)))
     });
     made.map_err(|error| problem::failed(ProblemKind::Socket, "no socket can be made")(&error))
 }
@@ -55,15 +55,15 @@ pub(super) fn pair() -> Result<(Attendant, OwnedFd), Problem> {
 pub(super) async fn attend(
     node: Arc<Node>,
     netns: PathBuf,
-    attendant: Attendant,
+    node_side: NodeSide,
 ) -> Result<Option<Connections>, Problem> {
-    let mut attendant = Some(attendant);
-    if ask(&mut attendant, Attendant::wait_before).await.is_err() {
+    let mut node_side = Some(node_side);
+    if ask(&mut node_side, NodeSide::wait_before).await.is_err() {
         return Ok(None);
     }
-    let held = hold(&node, &netns, &mut attendant).await;
+    let held = hold(&node, &netns, &mut node_side).await;
     let ended_well = match &held {
-        Ok(Some(_)) => ask(&mut attendant, Attendant::wait_end).await.ok() == Some(false),
+        Ok(Some(_)) => ask(&mut node_side, NodeSide::wait_end).await.ok() == Some(false),
         _ => false,
     };
     if !ended_well {
@@ -72,7 +72,7 @@ pub(super) async fn attend(
             tracing::warn!(%error, "the service runs on while its packets are held");
         }
         // The keeper waits for this; it may have gone.
-        let _ = ask(&mut attendant, Attendant::say_open).await;
+        let _ = ask(&mut node_side, NodeSide::say_open).await;
     }
     held
 }
@@ -81,7 +81,7 @@ pub(super) async fn attend(
 async fn hold(
     node: &Node,
     netns: &Path,
-    attendant: &mut Option<Attendant>,
+    node_side: &mut Option<NodeSide>,
 ) -> Result<Option<Connections>, Problem> {
     let failed = problem::failed(ProblemKind::Network, "packets can't be held");
     let network = &node.packets;
@@ -92,11 +92,11 @@ async fn hold(
     held.map_err(|error| failed(&error))?;
     wait_for_itself(node, netns).await?;
     wait_for_readers(node, netns).await;
-    let frozen = |attendant: &mut Attendant| {
-        attendant.give_leave()?;
-        attendant.wait_frozen()
+    let frozen = |node_side: &mut NodeSide| {
+        node_side.give_leave()?;
+        node_side.wait_frozen()
     };
-    if ask(attendant, frozen).await.is_err() {
+    if ask(node_side, frozen).await.is_err() {
         return Ok(None);
     }
     let connections = network.connections(netns).await;
@@ -104,23 +104,23 @@ async fn hold(
     let frozen = network.freeze(netns, &connections.closing).await;
     frozen.map_err(|error| failed(&error))?;
     can_move(&connections.stuck)?;
-    let told = ask(attendant, Attendant::say_held).await;
+    let told = ask(node_side, NodeSide::say_held).await;
     Ok(told.ok().map(|()| connections))
 }
 
 /// Speaks to the keeper from a thread that may wait.
 async fn ask<T: Send + 'static>(
-    attendant: &mut Option<Attendant>,
-    what: impl FnOnce(&mut Attendant) -> io::Result<T> + Send + 'static,
+    node_side: &mut Option<NodeSide>,
+    what: impl FnOnce(&mut NodeSide) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-    let mut taken = attendant.take().ok_or_else(gone)?;
+    let mut taken = node_side.take().ok_or_else(gone)?;
     let asking = tokio::task::spawn_blocking(move || {
         let answer = what(&mut taken);
         (taken, answer)
     });
     let (taken, answer) = asking.await.map_err(|_| gone())?;
-    *attendant = Some(taken);
+    *node_side = Some(taken);
     answer
 }
 

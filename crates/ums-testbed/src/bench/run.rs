@@ -10,7 +10,7 @@ use super::clients_report;
 use super::paper_way::{self, SshServer};
 use super::report::{self, Aim, Row};
 use super::{Sample, Way, ums_way, wire_floor};
-use crate::testbed::{Plan, Testbed};
+use crate::testbed::{Settings, Testbed};
 use crate::tools::{Tools, tail};
 
 /// What to measure.
@@ -50,7 +50,7 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
         .with_context(|| format!("cannot create {}", options.out.display()))?;
     let mut testbed = Testbed::create(
         tools,
-        &Plan {
+        &Settings {
             rate_mbit: Some(options.rate_mbit),
         },
     )?;

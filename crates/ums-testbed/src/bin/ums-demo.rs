@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use ums_testbed::demo::{self, Narrator, Outcome};
-use ums_testbed::testbed::{Plan, remove_on_signal};
+use ums_testbed::testbed::{Settings, remove_on_signal};
 use ums_testbed::tools::Tools;
 
 #[derive(Parser)]
@@ -39,7 +39,7 @@ fn show(cli: &Cli) -> Result<Outcome> {
     if let Some(lacking) = tools.lacking() {
         anyhow::bail!("the demonstration can't run: {lacking}");
     }
-    let plan = Plan {
+    let plan = Settings {
         rate_mbit: Some(cli.rate),
     };
     let outcome = demo::run(&tools, &plan, cli.keys, &Narrator);

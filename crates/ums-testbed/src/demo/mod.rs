@@ -12,7 +12,7 @@ pub use check::Check;
 pub use narrate::Narrator;
 
 use crate::client::Summary;
-use crate::testbed::{Plan, Testbed};
+use crate::testbed::{Settings, Testbed};
 use crate::tools::Tools;
 
 /// What the demonstration showed; what `ums-demo --json` prints.
@@ -30,7 +30,7 @@ pub struct Outcome {
 
 /// Shows everything, cleans up, and judges. An error on the way is a failed check: what was
 /// found until then is told all the same.
-pub fn run(tools: &Tools, plan: &Plan, keys: u64, narrator: &Narrator) -> Outcome {
+pub fn run(tools: &Tools, plan: &Settings, keys: u64, narrator: &Narrator) -> Outcome {
     let mut outcome = Outcome::default();
     if let Err(error) = show(tools, plan, keys, narrator, &mut outcome) {
         let detail = format!("{error:#}");
@@ -47,7 +47,7 @@ pub fn run(tools: &Tools, plan: &Plan, keys: u64, narrator: &Narrator) -> Outcom
 
 fn show(
     tools: &Tools,
-    plan: &Plan,
+    plan: &Settings,
     keys: u64,
     narrator: &Narrator,
     outcome: &mut Outcome,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::report::{Report, Row};
 use super::service::{control, moved};
 use super::{Suite, Test, Verdict, Way, plain};
-use crate::testbed::{Plan, Testbed};
+use crate::testbed::{Settings, Testbed};
 use crate::tools::Tools;
 
 /// What is to be done.
@@ -35,7 +35,7 @@ pub struct Options {
 pub fn run(tools: &Tools, options: &Options) -> Result<Report> {
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot create {}", options.out.display()))?;
-    let mut testbed = Testbed::create(tools, &Plan::default())?;
+    let mut testbed = Testbed::create(tools, &Settings::default())?;
     let suite = Suite::find(tools, &options.zdtm, &testbed.directory(), |name| {
         options.wants(name)
     })?;

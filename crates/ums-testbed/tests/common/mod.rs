@@ -20,7 +20,7 @@ use ums_testbed::client::ledger::Recorded;
 use ums_testbed::hog::Request;
 use ums_testbed::ledger::Trail;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Plan, Testbed};
+use ums_testbed::testbed::{Settings, Testbed};
 use ums_testbed::tools::{Tools, skipped, text, wait_for};
 use ums_testbed::workload::{ask_hog, ledger_file, start_hog};
 
@@ -55,7 +55,7 @@ pub(crate) fn systems_set(test: &str, rate_mbit: u32, settings: &str) -> Option<
         skipped(test, &lacking);
         return None;
     }
-    let plan = Plan {
+    let plan = Settings {
         rate_mbit: Some(rate_mbit),
     };
     let mut testbed = Testbed::create(&tools, &plan).expect("a testbed");

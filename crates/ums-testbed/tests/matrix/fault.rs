@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ums_testbed::gate::Passage;
+use ums_testbed::intercept::Passage;
 use ums_testbed::system::System;
 use ums_testbed::testbed::{PEER_LINK, Testbed};
 use ums_testbed::tools::{run, wait_for};
@@ -124,7 +124,7 @@ impl Fault {
     /// Whether it makes sense at a point.
     pub(crate) fn fits(self, point: Point) -> bool {
         let copying = point.how == How::Streaming || ["/open", "/checkpoint"].iter().any(|one| {
-            matches!(point.how, How::Request(_, operation, _, ums_testbed::gate::Moment::Before) if operation == *one)
+            matches!(point.how, How::Request(_, operation, _, ums_testbed::intercept::Moment::Before) if operation == *one)
         });
         match self {
             // There is one only while it dumps or restores.
@@ -138,7 +138,7 @@ impl Fault {
             Self::Lost | Self::Twice => point.is_request(),
             Self::Late => matches!(
                 point.how,
-                How::Request(_, _, _, ums_testbed::gate::Moment::Before)
+                How::Request(_, _, _, ums_testbed::intercept::Moment::Before)
             ),
             Self::Disk | Self::Memory => copying,
             // They take long: where the answer is awaited over the link, and at the commit.
@@ -227,12 +227,12 @@ pub(crate) fn strike_at(testbed: &mut Testbed, reached: &Reached, fault: Fault) 
     }
 }
 
-/// The end itself, not its heir.
+/// The end itself, not its standby.
 fn end_of_tunnel(system: &System, end: &str) -> Result<i32> {
     wait_for("an end of the tunnel", SHORT, || {
-        let heirs = processes(system, &["ums-frontman", end, "--heir"]);
+        let standbys = processes(system, &["ums-frontman", end, "--standby"]);
         let mut all = processes(system, &["ums-frontman", end]).into_iter();
-        all.find(|pid| !heirs.contains(pid))
+        all.find(|pid| !standbys.contains(pid))
     })
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use ums_testbed::gate::{Gate, Moment, Stop};
+use ums_testbed::intercept::{Interceptor, Moment, Stop};
 use ums_testbed::system::System;
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::wait_for;
@@ -130,7 +130,7 @@ pub(crate) struct Reached {
     pub(crate) how: How,
     pub(crate) committed: bool,
     pub(crate) moving: Moving,
-    pub(crate) gate: Option<Gate>,
+    pub(crate) gate: Option<Interceptor>,
     /// A process that stands still, if that is how the point was reached.
     pub(crate) stopped: Option<i32>,
 }
@@ -146,7 +146,7 @@ pub(crate) fn reach(testbed: &Testbed, point: Point) -> Result<Reached> {
                 number,
                 moment,
             };
-            Some(Gate::close(&socket, coordinator(system), stop)?)
+            Some(Interceptor::close(&socket, coordinator(system), stop)?)
         }
         How::Streaming | How::Restoring => None,
     };

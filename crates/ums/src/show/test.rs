@@ -5,7 +5,7 @@ use ums_api::client::{Permission, Progress};
 use ums_core::facts::{LossKind, NodeFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
-use ums_core::preflight::{Estimates, Wishes};
+use ums_core::preflight::{Estimates, MigrateOptions};
 use ums_core::report::{Bytes, StepTiming};
 use ums_core::specification::{ImageId, PublishedPort, Specification, Transport};
 
@@ -148,7 +148,7 @@ fn node() -> NodeFacts {
     }
 }
 
-fn plan_for(destination: &NodeFacts, wishes: &Wishes) -> Plan {
+fn plan_for(destination: &NodeFacts, options: &MigrateOptions) -> Plan {
     let name = |text: &str| text.parse().expect("a name");
     let route = Route {
         source: name("a"),
@@ -159,7 +159,7 @@ fn plan_for(destination: &NodeFacts, wishes: &Wishes) -> Plan {
         &node(),
         &facts(),
         Some(destination),
-        wishes,
+        options,
         &Estimates::default(),
     )
 }
@@ -207,7 +207,7 @@ fn a_refused_migration() {
 
 #[test]
 fn a_feasible_plan() {
-    let text = plan(&plan_for(&node(), &Wishes::default()));
+    let text = plan(&plan_for(&node(), &MigrateOptions::default()));
     golden("plan", &text);
 }
 
@@ -222,7 +222,7 @@ fn what_a_move_changes_is_told() {
         of(LossKind::SemaphoreUndo, "set 0"),
         of(LossKind::PeerCredentials, "/run/socket"),
     ];
-    let mut planned = plan_for(&node(), &Wishes::default());
+    let mut planned = plan_for(&node(), &MigrateOptions::default());
     planned.losses = losses.clone();
     golden("plan-losses", &plan(&planned));
     let mut moved = completed();
@@ -240,11 +240,11 @@ fn a_plan_that_is_refused() {
     let mut destination = node();
     destination.ports.insert(6379);
     destination.cpu_features.clear();
-    let wishes = Wishes {
+    let options = MigrateOptions {
         max_downtime_ms: Some(200),
-        ..Wishes::default()
+        ..MigrateOptions::default()
     };
-    let text = plan(&plan_for(&destination, &wishes));
+    let text = plan(&plan_for(&destination, &options));
     golden("plan-refused", &text);
 }
 

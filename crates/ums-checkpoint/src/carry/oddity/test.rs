@@ -103,7 +103,7 @@ fn what_waits_is_seen() {
         .unwrap();
     refused.connect(nobody).unwrap();
     refused.send(b"x").unwrap();
-    assert!(seen_at_last(&refused).contains(&Oddity::Untold));
+    assert!(seen_at_last(&refused).contains(&Oddity::PendingError));
 }
 
 fn netlink() -> OwnedFd {

@@ -36,9 +36,9 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 const MOMENT_WITHIN: Duration = Duration::from_secs(120);
 
 /// The keeper's side; without a descriptor nobody is asked.
-pub(super) struct Gate(Option<UnixStream>);
+pub(super) struct KeeperSide(Option<UnixStream>);
 
-impl Gate {
+impl KeeperSide {
     pub(super) fn new(fd: Option<OwnedFd>) -> Self {
         Self(fd.map(UnixStream::from))
     }
@@ -62,7 +62,7 @@ impl Gate {
             return Ok(());
         };
         let told = stream.write_all(&[FROZEN]);
-        told.map_err(|error| format!("nobody attends the freeze any more: {error}"))
+        told.map_err(|error| format!("the agent has gone: {error}"))
     }
 
     /// Waits until the packets of the frozen service are held.
@@ -99,11 +99,11 @@ impl Gate {
     }
 }
 
-/// The other side: attends the freeze.
+/// The other side: goes along with the freeze.
 #[derive(Debug)]
-pub struct Attendant(UnixStream);
+pub struct NodeSide(UnixStream);
 
-impl Attendant {
+impl NodeSide {
     /// One end of a socket pair whose other end goes with the request.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(MOMENT_WITHIN))?;
@@ -171,49 +171,51 @@ mod test {
     use super::*;
 
     #[test]
-    fn the_freeze_waits_for_leave_and_the_attendant_for_the_freeze() {
+    fn each_side_waits_for_the_other() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut gate = Gate::new(Some(theirs.into()));
+        let mut handshake = KeeperSide::new(Some(theirs.into()));
         let attending = std::thread::spawn(move || {
-            let mut attendant = Attendant::new(ours).unwrap();
-            attendant.wait_before().unwrap();
-            attendant.give_leave().unwrap();
-            attendant.wait_frozen().unwrap();
-            attendant.say_held().unwrap();
-            attendant.wait_end().unwrap()
+            let mut node_side = NodeSide::new(ours).unwrap();
+            node_side.wait_before().unwrap();
+            node_side.give_leave().unwrap();
+            node_side.wait_frozen().unwrap();
+            node_side.say_held().unwrap();
+            node_side.wait_end().unwrap()
         });
-        gate.before_freeze().unwrap();
-        gate.frozen().unwrap();
-        gate.wait_held().unwrap();
-        drop(gate);
+        handshake.before_freeze().unwrap();
+        handshake.frozen().unwrap();
+        handshake.wait_held().unwrap();
+        drop(handshake);
         assert!(!attending.join().unwrap(), "it went well");
     }
 
     #[test]
     fn a_service_runs_on_once_its_packets_pass() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut gate = Gate::new(Some(theirs.into()));
+        let mut handshake = KeeperSide::new(Some(theirs.into()));
         let attending = std::thread::spawn(move || {
-            let mut attendant = Attendant::new(ours).unwrap();
+            let mut node_side = NodeSide::new(ours).unwrap();
             // The keeper has not heard of this when it gives up.
-            attendant.say_held().unwrap();
-            let given_up = attendant.wait_end().unwrap();
-            attendant.say_open().unwrap();
+            node_side.say_held().unwrap();
+            let given_up = node_side.wait_end().unwrap();
+            node_side.say_open().unwrap();
             given_up
         });
-        gate.give_up();
+        handshake.give_up();
         assert!(attending.join().unwrap());
         // Nobody is there any more: it is not waited for.
-        gate.give_up();
-        assert!(gate.wait_held().is_err());
+        handshake.give_up();
+        assert!(handshake.wait_held().is_err());
     }
 
     #[test]
     fn who_goes_away_prevents_the_freeze() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(ours);
-        let error = Gate::new(Some(theirs.into())).before_freeze().unwrap_err();
+        let error = KeeperSide::new(Some(theirs.into()))
+            .before_freeze()
+            .unwrap_err();
         assert!(error.contains("nobody gave leave"), "{error}");
-        assert!(Gate::new(None).before_freeze().is_ok());
+        assert!(KeeperSide::new(None).before_freeze().is_ok());
     }
 }

@@ -62,9 +62,9 @@ pub enum Passage {
     Lost,
 }
 
-/// A gate in its place. Dropping it takes it away and shuts what passes through it.
+/// An interceptor in its place. Dropping it takes it away and shuts what passes through it.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Interceptor {
     shared: Arc<Shared>,
     reached: Receiver<()>,
     decide: Sender<Passage>,
@@ -85,15 +85,15 @@ struct Shared {
     connections: Mutex<Vec<UnixStream>>,
 }
 
-impl Gate {
-    /// Puts a gate before the agent's socket at `path`, through which the Coordinator with this
+impl Interceptor {
+    /// Puts an interceptor before the agent's socket at `path`, through which the Coordinator with this
     /// process id will come.
     pub fn close(path: &Path, coordinator: i32, stop: Stop) -> Result<Self> {
         let behind = path.with_file_name(BEHIND);
         // Bound under another name first, so that there is a socket at every moment.
-        let new = path.with_file_name("gate.sock");
+        let new = path.with_file_name("intercept.sock");
         let listener = UnixListener::bind(&new)
-            .with_context(|| format!("cannot make a gate at {}", new.display()))?;
+            .with_context(|| format!("cannot listen at {}", new.display()))?;
         listener.set_nonblocking(true)?;
         std::fs::hard_link(path, &behind)
             .with_context(|| format!("no agent's socket at {}", path.display()))?;
@@ -140,7 +140,7 @@ impl Gate {
     }
 }
 
-impl Drop for Gate {
+impl Drop for Interceptor {
     fn drop(&mut self) {
         self.shared.step_aside();
         self.shared.gone.store(true, Ordering::SeqCst);
@@ -335,7 +335,7 @@ mod tests {
             number: 1,
             moment: Moment::Before,
         };
-        let gate = Gate::close(&path, own, stop).expect("a gate");
+        let gate = Interceptor::close(&path, own, stop).expect("a gate");
         let mut coordinator = UnixStream::connect(&path).expect("it lets us come");
         coordinator
             .write_all(b"POST /x/run HTTP/1.1\r\n\r\n")

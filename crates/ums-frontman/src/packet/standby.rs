@@ -1,20 +1,20 @@
-//! The heir of an end: a second process that holds all that the end holds, and goes on as the end
+//! The standby of an end: a second process that holds all that the end holds, and goes on as the end
 //! when that dies.
 //!
 //! ```text
-//!   end ──── descriptors once, then each change of its course ────▶ heir
+//!   end ──── descriptors once, then each change of its state ────▶ standby
 //!    ✝ ────────────────────── end of file ───────────────────────▶ it is the end now,
-//!                                                                   and raises an heir of its own
+//!                                                                   and raises a standby of its own
 //! ```
 //!
 //! What the kernel keeps for an end lives as long as one of the two holds it: its namespace, its
 //! device with what waits in it, its UDP socket, its control socket. So the death of one costs what
-//! it had read and not passed on, as a lossy link would, and the heir is connected again after a
-//! handshake. An heir that dies is replaced by the end. Only when both die at once do the tunnel
+//! it had read and not passed on, as a lossy link would, and the standby is connected again after a
+//! handshake. A standby that dies is replaced by the end. Only when both die at once do the tunnel
 //! and the namespace go with them.
 //!
-//! There are never two ends: an heir takes over when the kernel says that the end's process is
-//! dead, however long that takes, and not when it is silent. An heir that can't be told of a change
+//! There are never two ends: a standby takes over when the kernel says that the end's process is
+//! dead, however long that takes, and not when it is silent. A standby that can't be told of a change
 //! is killed before anybody acts on the change, and replaced.
 
 use std::fs::File;
@@ -40,12 +40,12 @@ use tokio::time::{sleep, timeout};
 use super::control::{Phase, Role};
 use super::core::Core;
 use super::launch::{FarLaunch, LAUNCH_BYTES_MAX, NearLaunch};
-use super::permit::{Doorkeeper, Permit};
+use super::permit::{Permit, ValidPermits};
 
-/// How many descriptors are handed over: the estate, and the end's own process.
+/// How many descriptors are handed over: the handles, and the end's own process.
 const DESCRIPTORS: usize = 6;
 
-/// Longest message about the course: a phase, three permits, numbers.
+/// Longest message about the standing: a phase, three permits, numbers.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// An end that dies again and again, each time younger than this, rests before it goes on.
@@ -57,7 +57,7 @@ const REST_MIN: Duration = Duration::from_millis(10);
 /// The longest.
 const REST_MAX: Duration = Duration::from_secs(10);
 
-/// An heir ends within this long when its end retires.
+/// A standby ends within this long when its end retires.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What an end was started with.
@@ -70,16 +70,16 @@ pub(crate) enum Launch {
 
 /// What does not change in an end's life.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Deed {
+pub(crate) struct Setup {
     pub(crate) launch: Launch,
-    /// What QUIC's connections are recognized by: with it the heir tells the other end that the
+    /// What QUIC's connections are recognized by: with it the standby tells the other end that the
     /// connections of the dead one are no more.
     pub(crate) secret: Permit,
 }
 
 /// What changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Course {
+pub(crate) struct Standing {
     pub(crate) phase: Phase,
     /// By the system's monotonic clock, milliseconds.
     pub(crate) ends_at_ms: u64,
@@ -97,43 +97,43 @@ pub(crate) enum Permits {
     /// The near end will show this one.
     Near(Permit),
     /// The far end takes these.
-    Far(Doorkeeper),
+    Far(ValidPermits),
 }
 
 /// What the kernel keeps for an end.
 #[derive(Debug)]
-pub(crate) struct Estate {
-    pub(crate) deed: File,
+pub(crate) struct Handles {
+    pub(crate) setup: File,
     pub(crate) namespace: OwnedFd,
     pub(crate) device: OwnedFd,
     pub(crate) socket: OwnedFd,
     pub(crate) control: OwnedFd,
 }
 
-/// What an heir goes on with.
+/// What a standby goes on with.
 #[derive(Debug)]
-pub struct Inheritance {
-    pub(crate) deed: Deed,
-    pub(crate) course: Course,
-    pub(crate) estate: Estate,
+pub struct Handover {
+    pub(crate) setup: Setup,
+    pub(crate) standing: Standing,
+    pub(crate) handles: Handles,
 }
 
-/// An end's line to its heir.
+/// An end's line to its standby.
 #[derive(Debug)]
 pub(crate) struct Line {
-    estate: Estate,
+    handles: Handles,
     role: Role,
-    heir: Mutex<Option<Heir>>,
+    standby: Mutex<Option<Standby>>,
 }
 
-/// An heir, as its end knows it.
+/// A standby, as its end knows it.
 #[derive(Debug)]
-struct Heir {
+struct Standby {
     line: OwnedFd,
     process: OwnedFd,
 }
 
-impl Deed {
+impl Setup {
     pub(crate) fn new(launch: Launch) -> io::Result<Self> {
         let secret = Permit::random()?;
         Ok(Self { launch, secret })
@@ -141,7 +141,7 @@ impl Deed {
 
     /// A file that holds it, and that only those see who are handed its descriptor.
     pub(crate) fn keep(&self) -> io::Result<File> {
-        let mut file = File::from(rustix::fs::memfd_create("ums-deed", MemfdFlags::CLOEXEC)?);
+        let mut file = File::from(rustix::fs::memfd_create("ums-setup", MemfdFlags::CLOEXEC)?);
         file.write_all(&serde_json::to_vec(self)?)?;
         Ok(file)
     }
@@ -155,16 +155,16 @@ impl Deed {
 }
 
 impl Line {
-    pub(crate) fn new(role: Role, estate: Estate) -> Self {
+    pub(crate) fn new(role: Role, handles: Handles) -> Self {
         Self {
-            estate,
+            handles,
             role,
-            heir: Mutex::default(),
+            standby: Mutex::default(),
         }
     }
 
-    /// Starts an heir. When this returns it will have what it needs, whenever the end dies.
-    pub(crate) fn raise(&self, course: Course) -> io::Result<Child> {
+    /// Starts a standby. When this returns it will have what it needs, whenever the end dies.
+    pub(crate) fn raise(&self, standing: Standing) -> io::Result<Child> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -175,85 +175,85 @@ impl Line {
             Role::Near => "near",
             Role::Far => "far",
         };
-        let heir = Command::new("/proc/self/exe")
+        let standby = Command::new("/proc/self/exe")
             .arg0(std::env::args_os().next().unwrap_or_default())
-            .args([role, "--heir"])
+            .args([role, "--standby"])
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
-        let pid = heir.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let pid = standby.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
         let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let estate = &self.estate;
+        let handles = &self.handles;
         let descriptors: [_; DESCRIPTORS] = [
-            estate.deed.as_fd(),
-            estate.namespace.as_fd(),
-            estate.device.as_fd(),
-            estate.socket.as_fd(),
-            estate.control.as_fd(),
+            handles.setup.as_fd(),
+            handles.namespace.as_fd(),
+            handles.device.as_fd(),
+            handles.socket.as_fd(),
+            handles.control.as_fd(),
             own.as_fd(),
         ];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let text = serde_json::to_vec(&course)?;
+        let text = serde_json::to_vec(&standing)?;
         let text = [IoSlice::new(&text)];
         rustix::net::sendmsg(&ours, &text, &mut ancillary, SendFlags::NOSIGNAL)?;
-        *self.heir() = Some(Heir {
+        *self.standby() = Some(Standby {
             line: ours,
             process,
         });
-        Ok(heir)
+        Ok(standby)
     }
 
-    /// Tells the heir of a change: from then on no heir is alive that does not know.
-    pub(crate) fn tell(&self, course: &Course) {
-        let mut heir = self.heir();
-        let Some(known) = &*heir else {
+    /// Tells the standby of a change: from then on no standby is alive that does not know.
+    pub(crate) fn tell(&self, standing: &Standing) {
+        let mut standby = self.standby();
+        let Some(known) = &*standby else {
             // It is being raised, and will be told then.
             return;
         };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let told = serde_json::to_vec(course)
+        let told = serde_json::to_vec(standing)
             .map_err(io::Error::from)
             .and_then(|text| Ok(rustix::net::send(&known.line, &text, flags)?));
         if let Err(error) = told {
-            tracing::warn!(%error, "the heir can't be told of a change: another one will be");
+            tracing::warn!(%error, "the standby can't be told of a change: another one will be");
             // Killed before its line is closed: it would take that for the death of this end.
             let _ = pidfd_send_signal(&known.process, Signal::KILL);
-            *heir = None;
+            *standby = None;
         }
     }
 
     /// The control socket. Called inside a runtime.
     pub(crate) fn control(&self) -> io::Result<UnixListener> {
-        let listener = std::os::unix::net::UnixListener::from(self.estate.control.try_clone()?);
+        let listener = std::os::unix::net::UnixListener::from(self.handles.control.try_clone()?);
         listener.set_nonblocking(true)?;
         UnixListener::from_std(listener)
     }
 
-    fn heir(&self) -> std::sync::MutexGuard<'_, Option<Heir>> {
-        self.heir.lock().unwrap_or_else(PoisonError::into_inner)
+    fn standby(&self) -> std::sync::MutexGuard<'_, Option<Standby>> {
+        self.standby.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Sees to it that the end has an heir, until it is retiring.
+/// Sees to it that the end has a standby, until it is retiring.
 pub(crate) async fn keep(core: Arc<Core>, first: io::Result<Child>) {
     let mut rest = REST_MIN;
     let mut raised = Some(first);
     loop {
-        match raised.take().unwrap_or_else(|| core.raise_heir()) {
-            Ok(heir) => {
+        match raised.take().unwrap_or_else(|| core.start_standby()) {
+            Ok(standby) => {
                 let raised = Instant::now();
-                if stand_by(&core, heir).await {
+                if stand_by(&core, standby).await {
                     return;
                 }
                 if raised.elapsed() >= YOUNG {
                     rest = REST_MIN;
                 }
             }
-            Err(error) => tracing::error!(%error, "cannot start an heir"),
+            Err(error) => tracing::error!(%error, "cannot start a standby"),
         }
         tokio::select! {
             () = sleep(rest) => {}
@@ -263,56 +263,56 @@ pub(crate) async fn keep(core: Arc<Core>, first: io::Result<Child>) {
     }
 }
 
-/// Returns when the heir is no more; whether that was because the end is retiring.
-async fn stand_by(core: &Core, mut heir: Child) -> bool {
+/// Returns when the standby is no more; whether that was because the end is retiring.
+async fn stand_by(core: &Core, mut standby: Child) -> bool {
     tokio::select! {
-        _ = heir.wait() => {
-            tracing::warn!("the heir died");
+        _ = standby.wait() => {
+            tracing::warn!("the standby died");
             return false;
         }
         () = core.retiring() => {}
     }
-    if timeout(FAREWELL, heir.wait()).await.is_err() {
-        let _ = heir.kill().await;
+    if timeout(FAREWELL, standby.wait()).await.is_err() {
+        let _ = standby.kill().await;
     }
     true
 }
 
-/// Waits as the heir of the end at the other side of `line`. `None` when that has retired: there is
+/// Waits as the standby of the end at the other side of `line`. `None` when that has retired: there is
 /// nothing to go on with. Blocks.
-pub fn wait(line: impl AsFd) -> io::Result<Option<Inheritance>> {
+pub fn wait(line: impl AsFd) -> io::Result<Option<Handover>> {
     // What is meant for the end's process group spares it, and if it happens to be stopped when the
     // end dies, the kernel has no reason to hang it up.
     let _ = rustix::process::setsid();
     let raised = Instant::now();
     let mut handed_over = None;
-    let mut last: Option<Course> = None;
+    let mut last: Option<Standing> = None;
     while let Some((text, descriptors)) = receive(line.as_fd())? {
-        let course: Course = serde_json::from_slice(&text)?;
-        if course.phase == Phase::Retiring {
+        let standing: Standing = serde_json::from_slice(&text)?;
+        if standing.phase == Phase::Retiring {
             return Ok(None);
         }
         if handed_over.is_none() {
-            handed_over = Some(Estate::from(descriptors)?);
+            handed_over = Some(Handles::from(descriptors)?);
         }
-        last = Some(course);
+        last = Some(standing);
     }
-    let (Some((estate, end)), Some(mut course)) = (handed_over, last) else {
+    let (Some((handles, end)), Some(mut standing)) = (handed_over, last) else {
         return Ok(None);
     };
     let mut death = [PollFd::new(&end, PollFlags::IN)];
     rustix::io::retry_on_intr(|| poll(&mut death, None))?;
-    course.takeovers += 1;
-    course.young_deaths = match raised.elapsed() < YOUNG {
-        true => course.young_deaths.saturating_add(1),
+    standing.takeovers += 1;
+    standing.young_deaths = match raised.elapsed() < YOUNG {
+        true => standing.young_deaths.saturating_add(1),
         false => 0,
     };
-    std::thread::sleep(rest_after(course.young_deaths));
-    let deed = Deed::read(&estate.deed)?;
-    Ok(Some(Inheritance {
-        deed,
-        course,
-        estate,
+    std::thread::sleep(rest_after(standing.young_deaths));
+    let setup = Setup::read(&handles.setup)?;
+    Ok(Some(Handover {
+        setup,
+        standing,
+        handles,
     }))
 }
 
@@ -352,25 +352,25 @@ fn receive(line: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
     Ok(Some((text, descriptors.collect())))
 }
 
-impl Estate {
+impl Handles {
     /// From what an end hands over; and the end's own process.
     fn from(descriptors: Vec<OwnedFd>) -> io::Result<(Self, OwnedFd)> {
-        let [deed, namespace, device, socket, control, end] =
+        let [setup, namespace, device, socket, control, end] =
             <[OwnedFd; DESCRIPTORS]>::try_from(descriptors)
-                .map_err(|_| io::Error::other("an heir was not given what it needs"))?;
-        let estate = Self {
-            deed: deed.into(),
+                .map_err(|_| io::Error::other("a standby was not given what it needs"))?;
+        let handles = Self {
+            setup: setup.into(),
             namespace,
             device,
             socket,
             control,
         };
-        Ok((estate, end))
+        Ok((handles, end))
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
-            deed: self.deed.try_clone()?,
+            setup: self.setup.try_clone()?,
             namespace: self.namespace.try_clone()?,
             device: self.device.try_clone()?,
             socket: self.socket.try_clone()?,
