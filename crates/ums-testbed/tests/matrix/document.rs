@@ -20,7 +20,7 @@ const HEAD: &str = "\
 ## With real systems
 
 Written by `cargo xtask test --long --out docs`; do not edit this part. Each cell was tried with two real systems: a ledger
-service under load moves from one to the other, the migration is stopped at the point for certain (a gate between a
+service under load moves from one to the other, the migration is stopped at the point for certain (an interceptor between a
 Coordinator and its agent holds one request; CRIU is stopped; memory is seen to stream), the fault strikes, the
 migration goes on, what a person or a supervisor would start again is started again. Then must hold:
 
