@@ -8,6 +8,7 @@
 //!   [`attendants`] lists what of them outlives a migration;
 //! - [`packets`] does what concerns packets inside a service's network namespace, [`connections`]
 //!   says which connections move;
+//! - `rounds` sends memory while a service runs, before the freeze (pre-copy);
 //! - [`facts`] and [`inspect`] look at the machine and at services, without judging.
 //!
 //! Architecture invariants: knows no saga and no peer's Coordinator; holds nothing that a service
@@ -29,6 +30,7 @@ pub mod node;
 pub mod packets;
 pub mod place;
 pub mod problem;
+pub(crate) mod rounds;
 pub mod source;
 pub mod task;
 pub mod tunnel;

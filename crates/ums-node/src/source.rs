@@ -22,7 +22,6 @@ mod clients;
 mod dump;
 mod freeze;
 mod open;
-pub(crate) mod rounds;
 mod thaw;
 mod trees;
 

@@ -14,8 +14,9 @@ const SETTLE_WITHIN: Duration = Duration::from_millis(1200);
 const SETTLE_LOOK: Duration = Duration::from_millis(10);
 /// How often it is frozen: what has come about since the last look is mostly over in the next moment.
 const FREEZES_MAX: u32 = 5;
-/// How long it runs in between, with its packets held.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long it runs, with its packets held, before it is frozen again. Each time is twice as long as the one before:
+/// on a busy machine it has to get a turn.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// Waits, for a while, until a service that runs is in the middle of nothing.
 pub(super) fn wait(cgroup: &Cgroup) {
@@ -43,7 +44,7 @@ pub(super) fn freeze(
     let end = Instant::now() + bound;
     // Each thaw from a freezer of version 1 may be seen by waits.
     let freezes = if freezer.is_unified() { FREEZES_MAX } else { 1 };
-    let mut left = freezes;
+    let (mut left, mut pause) = (freezes, PAUSE_MIN);
     loop {
         begun();
         let frozen = freezer.freeze_without_vfork(end.saturating_duration_since(Instant::now()));
@@ -54,7 +55,7 @@ pub(super) fn freeze(
         let Some(first) = found.first() else {
             return Ok(());
         };
-        if left == 0 || Instant::now() + PAUSE > end {
+        if left == 0 || Instant::now() + pause > end {
             let others = match found.len() - 1 {
                 0 => String::new(),
                 others => format!(" (and {others} more)"),
@@ -67,6 +68,7 @@ pub(super) fn freeze(
         }
         tracing::debug!(first, "frozen at the wrong moment");
         freezer.thaw().map_err(|error| error.to_string())?;
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
+        pause *= 2;
     }
 }

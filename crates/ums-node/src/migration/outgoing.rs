@@ -12,7 +12,7 @@ use ums_sync::files::Manifest;
 use ums_sync::send::Sender;
 
 use crate::problem;
-use crate::source::rounds::Copied;
+use crate::rounds::Copied;
 
 /// What we hold of a migration that we send.
 pub struct Outgoing {

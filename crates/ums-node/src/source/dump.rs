@@ -18,10 +18,10 @@ use ums_checkpoint::tree;
 use ums_sync::send::{ImageWriter, PageWriter, SendError};
 
 use super::at_peer;
-use super::rounds::Copied;
 use crate::host::Service;
 use crate::node::Node;
 use crate::problem;
+use crate::rounds::Copied;
 use crate::task::blocking;
 
 /// CRIU's own accounts, which stay here.

@@ -12,11 +12,12 @@ use ums_sync::files;
 use ums_sync::send::{Sender, Settings};
 use ums_tls::ALPN_DATA;
 
-use super::{at_files, at_peer, not_connected, permit_bytes, remember, rounds, trees};
+use super::{at_files, at_peer, not_connected, permit_bytes, remember, trees};
 use crate::host::Service;
 use crate::migration::{DataPath, Outgoing};
 use crate::node::Node;
 use crate::problem;
+use crate::rounds;
 use crate::task::blocking;
 
 /// How long the connection to the destination's data path may take.
@@ -86,7 +87,7 @@ async fn open_path(
     .await?;
     sender.settle().await.map_err(|error| at_peer(&error))?;
     let copied = match request.technique {
-        Technique::PreCopy => rounds::copy(&copied_of, &sender).await?,
+        Technique::PreCopy => rounds::copy(&copied_of, &sender, at_peer).await?,
         _ => None,
     };
     Ok(DataPath {

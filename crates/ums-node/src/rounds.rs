@@ -14,7 +14,6 @@ use ums_checkpoint::store::READ_RUNNING;
 use ums_core::converge::{self, Bounds, Next, Round};
 use ums_sync::send::{PageWriter, SendError, Sender};
 
-use super::at_peer;
 use crate::host::Service;
 use crate::task::blocking;
 
@@ -26,10 +25,15 @@ pub(crate) struct Copied {
     pub(crate) count: u32,
 }
 
-/// Sends memory in rounds until it is of no more use; `None` where memory can't be tracked.
+/// Sends memory in rounds until it is of no more use; `None` where memory can't be tracked. `at_peer` says what a
+/// broken data path means.
 ///
 /// *Cancel safety*: may be dropped; the round under way ends with the data path.
-pub(super) async fn copy(service: &Service, sender: &Sender) -> Result<Option<Copied>, Problem> {
+pub(crate) async fn copy(
+    service: &Service,
+    sender: &Sender,
+    at_peer: fn(&(dyn std::error::Error + 'static)) -> Problem,
+) -> Result<Option<Copied>, Problem> {
     if !sender.takes_rounds() {
         tracing::info!(
             "the destination takes no rounds of pages: all memory is sent in the freeze"
@@ -96,7 +100,7 @@ impl Copied {
     }
 
     /// What the destination's copies are right of, once every process is frozen.
-    pub(super) fn unchanged(&mut self) -> Unchanged {
+    pub(crate) fn unchanged(&mut self) -> Unchanged {
         let processes = self.processes();
         self.rounds.unchanged(&processes).unwrap_or_else(|error| {
             tracing::warn!(%error, "what has changed is not known: all memory is sent in the freeze");
