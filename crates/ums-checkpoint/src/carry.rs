@@ -3,7 +3,7 @@
 //!
 //! Most of it is done from outside, on copies of the service's descriptors (`pidfd_getfd(2)`) and by
 //! the ids of its threads; what a thread alone can set, CRIU is started with and hands on
-//! ([`Inherited`]), and what a process alone can be asked and told, it [is](crate::inside). What was seen
+//! ([`Inherited`]), and what a process alone can be asked and told, it is (`inside`). What was seen
 //! goes into one image file beside CRIU's. The restore has three moments, all after CRIU has made every
 //! descriptor:
 //!
@@ -11,7 +11,7 @@
 //!   is set however long the service is held;
 //! - [`Carry::resume`] at `pre-resume`, when nothing but the first instruction follows: what depends on
 //!   the time, and what the other end of a connection notices;
-//! - [`Carry::tell`] when CRIU has let go of the processes, which are frozen for it.
+//! - `Carry::tell` when CRIU has let go of the processes, which are frozen for it.
 //!
 //! What can't be set is returned as [`Lost`], which the report tells.
 //!

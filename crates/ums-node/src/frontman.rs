@@ -161,7 +161,7 @@ pub async fn lead(
         .map_err(|error| failed(&error))
 }
 
-/// Compensation of [`take_endpoints`] and [`tunnel::begin`]: the endpoint is the service's again, and what was held goes
+/// Compensation of `take_endpoints` and [`tunnel::begin`]: the endpoint is the service's again, and what was held goes
 /// to it. The service must run. Content when another migration has led it away since.
 pub async fn yield_to_service(
     frontmen: &Launcher,

@@ -2,7 +2,7 @@
 //!
 //! CRIU logs an error where it meets it, and once more at each function that it returns through; and it
 //! logs errors that change nothing. So the first line that is not harmless is the cause, and what is
-//! known of that is said in words ([`table`]). A line that nobody knows is shown as it is.
+//! known of that is said in words (`table`). A line that nobody knows is shown as it is.
 
 mod table;
 
