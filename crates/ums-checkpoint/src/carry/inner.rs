@@ -80,7 +80,7 @@ pub(super) fn capture(
     let about = About {
         sealed,
         sets: undo::Sets::of(first.pid)?,
-        offsets: Offsets::of(first.pid)?,
+        offsets: super::offsets(processes)?,
     };
     let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
     let ask = |end: Instant| -> io::Result<Seen> {
@@ -181,12 +181,11 @@ pub(super) fn apply(
     within: Duration,
 ) -> Vec<Lost> {
     let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
-    let offsets = match processes.first().map(|first| Offsets::of(first.pid)) {
-        Some(Ok(offsets)) => offsets,
-        Some(Err(error)) => return untold(inner, &error),
-        None => Offsets::default(),
-    };
     let tell = |end: Instant| -> Vec<Lost> {
+        let offsets = match super::offsets(processes) {
+            Ok(offsets) => offsets,
+            Err(error) => return untold(inner, &error),
+        };
         let told = inner.iter().flat_map(|inner| {
             let process = processes.iter().find(|process| process.pid_is(inner.pid));
             let told = match process {

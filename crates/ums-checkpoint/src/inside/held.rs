@@ -38,6 +38,21 @@ pub(crate) fn hold<T: Send>(
     after: After,
     work: impl FnOnce(Instant) -> T + Send,
 ) -> io::Result<T> {
+    let done = on_a_thread(freezer, pids, within, after, work);
+    match after {
+        After::Frozen => freezer.freeze(within)?,
+        After::Running => freezer.begin_thaw()?,
+    }
+    done
+}
+
+fn on_a_thread<T: Send>(
+    freezer: &Freezer,
+    pids: &[i32],
+    within: Duration,
+    after: After,
+    work: impl FnOnce(Instant) -> T + Send,
+) -> io::Result<T> {
     if !freezer.is_unified() {
         return Err(unsupported("this host has a freezer of version 1 alone"));
     }
@@ -49,17 +64,7 @@ pub(crate) fn hold<T: Send>(
             .spawn(|| traced(freezer, pids, within, after, work))
             .join()
     });
-    let done = done.unwrap_or_else(|_| Err(io::Error::other("tracing has failed")));
-    match after {
-        After::Frozen => {
-            freezer.freeze(within)?;
-            done
-        }
-        After::Running => {
-            freezer.begin_thaw()?;
-            done
-        }
-    }
+    done.unwrap_or_else(|_| Err(io::Error::other("tracing has failed")))
 }
 
 pub(super) fn unsupported(what: &str) -> io::Error {

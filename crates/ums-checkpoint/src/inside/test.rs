@@ -7,7 +7,9 @@ use nix::sys::ptrace;
 use nix::unistd::Pid;
 
 use super::held::stopped;
-use super::{Inside, raw};
+use super::{After, Inside, hold, raw};
+use crate::cgroup::Cgroup;
+use crate::freezer::Freezer;
 
 fn end() -> Instant {
     Instant::now() + Duration::from_secs(10)
@@ -93,4 +95,28 @@ fn a_signal_that_waits_is_taken_afterwards() {
         std::os::unix::process::ExitStatusExt::signal(&status),
         Some(libc::SIGTERM)
     );
+}
+
+/// Whoever was frozen to be told something runs, although it could not be.
+#[test]
+fn a_group_runs_on_when_nobody_in_it_can_be_held() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED a_group_runs_on_when_nobody_in_it_can_be_held: needs root");
+        return;
+    }
+    let group = Cgroup::at(&format!("/ums-inside-{}", std::process::id())).unwrap();
+    let dir = group.freezer_dir().unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    let freezer = Freezer::of(&group).unwrap();
+    let mut child = cat();
+    std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+    freezer.begin().unwrap();
+    // Nobody traces itself.
+    let own = std::process::id() as i32;
+    let within = Duration::from_secs(5);
+    assert!(hold(&freezer, &[own], within, After::Running, |_| ()).is_err());
+    assert_eq!(said(&mut child, b"second"), b"second");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    std::fs::remove_dir(&dir).unwrap();
 }
