@@ -108,3 +108,12 @@ impl Copied {
         })
     }
 }
+
+impl Drop for Copied {
+    /// The processes run on, or are dumped, as if they had never been tracked; a child that was forked while its
+    /// parent was stopped for us too.
+    fn drop(&mut self) {
+        let processes = self.processes();
+        self.rounds.disarm(&processes);
+    }
+}

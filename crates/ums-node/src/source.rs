@@ -148,9 +148,9 @@ async fn freeze_and_send(
             "there is no memory for the checkpoint's images",
         )(&e)
     })?);
-    let (attendant, gate) = freeze::pair()?;
+    let (node_side, keeper_side) = freeze::pair()?;
     // In a task of its own: whatever becomes of this, packets pass again before the service runs on.
-    let attending = freeze::attend(Arc::clone(node), netns_path(&status), attendant);
+    let attending = freeze::attend(Arc::clone(node), netns_path(&status), node_side);
     let attending = tokio::spawn(attending);
     let sending = PageSending {
         cgroup: service.container.cgroup.clone(),
@@ -158,7 +158,7 @@ async fn freeze_and_send(
         pages: sender.pages(),
         copied,
     };
-    let dumping = dump::dump(node, service, &images, sending, (connections, gate));
+    let dumping = dump::dump(node, service, &images, sending, (connections, keeper_side));
     let (attended, dumped) = tokio::join!(attending, dumping);
     let (status, moving) = freeze::both(dumped, attended)?;
     if connections == keeper::Connections::Carry {

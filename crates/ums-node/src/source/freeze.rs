@@ -124,15 +124,19 @@ async fn ask<T: Send + 'static>(
     answer
 }
 
+async fn listed(node: &Node, netns: &Path) -> Result<Connections, Problem> {
+    let connections = node.packets.connections(netns).await;
+    connections.map_err(|error| {
+        problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
+    })
+}
+
 /// Waits until the service has accepted all connections to itself, and has read what was written to
 /// it on those that are closed.
 async fn wait_for_itself(node: &Node, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
-        let connections = node.packets.connections(netns).await;
-        let connections = connections.map_err(|error| {
-            problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
-        })?;
+        let connections = listed(node, netns).await?;
         match can_move(&connections.stuck) {
             Err(_) if Instant::now() < end => tokio::time::sleep(ACCEPT_LOOK).await,
             done => return done,
@@ -160,10 +164,7 @@ fn can_move(stuck: &BTreeSet<Flow>) -> Result<(), Problem> {
 async fn wait_for_acceptance(node: &Node, netns: &Path) -> Result<(), Problem> {
     let end = Instant::now() + ACCEPT_WITHIN;
     loop {
-        let connections = node.packets.connections(netns).await;
-        let connections = connections.map_err(|error| {
-            problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
-        })?;
+        let connections = listed(node, netns).await?;
         let waiting = connections.unaccepted.len();
         if waiting == 0 {
             return Ok(());
