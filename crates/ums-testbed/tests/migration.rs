@@ -2,12 +2,12 @@
 
 mod common;
 
+use common::LINK_MBIT;
 use ums_core::report::Outcome;
 use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Settings, Testbed};
-use ums_testbed::tools::{Tools, skipped};
+use ums_testbed::testbed::Testbed;
 use ums_testbed::workload::{
     REDIS_PORT, addresses, ask_hog, count, request, start_hog, start_http, start_redis,
 };
@@ -21,18 +21,9 @@ const DOWNTIME_TOLERANCE_MS: f64 = 30.0;
 /// Most moves of which one has to agree.
 const COMPARED_MAX: usize = 12;
 
-/// Two systems with Coordinators, or `None` after saying that the test is left out.
+/// Two systems, joined by the link that is usual.
 fn systems(test: &str) -> Option<Testbed> {
-    let tools = Tools::find().expect("this program's own path is known");
-    if let Some(lacking) = tools.lacking() {
-        skipped(test, &lacking);
-        return None;
-    }
-    let mut testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
-    testbed
-        .start_coordinators()
-        .expect("both Coordinators answer");
-    Some(testbed)
+    common::systems(test, LINK_MBIT)
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Pre-copy with real tools: memory goes over in rounds, and is right at the other end.
 
+mod common;
+
+use common::LINK_MBIT;
 use ums_core::report::{MigrationReport, Outcome};
 use ums_core::technique::Technique;
 use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
 use ums_testbed::system::System;
-use ums_testbed::testbed::{Settings, Testbed};
-use ums_testbed::tools::{Tools, skipped};
+use ums_testbed::testbed::Testbed;
+use ums_testbed::tools::skipped;
 use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_hog, start_redis};
 
 /// Keys that Redis holds.
@@ -16,18 +19,9 @@ const HOG_MIB: u64 = 128;
 /// Moves of each service.
 const MOVES: usize = 4;
 
-/// Two systems with Coordinators, or `None` after saying that the test is left out.
+/// Two systems, joined by the link that is usual.
 fn systems(test: &str) -> Option<Testbed> {
-    let tools = Tools::find().expect("this program's own path is known");
-    if let Some(lacking) = tools.lacking() {
-        skipped(test, &lacking);
-        return None;
-    }
-    let mut testbed = Testbed::create(&tools, &Settings::default()).expect("a testbed");
-    testbed
-        .start_coordinators()
-        .expect("both Coordinators answer");
-    Some(testbed)
+    common::systems(test, LINK_MBIT)
 }
 
 /// Whether the kernel tells which pages change.

@@ -27,6 +27,9 @@ use ums_testbed::workload::{ask_hog, ledger_file, start_hog};
 /// Longest wait for anything that a fault leads to: above all limits of the programs themselves.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The link that is usual, in Mbit/s.
+pub(crate) const LINK_MBIT: u32 = 1000;
+
 /// A link slow enough that the copying of some MiB can be met with in its middle, in Mbit/s.
 pub(crate) const SLOW_MBIT: u32 = 200;
 
@@ -55,10 +58,10 @@ pub(crate) fn systems_set(test: &str, rate_mbit: u32, settings: &str) -> Option<
         skipped(test, &lacking);
         return None;
     }
-    let plan = Settings {
+    let link = Settings {
         rate_mbit: Some(rate_mbit),
     };
-    let mut testbed = Testbed::create(&tools, &plan).expect("a testbed");
+    let mut testbed = Testbed::create(&tools, &link).expect("a testbed");
     testbed.a.set(settings);
     testbed.b.set(settings);
     testbed
