@@ -3,8 +3,8 @@
 //!
 //! The thread makes the call where its process has a `syscall` instruction already: nothing is written
 //! into the process. Its signals wait meanwhile, and at the end it goes on with the call that we have
-//! interrupted (see [`crate::restart`]). Who holds it must not die in between: the thread would go on as
-//! if its own call had returned what ours did. That is a matter of microseconds, and CRIU's way too.
+//! interrupted (see [`crate::restart`]). Should who holds it die in between, in a matter of microseconds, the
+//! process is killed: the thread would go on as if its own call had returned what ours did.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ const CS_NATIVE: u64 = 0x33;
 /// A stopped thread. It goes on as if nothing had been when this is dropped.
 pub(super) struct Tracee {
     thread: Pid,
+    options: ptrace::Options,
     /// What it goes on with.
     registers: user_regs_struct,
     mask: u64,
@@ -55,7 +56,7 @@ impl Tracee {
             options |= ptrace::Options::from_bits_retain(SUSPEND_SECCOMP);
         }
         ptrace::seize(thread, options).map_err(|errno| not_seized(errno, filtered))?;
-        let stopped = Self::take(thread, instruction);
+        let stopped = Self::take(thread, options, instruction);
         if stopped.is_err() {
             let _ = ptrace::detach(thread, None);
         }
@@ -64,6 +65,7 @@ impl Tracee {
 
     fn take(
         thread: Pid,
+        options: ptrace::Options,
         instruction: impl FnOnce(i32) -> Result<u64, Untracked>,
     ) -> Result<Self, Untracked> {
         let tid = thread.as_raw();
@@ -81,10 +83,13 @@ impl Tracee {
         let mask = sys::signal_mask(tid).map_err(refused("PTRACE_GETSIGMASK"))?;
         let tracee = Self {
             thread,
+            options,
             registers,
             mask,
             instruction,
         };
+        ptrace::setoptions(thread, options | ptrace::Options::PTRACE_O_EXITKILL)
+            .map_err(refused("PTRACE_O_EXITKILL"))?;
         // Nothing is delivered while the registers are ours.
         sys::set_signal_mask(tid, u64::MAX).map_err(refused("PTRACE_SETSIGMASK"))?;
         Ok(tracee)
@@ -139,7 +144,8 @@ impl Tracee {
             registers.rax = again.cast_unsigned();
         }
         ptrace::setregs(self.thread, registers)?;
-        sys::set_signal_mask(self.thread.as_raw(), self.mask)
+        sys::set_signal_mask(self.thread.as_raw(), self.mask)?;
+        ptrace::setoptions(self.thread, self.options)
     }
 }
 
@@ -225,4 +231,41 @@ fn is_filtered(tid: i32) -> bool {
         .lines()
         .find_map(|line| line.strip_prefix("Seccomp:"));
     mode.is_some_and(|mode| mode.trim() != "0")
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn who_is_stopped_does_not_outlive_its_tracer() {
+        let mut child = Command::new("sleep").arg("3600").spawn().unwrap();
+        let tid = child.id().cast_signed();
+        let tracer = std::thread::spawn(move || {
+            let stopped = Tracee::stop(tid, |_| Ok(0));
+            std::mem::forget(stopped.map_err(|reason| reason.to_string()).unwrap());
+        });
+        tracer.join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn one_that_is_let_go_of_does() {
+        let mut child = Command::new("sleep").arg("3600").spawn().unwrap();
+        let tid = child.id().cast_signed();
+        let tracer = std::thread::spawn(move || {
+            drop(
+                Tracee::stop(tid, |_| Ok(0))
+                    .map_err(|reason| reason.to_string())
+                    .unwrap(),
+            );
+        });
+        tracer.join().unwrap();
+        assert_eq!(child.try_wait().unwrap(), None);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

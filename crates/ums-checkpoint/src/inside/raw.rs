@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 
 /// PTRACE_O_TRACESYSGOOD and PTRACE_O_SUSPEND_SECCOMP (`linux/ptrace.h`).
 const OPTIONS: usize = 0x1 | 1 << 21;
+/// PTRACE_O_EXITKILL.
+const EXITKILL: usize = 1 << 20;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
@@ -38,8 +40,17 @@ fn answer(result: libc::c_long) -> io::Result<libc::c_long> {
 
 /// Has its system calls told, and no seccomp filter in force until it is let go of.
 pub(super) fn prepare(thread: Pid) -> io::Result<()> {
+    set_options(thread, OPTIONS)
+}
+
+/// The same, and its process does not outlive the calling thread: until [`prepare`] it is not what it was.
+pub(super) fn bind(thread: Pid) -> io::Result<()> {
+    set_options(thread, OPTIONS | EXITKILL)
+}
+
+fn set_options(thread: Pid, options: usize) -> io::Result<()> {
     // SAFETY: the request takes numbers alone.
-    answer(unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, thread.as_raw(), 0_usize, OPTIONS) })
+    answer(unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, thread.as_raw(), 0_usize, options) })
         .map(drop)
 }
 

@@ -97,6 +97,28 @@ fn a_signal_that_waits_is_taken_afterwards() {
     );
 }
 
+/// Nobody puts back what it was: it must not go on.
+#[test]
+fn a_process_that_is_not_left_does_not_go_on() {
+    let mut child = cat();
+    let pid = child.id() as i32;
+    std::thread::spawn(move || {
+        let thread = Pid::from_raw(pid);
+        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(thread).unwrap();
+        stopped(thread, end()).unwrap();
+        raw::prepare(thread).unwrap();
+        std::mem::forget(Inside::enter(pid, end()).unwrap());
+    })
+    .join()
+    .unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(libc::SIGKILL)
+    );
+}
+
 /// Whoever was frozen to be told something runs, although it could not be.
 #[test]
 fn a_group_runs_on_when_nobody_in_it_can_be_held() {

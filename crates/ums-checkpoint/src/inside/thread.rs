@@ -53,7 +53,8 @@ pub(crate) struct Inside {
 }
 
 impl Inside {
-    /// Of a process that [`hold`](super::hold) holds.
+    /// Of a process that [`hold`](super::hold) holds. From here on until it is [left](Self::leave) the process
+    /// is killed when the calling thread ends, however that comes about: it would go on with what is ours.
     ///
     /// # Errors
     /// `Unsupported` for a 32-bit program, and one that has unmapped its vDSO.
@@ -74,6 +75,7 @@ impl Inside {
             (pointer != [0; 8]).then_some((at + RSEQ_CS, pointer))
         });
         let mask = raw::mask(thread)?;
+        raw::bind(thread)?;
         raw::set_mask(thread, !0)?;
         Ok(Self {
             thread,
@@ -212,6 +214,8 @@ impl Inside {
         // that has to be started again.
         ptrace::interrupt(self.thread)?;
         ptrace::setregs(self.thread, self.registers)?;
+        // All of it is its own again.
+        raw::prepare(self.thread)?;
         for _ in 0..STOPS_MAX {
             ptrace::cont(self.thread, None)?;
             stopped(self.thread, self.end)?;
