@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{bundle, paths, previous, run, show};
+use crate::{bundle, package, paths, previous, run, show, vm};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Also run the tests that take minutes (they look at UMS_TEST_LONG)
     #[arg(long)]
     long: bool,
+    /// Run only the tests in virtual machines with Debian 12 and 13, which --long has too
+    #[arg(long, conflicts_with = "long")]
+    vm: bool,
     /// Directory that the table of a complete fault matrix is written to
     #[arg(long, requires = "long")]
     out: Option<PathBuf>,
@@ -47,18 +50,23 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if args.long {
         variables.push(("UMS_TEST_LONG", "1".into()));
     }
+    if args.long || args.vm {
+        setup::ensure(Purpose::Machines)?;
+        variables.push(("UMS_VM", vm::ensure()?.into()));
+        variables.push(("UMS_VM_PACKAGE", package::build()?.into()));
+    }
     if let Some(directory) = &args.out {
         let path = std::path::absolute(directory)?.join("fault-matrix.md");
         variables.push(("UMS_FAULT_MATRIX", path.into()));
     }
     let runner = Runner::find();
-    let mut command = runner.command(&args.args);
+    let mut command = runner.command(args);
     command.envs(variables.iter().map(|(name, value)| (name, value)));
     if !run::is_root() {
         let (name, value) = through_sudo(&variables)?;
         command.env(name, value);
     }
-    if runner == Runner::Nextest && args.args.is_empty() {
+    if runner == Runner::Nextest && args.args.is_empty() && !args.vm {
         // nextest leaves out the examples in the documentation.
         run::quiet(run::cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
     }
@@ -82,22 +90,27 @@ impl Runner {
         }
     }
 
-    fn command(self, args: &[String]) -> Command {
+    fn command(self, args: &Args) -> Command {
         let mut command = run::cargo();
         match self {
             Self::Nextest => {
-                command.args(["nextest", "run", "--workspace"]);
+                command.args(["nextest", "run"]);
                 command.stderr(Stdio::piped());
             }
             Self::Cargo => {
-                command.args(["test", "--workspace", "--no-fail-fast"]);
+                command.args(["test", "--no-fail-fast"]);
                 command.stdout(Stdio::piped());
             }
+        }
+        if args.vm {
+            command.args(["--package", "ums-testbed", "--test", "vm"]);
+        } else {
+            command.arg("--workspace");
         }
         if std::io::stderr().is_terminal() {
             command.args(["--color", "always"]);
         }
-        command.args(args);
+        command.args(&args.args);
         command
     }
 

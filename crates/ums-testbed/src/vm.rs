@@ -10,6 +10,7 @@
 
 pub mod machine;
 mod monitor;
+pub mod pair;
 mod qemu;
 mod ssh;
 

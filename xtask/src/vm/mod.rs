@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use crate::setup::{self, Purpose};
 use crate::{paths, run};
 
-use images::ensure;
+pub(crate) use images::ensure;
 
 /// Runs the command: only the program itself writes to standard output.
 pub(crate) fn main(args: &[OsString]) -> Result<ExitCode> {
