@@ -37,14 +37,18 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let bundle = bundle::ensure()?;
     let target = paths::target()?;
     let bin = target.join("debug");
-    run::shown(run::cargo().args(["build", "--workspace", "--bins"]))?;
+    if !args.vm {
+        run::shown(run::cargo().args(["build", "--workspace", "--bins"]))?;
+    }
 
     let skip_log = target.join("ums-skipped.log");
     // Absent and empty mean the same: no test was skipped.
     fs::write(&skip_log, "").with_context(|| format!("cannot empty {}", skip_log.display()))?;
     let mut variables = show::environment(&bundle, &bin);
     variables.push(("UMS_SKIP_LOG", skip_log.clone().into()));
-    if let Some(directory) = previous::ensure()? {
+    if !args.vm
+        && let Some(directory) = previous::ensure()?
+    {
         variables.push(("UMS_PREVIOUS_BIN_DIR", directory.into()));
     }
     if args.long {
@@ -54,6 +58,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         setup::ensure(Purpose::Machines)?;
         variables.push(("UMS_VM", vm::ensure()?.into()));
         variables.push(("UMS_VM_PACKAGE", package::build()?.into()));
+        variables.push(("UMS_VM_DIRTY", vm::test_of_dirty_tracking()?.into()));
     }
     if let Some(directory) = &args.out {
         let path = std::path::absolute(directory)?.join("fault-matrix.md");

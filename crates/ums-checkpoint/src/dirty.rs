@@ -31,9 +31,12 @@
 //! earlier kernel does for any.
 
 use std::io;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::carry::Process;
+use crate::cgroup::Cgroup;
+use crate::freezer::Freezer;
 
 mod direct;
 mod inject;
@@ -97,12 +100,25 @@ pub fn choose(features: Features) -> Backend {
     }
 }
 
-/// What this kernel has, tried on a page of our own.
+/// What this kernel has, tried once on pages of our own: two who try at once would reset each other's bits.
 pub fn features() -> Features {
-    Features {
+    static FEATURES: OnceLock<Features> = OnceLock::new();
+    *FEATURES.get_or_init(|| Features {
         write_protect: write_protect::is_here(),
         soft_dirty: soft_dirty::is_here(),
-    }
+    })
+}
+
+/// A tracker for the processes of one control group; `None` where the kernel has no backend.
+///
+/// # Errors
+/// A group that can't be frozen, where that is needed.
+pub fn tracker(backend: Backend, cgroup: &Cgroup) -> io::Result<Option<Box<dyn Tracker + Send>>> {
+    Ok(match backend {
+        Backend::WriteProtect => Some(Box::new(WriteProtect::default())),
+        Backend::SoftDirty => Some(Box::new(SoftDirty::new(Freezer::of(cgroup)?))),
+        Backend::None => None,
+    })
 }
 
 /// When a look is taken.

@@ -251,7 +251,7 @@ pub fn technique_unavailable(technique: Technique, source: &NodeFacts) -> Option
         Technique::PreCopy if source.tracks_memory => return None,
         Technique::PreCopy => {
             "pre-copy needs a kernel that tells which pages change while the service runs \
-             (userfaultfd in asynchronous write-protect mode and PAGEMAP_SCAN: Linux 6.7)"
+             (userfaultfd in asynchronous write-protect mode and PAGEMAP_SCAN, Linux 6.7; or soft-dirty bits)"
         }
         Technique::PostCopy => {
             "post-copy needs the source to serve pages after the switch, which this version does \

@@ -109,9 +109,8 @@ impl Machine {
         }
     }
 
-    /// Of the backends that there are one is used: the others stop the service at every look.
     fn tracks_memory(&self) -> bool {
-        let tracks = || dirty::choose(dirty::features()) == Backend::WriteProtect;
+        let tracks = || dirty::choose(dirty::features()) != Backend::None;
         *self.tracks_memory.get_or_init(tracks)
     }
 

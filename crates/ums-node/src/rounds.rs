@@ -9,7 +9,7 @@ use ums_api::problem::Problem;
 use ums_checkpoint::carry::{Process, processes};
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::criu::page_server::PE_LAZY;
-use ums_checkpoint::dirty::{RoundError, Rounds, Unchanged, WriteProtect};
+use ums_checkpoint::dirty::{self, RoundError, Rounds, Unchanged};
 use ums_checkpoint::store::READ_RUNNING;
 use ums_core::converge::{self, Bounds, Next, Round};
 use ums_sync::send::{PageWriter, SendError, Sender};
@@ -42,16 +42,10 @@ pub(crate) async fn copy(
     }
     let (cgroup, mut pages) = (service.container.cgroup.clone(), sender.pages());
     blocking(move || {
-        let copied = Cgroup::at(&cgroup)
-            .map_err(RoundError::Read)
-            .and_then(|cgroup| {
-                let mut copied = Copied {
-                    cgroup,
-                    rounds: Rounds::new(Box::new(WriteProtect::default())),
-                    count: 0,
-                };
-                copied.run(&mut pages).map(|()| copied)
-            });
+        let copied = Copied::begin(&cgroup).and_then(|mut copied| {
+            copied.run(&mut pages)?;
+            Ok(copied)
+        });
         match copied {
             Ok(copied) => Ok(Some(copied)),
             Err(RoundError::Send(error)) => Err(at_peer(&error)),
@@ -65,6 +59,22 @@ pub(crate) async fn copy(
 }
 
 impl Copied {
+    /// Nothing is copied yet.
+    fn begin(cgroup: &str) -> Result<Self, RoundError<SendError>> {
+        let begun = Cgroup::at(cgroup).and_then(|cgroup| {
+            let backend = dirty::choose(dirty::features());
+            let tracker =
+                dirty::tracker(backend, &cgroup)?.ok_or(std::io::ErrorKind::Unsupported)?;
+            tracing::debug!(?backend, "memory is tracked");
+            Ok(Self {
+                cgroup,
+                rounds: Rounds::new(tracker),
+                count: 0,
+            })
+        });
+        begun.map_err(RoundError::Read)
+    }
+
     fn run(&mut self, pages: &mut PageWriter) -> Result<(), RoundError<SendError>> {
         let mut done = Vec::new();
         loop {

@@ -35,18 +35,22 @@ const ENTRIES: usize = 64 << 10;
 /// How long a service may take to freeze for a look.
 const FREEZE_WITHIN: Duration = Duration::from_secs(2);
 
+/// Further apart than the pages of one huge page (2 MiB), which has one bit for all of them.
+const APART: u64 = 4 << 20;
+
 /// Whether this kernel has them: without `CONFIG_MEM_SOFT_DIRTY` a reset is no error, and nothing is marked.
 pub(super) fn is_here() -> bool {
     let tried = || {
-        let mut pages = vec![1_u8; 4 * PAGE as usize];
+        let mut pages = vec![1_u8; 2 * APART as usize];
         reset(std::process::id() as i32)?;
         let first = (pages.as_ptr() as u64).next_multiple_of(PAGE);
-        let at = (first - pages.as_ptr() as u64 + PAGE) as usize;
+        let at = (first - pages.as_ptr() as u64 + APART) as usize;
         // The compiler must not leave it out.
         std::hint::black_box(&mut pages)[at] = 2;
         let pagemap = File::open("/proc/self/pagemap")?;
-        let pair = entries(&pagemap, first / PAGE, 2)?;
-        Ok::<_, io::Error>(pair[0] & SOFT_DIRTY == 0 && pair[1] & SOFT_DIRTY != 0)
+        let is_marked =
+            |address| entries(&pagemap, address / PAGE, 1).map(|entry| entry[0] & SOFT_DIRTY != 0);
+        Ok::<_, io::Error>(!is_marked(first)? && is_marked(first + APART)?)
     };
     tried().unwrap_or(false)
 }

@@ -1,11 +1,12 @@
 //! Programs that are tracked: one process group each.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -13,16 +14,32 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use ums_checkpoint::carry::Process;
+use ums_checkpoint::cgroup::Cgroup;
+use ums_checkpoint::dirty::{self, Backend, Tracker};
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A program's processes.
+/// The devices that it needs: null and zero.
+const DEVICES: [&str; 2] = ["c 1:3 rw", "c 1:5 r"];
+
+/// A program's processes, in a control group of their own.
 pub(crate) struct Program {
     first: Child,
     group: Pid,
+    cgroup: Cgroup,
     dir: TempDir,
+}
+
+/// A group that nobody else has.
+fn cgroup() -> Cgroup {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = format!("/ums-dirty-{}-{number}", std::process::id());
+    let cgroup = Cgroup::at(&path).unwrap();
+    cgroup.create(None, &DEVICES.map(String::from)).unwrap();
+    cgroup
 }
 
 /// The compiled source, for all tests of this process.
@@ -56,14 +73,36 @@ impl Program {
         Self::start(command, dir)
     }
 
-    fn start(mut command: Command, dir: TempDir) -> Self {
-        let command = command
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let first = command.spawn().unwrap();
+    /// It is in its group before its first instruction: a shell waits for a line, and becomes it.
+    fn start(command: Command, dir: TempDir) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "read -r line && exec \"$0\" \"$@\" </dev/null"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        shell.process_group(0);
+        let mut first = shell
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let group = Pid::from_raw(first.id() as i32);
-        Self { first, group, dir }
+        let cgroup = cgroup();
+        cgroup.enter(first.id()).unwrap();
+        let mut line = first.stdin.take().unwrap();
+        line.write_all(b"begin\n").unwrap();
+        Self {
+            first,
+            group,
+            cgroup,
+            dir,
+        }
+    }
+
+    /// Tracks it.
+    pub(crate) fn tracker(&self, backend: Backend) -> Box<dyn Tracker + Send> {
+        dirty::tracker(backend, &self.cgroup).unwrap().unwrap()
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -190,6 +229,7 @@ impl Drop for Program {
             }
             left.is_empty()
         });
+        self.cgroup.remove().unwrap();
     }
 }
 

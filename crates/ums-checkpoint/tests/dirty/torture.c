@@ -107,7 +107,12 @@ static void move(struct map *m) {
     to = mmap(NULL, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     at = mremap(m->at, m->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
   }
-  if (at == MAP_FAILED) { if (to) munmap(to, pages * PAGE); return; }
+  if (at == MAP_FAILED) {
+    if (to) munmap(to, pages * PAGE);
+    // Before Linux 6.17 a call that fails has unmapped already what is beyond the new length.
+    if (to && pages < m->pages) { munmap(m->at + pages * PAGE, (m->pages - pages) * PAGE); m->pages = pages; }
+    return;
+  }
   for (unsigned page = m->pages; page < pages; page++) m->value[page] = 0;
   m->at = at; m->pages = pages;
 }

@@ -244,16 +244,22 @@ fn lock(place: &Place) -> Result<File> {
     Ok(lock)
 }
 
-/// A directory that goes with this value.
-struct Temporary(PathBuf);
+/// A directory of the host that goes with this value.
+#[derive(Debug)]
+pub struct Temporary(PathBuf);
 
 impl Temporary {
-    fn create() -> Result<Self> {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn create() -> Result<Self> {
         let template = std::env::temp_dir().join("ums-vm-XXXXXX");
         Ok(Self(nix::unistd::mkdtemp(&template)?))
     }
 
-    fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }

@@ -3,6 +3,7 @@
 //! Each test begins with the machines as they were saved after their installation.
 
 mod confinement;
+mod dirty;
 mod host;
 mod moves;
 mod package;
@@ -40,10 +41,10 @@ fn said(machine: &Machine) -> String {
     format!("--- {}\n{said}", machine.name())
 }
 
-/// Moves a service to the other machine; the report.
-fn migrate(pair: &Pair, from: &Machine, service: &str) -> MigrationReport {
+/// Moves a service to the other machine, with these options; the report.
+fn migrate(pair: &Pair, from: &Machine, service: &str, options: &str) -> MigrationReport {
     let to = from.release().other().name();
-    let command = format!("ums migrate {service} --to {to} --json");
+    let command = format!("ums migrate {service} --to {to} --json {options}");
     let done = from.run(&command).expect("the machine answers");
     serde_json::from_str(&done.output).unwrap_or_else(|error| {
         let [source, destination] = pair.machines().map(said);
@@ -56,7 +57,12 @@ fn migrate(pair: &Pair, from: &Machine, service: &str) -> MigrationReport {
 
 /// The same, where it has to be completed.
 fn moved(pair: &Pair, from: &Machine, service: &str) -> MigrationReport {
-    let report = migrate(pair, from, service);
+    moved_by(pair, from, service, "")
+}
+
+/// The same, with options.
+fn moved_by(pair: &Pair, from: &Machine, service: &str, options: &str) -> MigrationReport {
+    let report = migrate(pair, from, service, options);
     if report.outcome != Outcome::Completed {
         let [source, destination] = pair.machines().map(said);
         panic!("{report:#?}\n{source}\n{destination}");

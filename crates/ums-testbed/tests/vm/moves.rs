@@ -1,6 +1,10 @@
 //! Services move between the releases.
 
-use crate::{moved, redis, with_ums};
+use ums_core::technique::Technique;
+use ums_testbed::vm::machine::Machine;
+use ums_testbed::vm::pair::Pair;
+
+use crate::{moved, moved_by, redis, with_ums};
 
 /// Keys of the Redis that moves, some hundred bytes each.
 const KEYS: u32 = 20_000;
@@ -19,4 +23,46 @@ fn redis_moves_from_debian_12_to_13_and_back_with_every_key() {
     moved(&pair, &pair.debian13, "redis");
     assert_eq!(redis::digest(&pair.debian12), before);
     assert_eq!(redis::asked(&pair.debian12, "set after moves"), "OK");
+}
+
+/// How often a client counts on while the service moves.
+const COUNTS: u32 = 3000;
+
+/// Moves Redis in rounds while a client counts; nothing of what it was told is missing.
+fn goes_in_rounds(pair: &Pair, from: &Machine, counter: &str) {
+    let to = from.release().other();
+    let client = redis::counting(redis::HOME, counter, COUNTS);
+    from.ok(&format!(
+        "systemd-run --quiet --unit {counter} sh -c '{client}'"
+    ))
+    .expect("a client");
+    let begun = format!(
+        "test \"$({})\" -gt 10",
+        redis::client(redis::HOME, &format!("get {counter}"))
+    );
+    from.until("a client that counts", 20, &begun)
+        .expect("it counts");
+    let report = moved_by(pair, from, "redis", "--technique pre-copy");
+    assert_eq!(report.technique, Some(Technique::PreCopy), "{report:#?}");
+    assert!(report.rounds > 0, "{report:#?}");
+    let done = format!(
+        "test \"$({})\" = {COUNTS}",
+        redis::client(to, &format!("get {counter}"))
+    );
+    from.until("the last number", 60, &done)
+        .expect("every number");
+}
+
+/// By soft-dirty bits there, and by write-protection back.
+#[test]
+fn redis_moves_by_pre_copy_in_both_directions_with_every_key() {
+    let Some(pair) = with_ums("redis_moves_by_pre_copy_in_both_directions_with_every_key") else {
+        return;
+    };
+    redis::start(&pair.debian12, KEYS);
+    let before = redis::digest(&pair.debian12);
+    goes_in_rounds(&pair, &pair.debian12, "there");
+    goes_in_rounds(&pair, &pair.debian13, "back");
+    assert_eq!(redis::asked(&pair.debian12, "del there back"), "2");
+    assert_eq!(redis::digest(&pair.debian12), before);
 }

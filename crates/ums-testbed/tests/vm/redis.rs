@@ -4,6 +4,9 @@ use ums_testbed::vm::Release;
 use ums_testbed::vm::machine::Machine;
 use ums_testbed::vm::pair::SERVICES;
 
+/// The system that it is started on, at whose address its clients find it wherever it is.
+pub(crate) const HOME: Release = Release::Bookworm;
+
 /// Starts it with so many keys.
 pub(crate) fn start(machine: &Machine, keys: u32) {
     let started = machine.ok(&format!(
@@ -46,5 +49,13 @@ pub(crate) fn client(server: Release, what: &str) -> String {
     let address = server.address();
     format!(
         "chroot {SERVICES}/redis /bin/redis-cli -h {address} {what} | tee /dev/stderr | grep -v ERR"
+    )
+}
+
+/// A client on one connection that adds to a counter again and again.
+pub(crate) fn counting(server: Release, counter: &str, times: u32) -> String {
+    let address = server.address();
+    format!(
+        "chroot {SERVICES}/redis /bin/redis-cli -h {address} -r {times} -i 0.01 incr {counter} >/dev/null"
     )
 }
