@@ -61,12 +61,9 @@ impl Patience {
             if ready(LOOK)? {
                 return Ok(Waited::Ready);
             }
-            let stands_still = still.look(self.activity(pid), Instant::now());
-            let excuse = if (self.excused)() {
-                EXCUSE
-            } else {
-                Duration::ZERO
-            };
+            let excused = (self.excused)();
+            let stands_still = still.look(self.activity(pid), Instant::now(), excused);
+            let excuse = if excused { EXCUSE } else { Duration::ZERO };
             let is_late = end.is_some_and(|end| Instant::now() > end);
             if is_late || stands_still > self.within + excuse {
                 return Ok(Waited::InVain);
@@ -104,13 +101,16 @@ impl Still {
         Self { seen, since }
     }
 
-    /// For how long nothing has gone on at `at`, when `now` is what was done until then.
-    fn look(&mut self, now: Activity, at: Instant) -> Duration {
+    /// For how long nothing has gone on at `at`, when `now` is what was done until then. Who waits for
+    /// somebody that takes pages (`excused`) wakes up only when some were taken: to hand on the next ones
+    /// (splice(2)) takes hardly any time, and counts as nothing that was moved.
+    fn look(&mut self, now: Activity, at: Instant, excused: bool) -> Duration {
         let still = at.saturating_duration_since(self.since);
         // Some of them may have ended: then less was done by the others.
         let computed = now.computed_ns.checked_sub(self.seen.computed_ns);
         let computes = computed.is_none_or(|computed| {
-            computed > 0 && Duration::from_nanos(computed) * COMPUTES_ONE_IN >= still
+            let enough = Duration::from_nanos(computed) * COMPUTES_ONE_IN >= still;
+            computed > 0 && (excused || enough)
         });
         if !computes && now.moved == self.seen.moved {
             return still;
@@ -196,14 +196,24 @@ mod test {
         };
         let mut still = Still::since(done(700, 9), begin);
         let second = Duration::from_secs(1);
-        assert_eq!(still.look(done(1900, 9), after(1000)), second);
-        assert_eq!(still.look(done(3100, 9), after(2000)), 2 * second);
+        assert_eq!(still.look(done(1900, 9), after(1000), false), second);
+        assert_eq!(still.look(done(3100, 9), after(2000), false), 2 * second);
         // It computes, or moves something, or some of them have ended.
-        assert_eq!(still.look(done(50_000, 9), after(2100)), Duration::ZERO);
-        assert_eq!(still.look(done(50_100, 9), after(3100)), second);
-        assert_eq!(still.look(done(50_100, 10), after(3200)), Duration::ZERO);
-        assert_eq!(still.look(done(50, 10), after(3300)), Duration::ZERO);
-        assert_eq!(still.look(done(50, 10), after(3300)), Duration::ZERO);
-        assert_eq!(still.look(done(50, 10), after(4300)), second);
+        assert_eq!(
+            still.look(done(50_000, 9), after(2100), false),
+            Duration::ZERO
+        );
+        assert_eq!(still.look(done(50_100, 9), after(3100), false), second);
+        assert_eq!(
+            still.look(done(50_100, 10), after(3200), false),
+            Duration::ZERO
+        );
+        assert_eq!(still.look(done(50, 10), after(3300), false), Duration::ZERO);
+        assert_eq!(still.look(done(50, 10), after(3300), false), Duration::ZERO);
+        assert_eq!(still.look(done(50, 10), after(4300), false), second);
+        // Pages that somebody takes slowly are no time at all.
+        let pages = still.look(done(51, 10), after(4400), true);
+        assert_eq!(pages, Duration::ZERO);
+        assert_eq!(still.look(done(51, 10), after(5400), true), second);
     }
 }
