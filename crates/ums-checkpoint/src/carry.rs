@@ -19,7 +19,6 @@
 //! ([`passing`]), so that the service can be frozen at another one; and settings that stand in CRIU's way
 //! are changed while it dumps ([`Eased`]).
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -56,7 +55,8 @@ mod timer;
 
 pub use ease::Eased;
 pub use inherit::{Inherited, differing};
-pub use inner::with_sealed_memory;
+pub(crate) use inner::Known;
+pub use inner::not_asked;
 pub use netlink::{OWN_DEVICES, is_only_ours};
 pub use notify::{telling_directories, unread_events};
 pub use oddity::{Oddity, look};
@@ -217,8 +217,7 @@ impl Carry {
         images.write(NAME, &serde_json::to_vec(self)?)
     }
 
-    /// Asks the processes of a frozen service for what they alone can be asked; they stay frozen. `sealed`
-    /// are those [with sealed memory](with_sealed_memory).
+    /// Asks the processes of a frozen service for what they alone can be asked; they stay frozen.
     ///
     /// # Errors
     /// When one of them can't be asked in this time, or has a state that CRIU can't dump: it must not be
@@ -227,10 +226,10 @@ impl Carry {
         &mut self,
         freezer: &Freezer,
         processes: &[Process],
-        sealed: &BTreeSet<i32>,
+        known: &mut Known,
         within: Duration,
     ) -> io::Result<()> {
-        let seen = inner::capture(freezer, processes, sealed, within)?;
+        let seen = inner::capture(freezer, processes, known, within)?;
         self.inner = seen.inner;
         self.noticed.extend(seen.lost);
         Ok(())

@@ -38,13 +38,34 @@ static void check_chroot_outside(void) {
     if (access("data/root/file", F_OK) != 0 || access("/file", F_OK) != 0) bad("the working directory is another one");
 }
 
-/* Landlock: nothing may be made any more. */
-static void make_landlock(void) {
-    uint64_t handled = 1 << 8; /* LANDLOCK_ACCESS_FS_MAKE_REG */
-    int rules = (int)syscall(444, &handled, sizeof handled, 0);
+/* Landlock: nothing may be made any more; in a child no port may be bound to; in a thread alone. */
+static void restrict_self(uint64_t files, uint64_t ports) {
+    uint64_t handled[2] = {files, ports};
+    int rules = (int)syscall(444, handled, ports != 0 ? sizeof handled : sizeof *handled, 0);
     must(rules >= 0, "landlock_create_ruleset");
     must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && syscall(446, rules, 0) == 0, "landlock_restrict_self");
     close(rules);
+}
+static void make_landlock(void) {
+    restrict_self(1 << 8 /* LANDLOCK_ACCESS_FS_MAKE_REG */, 0);
+}
+static void make_landlock_net_child(void) {
+    must(pipe(ends) == 0, "pipe");
+    if (fork() != 0) return;
+    restrict_self(0, 1 << 0 /* LANDLOCK_ACCESS_NET_BIND_TCP */);
+    rounds(check_nothing);
+}
+static void *restricted(void *ready) {
+    restrict_self(1 << 8, 0);
+    *(volatile int *)ready = 1;
+    for (;;) pause();
+    return NULL;
+}
+static void make_landlock_thread(void) {
+    static volatile int ready;
+    pthread_t id;
+    must(pthread_create(&id, NULL, restricted, (void *)&ready) == 0, "pthread_create");
+    while (!ready) usleep(1000);
 }
 static void check_landlock(void) {
     if (open("/data/forbidden", O_CREAT | O_WRONLY, 0600) >= 0 || errno != EACCES) bad("what Landlock forbids is allowed");
@@ -148,6 +169,8 @@ static const struct state states[] = {
     {"chroot-child", make_chroot_child, check_nothing},
     {"chroot-outside", make_chroot_outside, check_chroot_outside},
     {"landlock", make_landlock, check_landlock},
+    {"landlock-net-child", make_landlock_net_child, check_nothing},
+    {"landlock-thread", make_landlock_thread, check_nothing},
     {"filter", make_filter, check_filter},
     {"filter-of-thread", make_filter_of_thread, check_filter_of_thread},
     {"strict", make_strict, check_strict},

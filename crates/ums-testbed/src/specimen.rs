@@ -60,6 +60,8 @@ pub enum Expected {
     /// `ums plan` and `ums migrate` say that it can't move, for a reason of this kind with these words;
     /// nothing is frozen for it.
     Refused(RefusalKind, &'static [&'static str]),
+    /// Nobody can know before the freeze that it can't move: the migration is given up in it with these words.
+    Abandoned(&'static [&'static str]),
     /// `ums plan` and the report say that the move changes it, in words that hold these. The specimen
     /// does not check what is changed.
     Declared(LossKind, &'static [&'static str]),

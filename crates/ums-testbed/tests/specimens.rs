@@ -81,6 +81,14 @@ fn what_is_refused_is_not_frozen_for_it() {
 }
 
 #[test]
+fn what_only_the_freeze_tells_is_given_up_in_it_by_name() {
+    are_as_expected(
+        "what_only_the_freeze_tells_is_given_up_in_it_by_name",
+        |specimen| matches!(specimen.expected, Expected::Abandoned(_)),
+    );
+}
+
+#[test]
 fn what_a_move_changes_is_told_before_and_after() {
     are_as_expected("what_a_move_changes_is_told_before_and_after", |specimen| {
         matches!(specimen.expected, Expected::Declared(..))

@@ -15,13 +15,16 @@ use crate::freezer::Freezer;
 use crate::inside::{After, Inside, hold};
 
 mod alarm;
+mod apart;
 mod attribute;
+mod domain;
 mod key;
 mod keyring;
 mod map;
 mod undo;
 
 use attribute::Attributes;
+use domain::Outsiders;
 use map::Region;
 
 /// State of one process.
@@ -51,42 +54,72 @@ pub(super) struct Seen {
     pub lost: Vec<Lost>,
 }
 
-/// The processes of those that run now which have sealed memory: what is sealed stays so. To look at all
-/// mappings takes a while where there is much memory.
-pub fn with_sealed_memory(pids: &[i32]) -> BTreeSet<i32> {
-    let sealed = |pid: &&i32| {
-        let regions = map::regions(**pid).unwrap_or_default();
-        regions.iter().any(Region::is_sealed)
-    };
-    pids.iter().filter(sealed).copied().collect()
+/// What is told where nobody can be asked.
+const NOT_ASKED: &str = "what processes have chosen for themselves (prctl(2), pkey_alloc(2), mlockall(2), mseal(2), \
+     SEM_UNDO, the deadlines of timers, keyrings, Landlock) is neither seen nor carried: it takes a freezer of \
+     version 2 (cgroup2 below /sys/fs/cgroup)";
+
+/// What is lost of every service on a host where no process can be asked; nothing where they can.
+pub fn not_asked() -> Option<Lost> {
+    let is_asked = crate::cgroup::is_unified_here();
+    (!is_asked).then(|| Lost::new(LossKind::ProcessAttribute, 0, NOT_ASKED.to_owned()))
 }
 
-/// Asks the processes of a frozen service, which stays frozen; `sealed` are those that have sealed memory.
+/// What is found out while the service still runs: to look for it takes a while.
+pub(crate) struct Known {
+    /// Processes that have sealed memory: what is sealed stays so.
+    sealed: BTreeSet<i32>,
+    /// Whom those that are in a Landlock domain can't look into; or why there is nobody.
+    outsiders: io::Result<Outsiders>,
+}
+
+impl Known {
+    /// Of these processes, which run.
+    pub(crate) fn of(processes: &[Process]) -> Self {
+        let is_sealed = |process: &&Process| {
+            // To look at all mappings takes a while where there is much memory.
+            let regions = map::regions(process.pid).unwrap_or_default();
+            regions.iter().any(Region::is_sealed)
+        };
+        let sealed = processes.iter().filter(is_sealed);
+        Self {
+            sealed: sealed.map(|process| process.pid).collect(),
+            outsiders: Outsiders::of(processes),
+        }
+    }
+}
+
+/// Asks the processes of a frozen service, which stays frozen.
 ///
 /// # Errors
-/// When one of them can't be held, or is not as it was before: it must not be dumped.
+/// When one of them can't be held, is not as it was before, or has a state that nobody can carry: it must not
+/// be dumped.
 pub(super) fn capture(
     freezer: &Freezer,
     processes: &[Process],
-    sealed: &BTreeSet<i32>,
+    known: &mut Known,
     within: Duration,
 ) -> io::Result<Seen> {
     if !freezer.is_unified() {
-        return Ok(Seen::default());
+        return Ok(Seen {
+            lost: not_asked().into_iter().collect(),
+            ..Seen::default()
+        });
     }
     let Some(first) = processes.first() else {
         return Ok(Seen::default());
     };
     let about = About {
-        sealed,
+        sealed: &known.sealed,
         sets: undo::Sets::of(first.pid)?,
         offsets: super::offsets(processes)?,
     };
     let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+    let outsiders = &mut known.outsiders;
     let ask = |end: Instant| -> io::Result<Seen> {
         let mut seen = Seen::default();
         for process in processes {
-            ask(*process, &about, end, &mut seen)?;
+            ask(*process, (&about, outsiders), end, &mut seen)?;
         }
         Ok(seen)
     };
@@ -101,7 +134,12 @@ struct About<'a> {
     offsets: Offsets,
 }
 
-fn ask(process: Process, about: &About<'_>, end: Instant, seen: &mut Seen) -> io::Result<()> {
+fn ask(
+    process: Process,
+    (about, outsiders): (&About<'_>, &mut io::Result<Outsiders>),
+    end: Instant,
+    seen: &mut Seen,
+) -> io::Result<()> {
     let Some(locked) = locked_kib(process.pid)? else {
         return Ok(());
     };
@@ -116,7 +154,12 @@ fn ask(process: Process, about: &About<'_>, end: Instant, seen: &mut Seen) -> io
         }
         Err(error) => return Err(error),
     };
-    let asked = look(process, (locked, about), &mut inside, &mut seen.lost);
+    let asked = look(process, (locked, about), &mut inside, &mut seen.lost).and_then(|inner| {
+        let attributes = &inner.attributes;
+        let lost = apart::look(process, &mut inside, outsiders, attributes, end)?;
+        seen.lost.extend(lost);
+        Ok(inner)
+    });
     inside.leave()?;
     let inner = asked?;
     if let Some(reason) = inner.attributes.in_the_way() {

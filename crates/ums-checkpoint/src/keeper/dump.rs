@@ -1,7 +1,6 @@
 //! The checkpoint: CRIU dumps, its pages leave by a socket, and at its end the kernel's freeze
 //! takes over from ptrace without a gap.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,9 +114,9 @@ fn freeze_and_dump(
         .write(CONFIG.0, CONFIG.1)
         .map_err(|error| format!("images directory: {error}"))?;
     let watched = watches::paths(&shared.container.cgroup.processes(), init);
-    let before = Before {
+    let mut before = Before {
         watched: watched.map_err(|error| error.to_string())?,
-        sealed: carry::with_sealed_memory(&shared.container.cgroup.processes()),
+        known: carry::Known::of(&carry::processes(&shared.container.cgroup)),
     };
     let criu = Criu {
         bin: shared.config.bundle_bin.clone(),
@@ -164,7 +163,7 @@ fn freeze_and_dump(
                 // To stop every task takes CRIU a moment, however large they are.
                 swrk.must_answer_within(bound);
                 let processes = carry::processes(cgroup);
-                let carry = look(&processes, &freezer, &before, bound);
+                let carry = look(&processes, &freezer, &mut before, bound);
                 let written = carry.and_then(|carry| carry.write(images));
                 written.map_err(|error| {
                     format!("what CRIU does not carry of the service can't be read: {error}")
@@ -220,19 +219,19 @@ fn freeze_and_dump(
 struct Before {
     /// What it watches.
     watched: watches::Paths,
-    /// Processes that have sealed memory.
-    sealed: BTreeSet<i32>,
+    /// What processes are asked with.
+    known: carry::Known,
 }
 
 /// What CRIU does not carry of a frozen service.
 fn look(
     processes: &[carry::Process],
     freezer: &Freezer,
-    before: &Before,
+    before: &mut Before,
     within: Duration,
 ) -> std::io::Result<Carry> {
     let mut carry = carry::capture(processes, &before.watched)?;
-    carry.ask(freezer, processes, &before.sealed, within)?;
+    carry.ask(freezer, processes, &mut before.known, within)?;
     Ok(carry)
 }
 

@@ -1,10 +1,13 @@
 //! What the kernel tells of by halves, and nobody carries.
 
+use std::fs::File;
+use std::io::Read;
+
 use ums_checkpoint::carry;
 use ums_core::facts::{Loss, LossKind};
 
 use super::process::Process;
-use super::{loss, parse, proc_file};
+use super::{loss, parse, proc_file, proc_path};
 
 /// Flags of a thread (`include/linux/sched.h`, PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE) that
 /// PR_SET_IO_FLUSHER sets together.
@@ -23,7 +26,23 @@ pub(super) fn losses(process: &Process) -> Vec<Loss> {
         let what = "it is one that I/O depends on (PR_SET_IO_FLUSHER)";
         found.push(loss(LossKind::ProcessAttribute, inner, what));
     }
+    if is_narrow(pid) {
+        let what = "what it has chosen for itself (prctl(2), mlockall(2), the deadlines of its timers, \
+                    Landlock): a 32-bit program is not asked";
+        found.push(loss(LossKind::ProcessAttribute, inner, what));
+    }
     found
+}
+
+/// Whether a process runs a 32-bit program (elf(5), `EI_CLASS`).
+fn is_narrow(pid: i32) -> bool {
+    let mut begin = [0; 5];
+    let read = File::open(proc_path(pid, "exe")).and_then(|mut exe| exe.read_exact(&mut begin));
+    read.is_ok() && is_narrow_program(begin)
+}
+
+fn is_narrow_program(begin: [u8; 5]) -> bool {
+    begin == *b"\x7fELF\x01"
 }
 
 /// What may be of the service as a whole.
@@ -42,7 +61,8 @@ pub(super) fn of_all(init: i32, tree: &[Process]) -> Vec<Loss> {
         let what = format!("the directory behind descriptor {number} (F_NOTIFY)");
         loss(LossKind::DirectoryNotification, pid, what)
     });
-    labels.into_iter().chain(told).collect()
+    let not_asked = carry::not_asked().map(Loss::from);
+    labels.into_iter().chain(told).chain(not_asked).collect()
 }
 
 /// The ring of an AIO context (`fs/aio.c`) is a mapping with this name.
@@ -71,5 +91,7 @@ mod test {
         assert!(is_flusher(&stat(IO_FLUSHER | 0x0040_0000)));
         assert!(!is_flusher(&stat(0x0048_0000)));
         assert!(!is_flusher(""));
+        assert!(is_narrow_program(*b"\x7fELF\x01") && !is_narrow_program(*b"\x7fELF\x02"));
+        assert!(!is_narrow(std::process::id() as i32));
     }
 }

@@ -25,6 +25,7 @@ impl Specimen {
         match self.expected {
             Expected::Carried => self.is_carried(testbed, &[])?,
             Expected::Refused(kind, words) => self.is_refused(testbed, kind, words)?,
+            Expected::Abandoned(words) => self.is_abandoned(testbed, words)?,
             Expected::Declared(kind, words) => self.is_declared(testbed, kind, words)?,
         }
         self.remove(&testbed.a)
@@ -55,6 +56,21 @@ impl Specimen {
         );
         self.migrate_in_vain(a, &testbed.b, words)?;
         self.goes_on(a)
+    }
+
+    /// A migration is given up in these words, as often as it is tried, and the specimen goes on.
+    fn is_abandoned(&self, testbed: &Testbed, words: &[&str]) -> Result<()> {
+        let (a, b) = (&testbed.a, &testbed.b);
+        for _ in 0..2 {
+            let report = testbed.migrate(a, b, self.name, &[ACCEPT_LOSS])?;
+            let (outcome, error) = (report.outcome, report.error.unwrap_or_default());
+            ensure!(outcome == Outcome::Abandoned, "it ended as {outcome:?}");
+            for word in words {
+                ensure!(error.contains(word), "`{word}` is not in: {error}");
+            }
+            self.goes_on(a)?;
+        }
+        Ok(())
     }
 
     /// The plan says so, a plain migration is refused where somebody has to consent, and the report of

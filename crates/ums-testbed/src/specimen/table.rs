@@ -37,6 +37,14 @@ impl Specimen {
         }
     }
 
+    /// The same, of which only the freeze tells that it can't be moved.
+    const fn abandoned(self, words: &'static [&'static str]) -> Self {
+        Self {
+            expected: Expected::Abandoned(words),
+            ..self
+        }
+    }
+
     /// The same, which a move changes.
     const fn declared(self, kind: LossKind, words: &'static [&'static str]) -> Self {
         Self {
@@ -308,6 +316,14 @@ pub const ALL: &[Specimen] = &[
         .refused(RefusalKind::Process, &["chroot", "/data/root"]),
     specimen!("confined-outside", "confined", &["chroot-outside"])
         .refused(RefusalKind::Process, &["chroot", "/data/root"]),
+    specimen!("confined-landlock", "confined", &["landlock"])
+        .abandoned(&["process 1 is confined by Landlock", "start it without"]),
+    specimen!("confined-landlock-net", "confined", &["landlock-net-child"])
+        .abandoned(&["is confined by Landlock", "start it without"]),
+    specimen!("confined-landlock-thread", "confined", &["landlock-thread"])
+        .abandoned(&["process 1 is confined by Landlock", "start it without"]),
+    specimen!("confined-code", "confined", &["code"])
+        .abandoned(&["PR_SET_MDWE", "start it without"]),
     specimen!("confined-listener", "confined", &["listener"])
         .refused(RefusalKind::Descriptor, &["seccomp notify"]),
 ];

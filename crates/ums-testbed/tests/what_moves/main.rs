@@ -20,6 +20,8 @@ and back, at once and after a while. What is not listed has no test of its own h
 
 - **carried**: the same after a move as before it.
 - **refused**: the move ends before the freeze, says what stands in its way, and the service runs on.
+- **given up**: nobody can know before the freeze; the move ends in it, says what stands in its way, and the
+  service runs on.
 - **declared**: carried, but not the same, as `ums plan` and the report say. Where the service may behave
   otherwise, the move is made with `--accept-loss` alone.
 - **changed**: carried, but not the same, as the row says.
@@ -44,6 +46,7 @@ fn rendered() -> String {
             let outcome = match outcome {
                 Outcome::Carried => "carried",
                 Outcome::Refused => "refused",
+                Outcome::GivenUp => "given up",
                 Outcome::Declared => "declared",
                 Outcome::Changed => "changed",
             };
@@ -121,6 +124,7 @@ fn outcome_of(expected: Expected) -> Outcome {
     match expected {
         Expected::Carried => Outcome::Carried,
         Expected::Refused(..) => Outcome::Refused,
+        Expected::Abandoned(..) => Outcome::GivenUp,
         Expected::Declared(..) => Outcome::Declared,
     }
 }

@@ -1,7 +1,7 @@
 //! The table.
 
 use Evidence::{Specimen, Test};
-use Outcome::{Carried, Changed, Declared, Refused};
+use Outcome::{Carried, Changed, Declared, GivenUp, Refused};
 
 use super::local;
 
@@ -12,6 +12,8 @@ pub(crate) enum Outcome {
     Carried,
     /// The move ends before the freeze.
     Refused,
+    /// The move ends in the freeze.
+    GivenUp,
     /// Not the same afterwards, as the plan and the report say.
     Declared,
     /// Not the same afterwards.
@@ -56,6 +58,9 @@ pub(crate) const SEEN: &str = "seen in `/proc` before the freeze";
 
 /// The same, of what only a comparison tells.
 const SEEN_BY_KCMP: &str = "processes are compared (`kcmp(2)`) before the freeze";
+
+/// By what a Landlock domain is found.
+const DOMAIN: &str = "each thread is asked to look at a process outside of it";
 
 /// By what it is carried.
 const ASKED: &str = "the process is asked in the freeze (by calls of its own, `ptrace(2)`), and told before its first \
@@ -984,6 +989,30 @@ const CONFINEMENT: &[Row] = &[
         Refused,
         SEEN,
         Specimen("confined-listener"),
+    ),
+    row(
+        "Landlock domain in force",
+        GivenUp,
+        DOMAIN,
+        Specimen("confined-landlock"),
+    ),
+    row(
+        "the same of a child, about ports alone",
+        GivenUp,
+        DOMAIN,
+        Specimen("confined-landlock-net"),
+    ),
+    row(
+        "the same of one thread",
+        GivenUp,
+        DOMAIN,
+        Specimen("confined-landlock-thread"),
+    ),
+    row(
+        "process that has forbidden itself new code (PR_SET_MDWE)",
+        GivenUp,
+        "the process is asked; CRIU's code in it would be new",
+        Specimen("confined-code"),
     ),
     row(
         "`chroot` of the first process",

@@ -47,7 +47,43 @@ pub(in crate::carry) struct Attributes {
     speculation: Vec<(u64, u64)>,
 }
 
+/// What each thread chooses for itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OfThread {
+    no_tsc: bool,
+    no_cpuid: bool,
+    speculation: Vec<(u64, u64)>,
+}
+
+impl OfThread {
+    /// Of a thread `tid` of process `pid`; `page` is lent by the first one.
+    pub(super) fn ask(
+        (pid, tid): (i32, i32),
+        inside: &mut Inside,
+        page: u64,
+        first: &mut Inside,
+    ) -> Self {
+        let cpuid = inside.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID]);
+        let tsc = prctl(inside, &[PR_GET_TSC, page]);
+        let tsc = tsc.and_then(|()| first.lent().map(u32::from_ne_bytes));
+        Self {
+            no_tsc: tsc.is_ok_and(|chosen| chosen == PR_TSC_SIGSEGV),
+            no_cpuid: cpuid.is_ok_and(|allowed| allowed == 0),
+            speculation: speculation(&format!("{pid}/task/{tid}")),
+        }
+    }
+}
+
 impl Attributes {
+    /// What a thread chooses for itself alone.
+    pub(super) fn of_thread(&self) -> OfThread {
+        OfThread {
+            no_tsc: self.no_tsc,
+            no_cpuid: self.no_cpuid,
+            speculation: self.speculation.clone(),
+        }
+    }
+
     /// What the kernel does not know, nobody has chosen.
     pub(super) fn ask(pid: i32, inside: &mut Inside) -> Self {
         let mut get = |option| inside.call(libc::SYS_prctl, &[option]).unwrap_or(0);
@@ -59,7 +95,7 @@ impl Attributes {
             no_cpuid: cpuid.is_ok_and(|allowed| allowed == 0),
             no_new_code,
             no_huge_pages: Some(no_huge_pages).filter(|flags| *flags > 1).unwrap_or(0),
-            speculation: speculation(pid),
+            speculation: speculation(&pid.to_string()),
         }
     }
 
@@ -145,12 +181,12 @@ fn tsc(inside: &mut Inside) -> io::Result<u32> {
 }
 
 /// What a thread has chosen, which is what is otherwise here than for one that has chosen nothing.
-fn speculation(pid: i32) -> Vec<(u64, u64)> {
+fn speculation(thread: &str) -> Vec<(u64, u64)> {
     let read = |name: &str| {
         let bytes = fs::read(format!("/proc/{name}/status")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    chosen(&read(&pid.to_string()), &read("thread-self"))
+    chosen(&read(thread), &read("thread-self"))
 }
 
 fn chosen(theirs: &str, usual: &str) -> Vec<(u64, u64)> {
