@@ -62,7 +62,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Two systems on this machine that stay: `up`, `down`, or a place (`a`, `b`, `world`) and a command
+    /// Two systems on this machine that stay: `up`, `down`, or a place (`a`, `b`, `world`) and a command;
+    /// with `--vm` they are Debian 12 and 13
     Lab {
         /// What to do: see `cargo xtask lab -- --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

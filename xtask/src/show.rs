@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{bundle, paths, run};
+use crate::{bundle, package, paths, run, vm};
 
 /// A program of the testbed that is shown to people.
 pub(crate) struct Show {
@@ -54,6 +54,9 @@ pub(crate) fn main(show: &Show, args: &[OsString]) -> Result<ExitCode> {
 
 /// Makes a lab, or enters the one that is there, for which nothing has to be built.
 pub(crate) fn lab(args: &[OsString]) -> Result<ExitCode> {
+    if args.first().is_some_and(|first| first == "--vm") {
+        return lab_of_machines(args);
+    }
     let bin = paths::target()?.join("release");
     let program = bin.join(LAB.program);
     let makes_one = args.first().is_none_or(|what| what == "up");
@@ -62,6 +65,26 @@ pub(crate) fn lab(args: &[OsString]) -> Result<ExitCode> {
     }
     let mut command = as_root(&program, &environment(&paths::bundle()?, &bin));
     let error = command.args(args).exec();
+    Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// The same of two virtual machines, with UMS from its package.
+fn lab_of_machines(args: &[OsString]) -> Result<ExitCode> {
+    setup::ensure(Purpose::Machines)?;
+    let mut variables = environment(&bundle::ensure()?, &paths::target()?.join("release"));
+    variables.push(("UMS_VM", vm::ensure()?.into()));
+    variables.push(("UMS_VM_PACKAGE", package::build()?.into()));
+    let mut build = run::cargo();
+    run::shown(build.args([
+        "build",
+        "--release",
+        "-p",
+        "ums-testbed",
+        "--bin",
+        "ums-lab",
+    ]))?;
+    let program = paths::target()?.join("release").join(LAB.program);
+    let error = as_root(&program, &variables).args(args).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 

@@ -3,6 +3,8 @@
 //!
 //! Each place is a script in the lab's directory, by which any other process runs a command there.
 
+mod machines;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use crate::namespace::Namespace;
 use crate::system::System;
 use crate::testbed::{Settings, Testbed};
 use crate::tools::Tools;
+
+pub use machines::MachineLab;
 
 /// The places: two systems, and where their clients live.
 pub const PLACES: [&str; 3] = ["a", "b", "world"];
@@ -86,10 +90,14 @@ impl Lab {
             bin,
             configuration.as_deref(),
         );
-        fs::write(&path, text)
-            .and_then(|()| fs::set_permissions(&path, PermissionsExt::from_mode(0o755)))
-            .with_context(|| format!("cannot write {}", path.display()))
+        write_script(&path, &text)
     }
+}
+
+fn write_script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)
+        .and_then(|()| fs::set_permissions(path, PermissionsExt::from_mode(0o755)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The process that holds the lab of this directory; `None` where there is no lab.

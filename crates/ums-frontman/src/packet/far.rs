@@ -20,8 +20,8 @@ use super::pump;
 use super::quic::{self, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_RETIRED, CLOSE_UNUSABLE};
 use super::standby::{Handles, Launch, Permits, Standing};
 
-/// Who wants to be let in says who it is within this long.
-const ADMIT_WITHIN: Duration = Duration::from_secs(5);
+/// Who wants to be let in says who it is within this long: as long as the near end waits.
+const ADMIT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Who wants to be let in at one time; others wait in QUIC's own queue.
 const ADMISSIONS_MAX: usize = 4;

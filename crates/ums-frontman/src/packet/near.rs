@@ -20,8 +20,9 @@ use super::pump;
 use super::quic::{self, CLOSE_RETIRED, CLOSE_UNUSABLE};
 use super::standby::{Handles, Launch, Permits, Standing};
 
-/// A far end that is there answers in a round trip or three.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A far end that is there answers in a round trip or three; one on a host that is short of processor
+/// time may take seconds, in which the service still runs.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The first rest between two attempts to connect.
 const REST_MIN: Duration = Duration::from_millis(10);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ums_testbed::lab::{Lab, PLACES, holder};
+use ums_testbed::lab::{Lab, MachineLab, PLACES, holder};
 use ums_testbed::testbed::remove_on_signal;
 use ums_testbed::tools::{Tools, wait_for};
 
@@ -20,9 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// `up` makes them and holds them until it is interrupted or another `down` ends it. Meanwhile
 /// `a COMMAND…`, `b COMMAND…` and `world COMMAND…` run a command in one of them, or a shell.
+/// With `--vm` the systems are Debian 12 (192.0.2.12) and 13 (192.0.2.13) in virtual machines, without a world.
 #[derive(Parser)]
 #[command(name = "cargo xtask lab --")]
 struct Cli {
+    /// Virtual machines instead of namespaces; comes first
+    #[arg(long)]
+    vm: bool,
     /// `up`, `down`, or a place: `a`, `b` or `world`
     #[arg(default_value = "up", value_parser = ["up", "down", "a", "b", "world"])]
     what: String,
@@ -45,6 +49,7 @@ fn tried(cli: &Cli) -> Result<()> {
     let directory = std::env::var_os("UMS_LAB").map(PathBuf::from);
     let directory = directory.context("UMS_LAB is not set: use `cargo xtask lab`")?;
     match cli.what.as_str() {
+        "up" if cli.vm => up_in_machines(&directory),
         "up" => up(&directory),
         "down" => down(&directory),
         place => run(&directory, place, &cli.command),
@@ -54,13 +59,26 @@ fn tried(cli: &Cli) -> Result<()> {
 fn up(directory: &Path) -> Result<()> {
     remove_on_signal()?;
     let _lab = Lab::start(&Tools::find()?, directory)?;
+    held(&PLACES)
+}
+
+fn up_in_machines(directory: &Path) -> Result<()> {
+    // They end with this thread.
+    let _lab = MachineLab::start(directory)?;
+    held(&PLACES[..2])
+}
+
+/// Waits for the end.
+fn held(places: &[&str]) -> ! {
+    let places: Vec<String> = places
+        .iter()
+        .map(|place| format!("`cargo xtask lab {place}`"))
+        .collect();
     eprintln!(
         "the lab is up: {} run a command, or a shell; `down`, or Ctrl-C here, ends it",
-        PLACES
-            .map(|place| format!("`cargo xtask lab {place}`"))
-            .join(", ")
+        places.join(", ")
     );
-    // The thread that waits for a signal ends this process.
+    // A signal ends this process.
     loop {
         std::thread::park();
     }

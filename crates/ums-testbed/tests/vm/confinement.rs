@@ -24,7 +24,7 @@ while true; do
         echo "number $n"
     } >/data/new
     busybox mv /data/new /data/found
-    busybox sleep 1
+    busybox sleep 5
 done
 "#;
 
@@ -47,7 +47,7 @@ while true; do
     busybox dd if=/dev/zero of=/dev/null bs=256M count=1 2>/dev/null; large=$?
     echo "small $small large $large number $n" >/data/new
     busybox mv /data/new /data/found
-    busybox sleep 1
+    busybox sleep 5
 done
 "#;
 
@@ -140,7 +140,8 @@ fn a_service_that_can_not_start_leaves_no_control_group() {
         let run = format!("ums run bad --rootfs {SERVICES}/redis --memory 64M -- /bin/nothing");
         let done = machine.run(&run).expect("it ends");
         assert_ne!(done.code(), Some(0), "{}", done.all());
-        let left = "find /sys/fs/cgroup /var/lib/ums/services /run/ums/services -name '*bad*'; pgrep -fa bad";
+        // So that the shell which asks is not found.
+        let left = "find /sys/fs/cgroup /var/lib/ums/services /run/ums/services -name '*[b]ad*'; pgrep -fa '[b]ad'";
         let gone = format!("test -z \"$({left})\" || {{ {left}; false; }}");
         machine
             .until("nothing of it", 20, &gone)

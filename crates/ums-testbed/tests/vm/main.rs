@@ -5,6 +5,7 @@
 mod confinement;
 mod dirty;
 mod host;
+mod lab;
 mod moves;
 mod package;
 mod reboot;
