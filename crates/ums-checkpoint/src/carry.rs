@@ -28,6 +28,7 @@ use ums_core::facts::{Loss, LossKind};
 
 use crate::freezer::Freezer;
 use crate::memory_dir::MemoryDir;
+use crate::unix_queue::{self, Changed};
 use crate::watches::Paths;
 
 mod clock;
@@ -185,14 +186,44 @@ fn notice(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lost
                 Some((LossKind::UnacceptedConnection, "what it had not accepted"))
             }
             Oddity::PendingError => Some((LossKind::PendingError, "not at all")),
-            Oddity::Sender => Some((LossKind::PeerName, "the sender of what it had not read")),
-            Oddity::Empty => Some((
-                LossKind::UnreadDatagrams,
-                "what it had not read, from a message without content on",
-            )),
+            // All of them are looked at below.
+            Oddity::Sender | Oddity::Empty => None,
             Oddity::Uncarried(_) | Oddity::Urgent | Oddity::Ring | Oddity::SharedPort => None,
         });
-    Ok(told.map(lost).collect())
+    let told = told.map(lost);
+    Ok(told.chain(messages(socket, place, nature)?).collect())
+}
+
+/// Messages in a unix socket that are not given again as they are.
+fn messages(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lost>> {
+    if nature.domain != nix::libc::AF_UNIX {
+        return Ok(Vec::new());
+    }
+    let Place { pid, fd } = place;
+    let Changed {
+        named,
+        empty,
+        behind,
+        errors,
+    } = unix_queue::changed(socket)?;
+    let urgent = usize::from(unix_queue::is_urgent(socket));
+    let told = [
+        (urgent, LossKind::UrgentData, "urgent bytes (MSG_OOB)"),
+        (
+            behind,
+            LossKind::UnreadDatagrams,
+            "messages behind one without content",
+        ),
+        (named, LossKind::PeerName, "senders' names of messages"),
+        (empty, LossKind::UnreadDatagrams, "messages without content"),
+        (errors, LossKind::PendingError, "resets (ECONNRESET)"),
+    ];
+    let lost = |(count, kind, what): (usize, LossKind, &str)| {
+        let detail =
+            format!("the socket behind descriptor {fd}: {count} {what} that it had not read");
+        (count > 0).then(|| Lost::new(kind, pid, detail))
+    };
+    Ok(told.into_iter().filter_map(lost).collect())
 }
 
 /// All processes of a service are in one network namespace.

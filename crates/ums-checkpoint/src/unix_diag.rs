@@ -22,6 +22,8 @@ pub struct UnixSocket {
     pub state: u8,
     /// Inode number of the other end; 0 for none, and for one that nobody has accepted.
     pub peer: u64,
+    /// It is connected to a socket that has been closed.
+    pub is_orphan: bool,
     /// Its name; empty for none. An abstract one begins with a zero.
     pub name: Vec<u8>,
     /// Of one that listens: those who wait to be accepted, by their inode numbers; 0 for one who has
@@ -39,6 +41,11 @@ impl UnixSocket {
     /// Whether it is one end of a connection (and not of a mere direction, as of datagrams).
     pub fn is_connected(&self) -> bool {
         self.state == ESTABLISHED && self.kind != SOCK_DGRAM && self.peer != 0
+    }
+
+    /// Whether its datagrams go to a socket that has been closed.
+    pub fn sends_to_nobody(&self) -> bool {
+        self.is_orphan && self.kind == SOCK_DGRAM
     }
 
     /// Whether others connect to it.
@@ -138,7 +145,11 @@ fn read_attributes(told: &[u8], socket: &mut UnixSocket) {
     for (number, value) in attributes(told) {
         match number {
             NAME => socket.name = value.to_vec(),
-            PEER if value.len() >= 4 => socket.peer = u64::from(u32_at(value, 0)),
+            PEER if value.len() >= 4 => {
+                socket.peer = u64::from(u32_at(value, 0));
+                // What nobody holds any more has no number.
+                socket.is_orphan = socket.peer == 0;
+            }
             WAITING => {
                 let numbers = value.chunks_exact(4);
                 socket.waiting = numbers.map(|four| u64::from(u32_at(four, 0))).collect();
@@ -157,7 +168,7 @@ mod test {
     use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+    use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
 
@@ -177,6 +188,16 @@ mod test {
         assert_eq!(sockets[&inode_a].peer, inode_b);
         assert_eq!(sockets[&inode_b].peer, inode_a);
         assert!(sockets[&inode_a].is_connected() && !sockets[&inode_a].listens());
+    }
+
+    #[test]
+    fn the_kernel_tells_whose_peer_has_gone() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let alone = UnixDatagram::unbound().unwrap();
+        let sends_to_nobody = |socket: &UnixDatagram| here()[&inode(socket)].sends_to_nobody();
+        assert!(!sends_to_nobody(&a) && !sends_to_nobody(&alone));
+        drop(b);
+        assert!(sends_to_nobody(&a));
     }
 
     #[test]

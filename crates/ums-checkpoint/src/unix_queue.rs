@@ -22,6 +22,8 @@ const TIMES: [i32; 4] = [29, 35, 63, 64]; // SO_TIMESTAMP, SO_TIMESTAMPNS, and b
 const PIECE: usize = 64 * 1024;
 /// Most pieces and messages that are looked at in one queue.
 const PIECES_MAX: usize = 65_536;
+/// Most messages without content in a row that are looked at.
+const NOTHINGS_MAX: usize = 4096;
 /// Largest message that is looked for, bytes: more than a socket may send by any usual setting.
 const MESSAGE_MAX: usize = 64 << 20;
 
@@ -68,10 +70,9 @@ fn copy(pid: i32, fd: i32) -> Option<OwnedFd> {
 }
 
 fn of(socket: &OwnedFd) -> Queue {
-    let flags = MsgFlags::MSG_OOB | MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     Queue {
         tells_senders: tells_senders(socket),
-        urgent: recv(socket.as_raw_fd(), &mut [0], flags) == Ok(1),
+        urgent: is_urgent(socket),
         flight: flight_next(socket),
     }
 }
@@ -93,6 +94,12 @@ fn flight_next(socket: &OwnedFd) -> Option<Flight> {
     }
     let (_, descriptors) = peek(socket, &mut vec![0; PIECE]).ok()?;
     descriptors.iter().find_map(|it| flight(it, socket))
+}
+
+/// Whether an urgent byte is there.
+pub(crate) fn is_urgent(socket: &OwnedFd) -> bool {
+    let flags = MsgFlags::MSG_OOB | MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_raw_fd(), &mut [0], flags) == Ok(1)
 }
 
 /// Among all descriptors in the queue of a socket whose owner is frozen.
@@ -138,6 +145,66 @@ pub(crate) fn largest(socket: &OwnedFd) -> io::Result<usize> {
         }
         buffer.resize(largest.next_power_of_two(), 0);
     }
+}
+
+/// Messages of a queue that CRIU does not give again as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Changed {
+    /// Those whose sender has a name (unix(7)): CRIU sends them without.
+    pub named: usize,
+    /// Those without content: CRIU takes the first one for the end of the queue, unless somebody has looked at
+    /// it before.
+    pub empty: usize,
+    /// Datagrams behind such a one that is the first of all: to CRIU there is nothing in the queue, as the
+    /// kernel's length of it is that of the first (`UNIX_DIAG_RQLEN`).
+    pub behind: usize,
+    /// Errors that it would have been told before it reads: the other end was closed with something unread.
+    pub errors: usize,
+}
+
+/// Those in the queue of a socket whose owner is frozen. What has no content is passed over by whoever looks
+/// for messages from now on (Linux `net/core/datagram.c`, `skb_set_peeked`), as CRIU does: what lies behind
+/// is carried then.
+pub(crate) fn changed(socket: &OwnedFd) -> io::Result<Changed> {
+    let kind = raw::get_int(socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    if ![libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&kind) || raw::is_listening(socket) {
+        return Ok(Changed::default());
+    }
+    let hides_others = kind == libc::SOCK_DGRAM && raw::unread(socket)? == 0;
+    let mut buffer = vec![0; PIECE];
+    from_the_first(socket, || {
+        let mut changed = Changed::default();
+        // Without content so far, and perhaps the end; the rest of a message that had no room.
+        let (mut nothing, mut rest) = (0, false);
+        for _ in 0..PIECES_MAX {
+            let (length, is_named) = match raw::peek(socket, &mut buffer) {
+                Ok(Some(message)) => message,
+                Ok(None) => {
+                    changed.empty += nothing;
+                    break;
+                }
+                // Told once; messages come after it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    changed.errors += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if length == 0 {
+                nothing += 1;
+                // Where the other end has been closed that is what one gets from there on.
+                if nothing > NOTHINGS_MAX {
+                    break;
+                }
+                continue;
+            }
+            changed.empty += std::mem::take(&mut nothing);
+            changed.named += usize::from(is_named && !rest && kind == libc::SOCK_DGRAM);
+            changed.behind += usize::from(hides_others && !rest);
+            rest = length > buffer.len();
+        }
+        Ok(changed)
+    })
 }
 
 /// Looks at a queue from its beginning, by the option with which CRIU does, and sets that back.

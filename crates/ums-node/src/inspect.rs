@@ -23,6 +23,7 @@ mod mapping;
 mod parse;
 mod place;
 mod process;
+mod renamed;
 mod semaphore;
 mod session;
 mod socket;
@@ -181,6 +182,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         seen.obstacles.extend(state::obstacles(process));
         seen.losses.extend(eventfd::losses(process));
         seen.losses.extend(unseen::losses(process));
+        seen.losses.extend(renamed::losses(process));
         seen.obstacles.extend(mapping::obstacles(process));
         seen.losses.extend(descriptor::temporary(process));
         if seen.obstacles.len() >= OBSTACLES_MAX {

@@ -125,15 +125,6 @@ static void make_nameless(void) {
     nameless = open("/data", O_TMPFILE | O_RDWR, 0640);
     must(nameless >= 0 && write(nameless, "nameless", 8) == 8, "O_TMPFILE");
 }
-static void check_nameless(void) {
-    char path[64];
-    reads("nameless", nameless, "nameless");
-    snprintf(path, sizeof path, "/proc/self/fd/%d", nameless);
-    unlink("/data/named");
-    if (linkat(AT_FDCWD, path, AT_FDCWD, "/data/named", AT_SYMLINK_FOLLOW) != 0) bad("linkat: %s", strerror(errno));
-    reads_at("/data/named", "nameless");
-    unlink("/data/named");
-}
 static void check_nameless_only(void) { reads("nameless", nameless, "nameless"); }
 
 /* Directories that were removed: open, and the working directory. */
@@ -293,7 +284,7 @@ static void make_replaced_exe(void) {
 }
 static void check_replaced_exe(void) {
     char path[64] = "";
-    if (readlink("/proc/self/exe", path, sizeof path - 1) < 0 || strcmp(path, "/bin/files (deleted)") != 0) bad("the program is %s", path);
+    if (readlink("/proc/self/exe", path, sizeof path - 1) < 0 || strstr(path, " (deleted)") == NULL) bad("the program is %s", path);
     if (access("/bin/files", X_OK) != 0) bad("the new program is gone");
 }
 
@@ -325,7 +316,6 @@ static const struct state states[] = {
     {"odd", make_odd, check_odd},
     {"odd-removed", make_odd_removed, check_odd_removed},
     {"path", make_path, check_path},
-    {"nameless", make_nameless, check_nameless},
     {"nameless-only", make_nameless, check_nameless_only},
     {"removed-dir", make_removed_dir, check_removed_dir},
     {"removed-cwd", make_removed_cwd, check_removed_cwd},

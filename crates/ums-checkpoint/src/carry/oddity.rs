@@ -162,10 +162,10 @@ fn unread_message(socket: &OwnedFd) -> Option<Oddity> {
     if !events(socket).contains(PollFlags::IN) || raw::is_listening(socket) {
         return None;
     }
-    let (has_content, is_named) = raw::peek(socket).ok()?;
+    let (length, is_named) = raw::peek(socket, &mut [0]).ok()??;
     // What has no content looks like the end, except that nobody has ended it.
     let ended = || events(socket).contains(PollFlags::RDHUP);
-    if !has_content {
+    if length == 0 {
         return (!ended()).then_some(Oddity::Empty);
     }
     (kind == libc::SOCK_DGRAM && is_named).then_some(Oddity::Sender)

@@ -70,36 +70,38 @@ pub(super) fn owner(descriptor: &OwnedFd) -> io::Result<i32> {
     }
 }
 
-/// The first message in a socket, without taking it: whether it has content, and whether its sender has a
-/// name.
+/// The next message in a socket, without taking it: its length, of which the buffer gets what there is room
+/// for, and whether its sender has a name. `None` when there is none.
 #[expect(unsafe_code, reason = "nix panics where a sender has no name")]
-pub(super) fn peek(socket: &OwnedFd) -> io::Result<(bool, bool)> {
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    let mut byte = 0_u8;
+pub(crate) fn peek(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     // SAFETY: numbers and bytes: all zeros are valid.
     let mut sender: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     let mut len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most one byte to `byte`, at most `len` bytes to `sender`, and the length
-    // of the name to `len`; all of them outlive the call.
+    // SAFETY: the kernel writes at most as many bytes to the buffer as it has, at most `len` bytes to
+    // `sender`, and the length of the name to `len`; all of them outlive the call.
     let count = unsafe {
         libc::recvfrom(
             socket.as_raw_fd(),
-            (&raw mut byte).cast(),
-            1,
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
             flags,
             (&raw mut sender).cast(),
             &raw mut len,
         )
     };
-    match count {
-        -1 => Err(io::Error::last_os_error()),
+    match usize::try_from(count) {
         // A family alone is no name (unix(7)), nor is nothing.
-        count => Ok((count > 0, len as usize > size_of::<libc::sa_family_t>())),
+        Ok(count) => Ok(Some((count, len as usize > size_of::<libc::sa_family_t>()))),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            error => Err(error),
+        },
     }
 }
 
 /// Whether it takes connections.
-pub(super) fn is_listening(socket: &OwnedFd) -> bool {
+pub(crate) fn is_listening(socket: &OwnedFd) -> bool {
     get_int(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|on| on != 0)
 }
 
@@ -109,7 +111,7 @@ pub(super) fn unsent(socket: &OwnedFd) -> io::Result<i32> {
 }
 
 /// How many bytes of a connection can be read (`SIOCINQ`).
-pub(super) fn unread(socket: &OwnedFd) -> io::Result<i32> {
+pub(crate) fn unread(socket: &OwnedFd) -> io::Result<i32> {
     number(socket, libc::FIONREAD)
 }
 

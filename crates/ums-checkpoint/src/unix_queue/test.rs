@@ -1,7 +1,11 @@
 use std::io::{IoSlice, Read, Write};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 
-use nix::sys::socket::{ControlMessage, send, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, SockFlag, SockType, send, sendmsg, setsockopt, socketpair,
+    sockopt,
+};
 
 use super::*;
 
@@ -103,4 +107,69 @@ fn counts_of_descriptors() {
     assert_eq!(count("pos:\t0\nflags:\t02\nscm_fds: 3\n"), 3);
     assert_eq!(count("scm_fds: many\n"), 0);
     assert_eq!(count(""), 0);
+}
+
+#[test]
+fn messages_that_are_not_given_again_are_found_anywhere() {
+    let (a, b) = UnixDatagram::pair().unwrap();
+    let name = format!("ums-test-changed-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let named = UnixDatagram::bind_addr(&address).unwrap();
+    let target = SocketAddr::from_abstract_name(format!("{name}-to")).unwrap();
+    let to = UnixDatagram::bind_addr(&target).unwrap();
+    let other = UnixDatagram::unbound().unwrap();
+    for content in [&b"first"[..], b"", &[7; PIECE + 9], b"", b""] {
+        a.send(content).unwrap();
+    }
+    other.send_to_addr(b"no name", &target).unwrap();
+    named.send_to_addr(&[7; PIECE + 9], &target).unwrap();
+    named.send_to_addr(b"named", &target).unwrap();
+    let (b, to) = (OwnedFd::from(b), OwnedFd::from(to));
+    let empty = Changed {
+        empty: 3,
+        ..Changed::default()
+    };
+    assert_eq!(changed(&b).unwrap(), empty);
+    assert_eq!(
+        largest(&b).unwrap(),
+        PIECE + 9,
+        "what was looked at is passed over"
+    );
+    let named = Changed {
+        named: 2,
+        ..Changed::default()
+    };
+    assert_eq!(changed(&to).unwrap(), named);
+    let b = UnixDatagram::from(b);
+    let mut got = [0; 16];
+    assert_eq!(b.recv(&mut got).unwrap(), 5);
+    assert_eq!(b.recv(&mut got).unwrap(), 0, "nothing was taken");
+}
+
+#[test]
+fn what_is_behind_a_first_datagram_without_content_is_found() {
+    let (a, b) = UnixDatagram::pair().unwrap();
+    for content in [&b""[..], b"one", b"", b"two"] {
+        a.send(content).unwrap();
+    }
+    let b = OwnedFd::from(b);
+    let found = changed(&b).unwrap();
+    assert_eq!((found.empty, found.behind), (2, 2));
+    // The empty ones are passed over by now, and hide others all the same.
+    assert_eq!(changed(&b).unwrap().behind, 2);
+}
+
+#[test]
+fn the_end_is_no_message() {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+    for content in [&b""[..], b"last"] {
+        send(a.as_raw_fd(), content, MsgFlags::empty()).unwrap();
+    }
+    drop(a);
+    let empty = Changed {
+        empty: 1,
+        ..Changed::default()
+    };
+    assert_eq!(changed(&b).unwrap(), empty);
 }

@@ -56,6 +56,8 @@ pub enum LossKind {
     RelativeTimeout,
     /// Bytes in a terminal that were not read yet, and a line in it that has no end yet.
     TerminalData,
+    /// The kernel tells another path of a file whose name is another file's by now (`/proc/PID/fd`, `/proc/PID/exe`).
+    FilePath,
     /// A file without a name (O_TMPFILE) can't be given one any more.
     TemporaryFile,
     /// A lease of a file (`fcntl(2)`, F_SETLEASE).
@@ -106,6 +108,7 @@ impl LossKind {
             | Self::ProcessAttribute
             | Self::RelativeTimeout
             | Self::TerminalData
+            | Self::FilePath
             | Self::TemporaryFile
             | Self::EarlierRelease => false,
         }
@@ -135,6 +138,7 @@ impl LossKind {
             Self::ProcessAttribute => "an attribute of a process has its default value",
             Self::RelativeTimeout => "a wait lasts longer than it was asked to",
             Self::TerminalData => "bytes under way in a terminal are changed",
+            Self::FilePath => "the path of a file that has lost its name is told otherwise",
             Self::TemporaryFile => "a file without a name can't be given one",
             Self::FileLease => "a file lease is gone",
             Self::Landlock => "what Landlock forbade is allowed",

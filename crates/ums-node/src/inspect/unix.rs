@@ -203,7 +203,26 @@ fn losses(all: &Sockets, sockets: &Held) -> Vec<Loss> {
             ),
         });
     }
+    losses.extend(to_nobody(all, sockets));
     losses
+}
+
+/// Whose peer has been closed: CRIU makes it without one.
+fn to_nobody(all: &Sockets, sockets: &Held) -> Option<Loss> {
+    let found = all.iter().filter(|(_, socket)| socket.sends_to_nobody());
+    let found: Vec<i32> = found
+        .filter_map(|(inode, _)| sockets.get(inode).copied())
+        .collect();
+    let detail = format!(
+        "{} unix sockets send datagrams to one that has been closed: the first of them is answered with ENOTCONN, \
+         and not with ECONNREFUSED",
+        found.len()
+    );
+    found.first().map(|pid| Loss {
+        kind: LossKind::PendingError,
+        pid: *pid,
+        detail,
+    })
 }
 
 fn ends(count: usize) -> String {

@@ -163,6 +163,11 @@ pub const ALL: &[Specimen] = &[
     specimen!("unix-peek", "unix", &["peek"]),
     specimen!("unix-credentials", "unix", &["credentials"])
         .refused(RefusalKind::Socket, &["unread messages", "SO_PASSCRED"]),
+    specimen!("unix-credentials-stream", "unix", &["credentials-stream"])
+        .refused(RefusalKind::Socket, &["unread messages", "SO_PASSCRED"]),
+    specimen!("unix-urgent", "unix", &["urgent"]).declared(LossKind::UrgentData, &["MSG_OOB"]),
+    specimen!("unix-oneself", "unix", &["oneself"])
+        .declared(LossKind::PeerName, &["sent a datagram"]),
     specimen!("unix-large", "unix", &["large"]),
     specimen!("unix-nested", "unix", &["nested"])
         .refused(RefusalKind::Descriptor, &["on its way", "its own queue"]),
@@ -180,6 +185,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("further-title", "further", &["title"]),
     specimen!("further-packets", "further", &["packets"]),
     specimen!("further-capabilities", "further", &["capabilities"]),
+    specimen!("further-semaphore", "further", &["semaphore"]),
     specimen!("further-messages", "further", &["messages"]),
     specimen!("moment-accepts", "moments", &["accepts"]),
     specimen!("moment-reads", "moments", &["reads"]),
@@ -191,6 +197,8 @@ pub const ALL: &[Specimen] = &[
         .declared(LossKind::PeerName, &["sent a datagram"]),
     specimen!("unix-empty", "unix", &["hollow"])
         .declared(LossKind::UnreadDatagrams, &["without content"]),
+    specimen!("unix-orphan", "unix", &["orphan"])
+        .declared(LossKind::PendingError, &["ENOTCONN", "ECONNREFUSED"]),
     specimen!("pty-job", "terminals", &["job"]),
     specimen!("pty-zombie", "terminals", &["zombie"]),
     specimen!("pty-queued", "terminals", &["queued"]),
@@ -277,6 +285,8 @@ pub const ALL: &[Specimen] = &[
     specimen!("files-removed", "files", &["odd-removed", "removed-cwd"]),
     specimen!("files-own-program", "files", &["own-program"])
         .refused(RefusalKind::Descriptor, &["O_PATH", "/bin/files"]),
+    specimen!("files-replaced", "files", &["replaced-exe"])
+        .declared(LossKind::FilePath, &["/bin/files"]),
     specimen!("leases", "leases", &["read", "write"]),
     specimen!("leases-mapped", "leases", &["mapped"])
         .refused(RefusalKind::Descriptor, &["/leased-mapped", "is mapped"]),

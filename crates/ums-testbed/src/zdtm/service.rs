@@ -165,10 +165,10 @@ pub(super) fn moved(
     let (a, b) = (&testbed.a, &testbed.b);
     let all: &[(&System, &System)] = if back { &[(a, b), (b, a)] } else { &[(a, b)] };
     let outcome = Running::start(suite, test, name, a).and_then(|running| {
-        let mut told = String::new();
+        let mut told = Vec::new();
         for (from, to) in all {
             match running.migrate(from, to)? {
-                Moved::Yes(losses) => told = losses,
+                Moved::Yes(losses) => told.extend((!losses.is_empty()).then_some(losses)),
                 Moved::Not(verdict) => return Ok(verdict),
             }
         }
@@ -177,7 +177,7 @@ pub(super) fn moved(
         Ok(match checked {
             Ok(()) => Verdict::Passed,
             Err(error) if told.is_empty() => failed(&error),
-            Err(error) => Verdict::Declared(format!("{told}: {error:#}")),
+            Err(error) => Verdict::Declared(format!("{}: {error:#}", told.join("; "))),
         })
     });
     for system in [a, b] {

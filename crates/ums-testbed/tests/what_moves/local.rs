@@ -147,14 +147,38 @@ pub(crate) const UNIX: &[Row] = &[
     row(
         "name of the sender of a datagram that was not read",
         Declared,
-        "it has none; the first one in a queue is looked at",
+        "it has none; the plan tells of the first one in a queue, the report of all",
         Specimen("unix-sender"),
     ),
     row(
         "message without content that was not read",
         Declared,
-        "it is gone, with those behind it; the first one in a queue is looked at",
+        "it is gone; those behind it stay, unless it is the first of datagrams; the plan tells of the first one in a queue, the report of all",
         Specimen("unix-empty"),
+    ),
+    row(
+        "unread bytes whose sender the reader is told (SO_PASSCRED), of a stream",
+        Refused,
+        ASKED,
+        Specimen("unix-credentials-stream"),
+    ),
+    row(
+        "an urgent byte (`MSG_OOB`) that was not read",
+        Declared,
+        "it is an ordinary one",
+        Specimen("unix-urgent"),
+    ),
+    row(
+        "datagram socket that is connected to itself, and what it has sent itself",
+        Declared,
+        "carried, but for the sender's name",
+        Specimen("unix-oneself"),
+    ),
+    row(
+        "datagram socket whose peer has been closed",
+        Declared,
+        "its next datagram is answered with `ENOTCONN` at once, and not first with `ECONNREFUSED`",
+        Specimen("unix-orphan"),
     ),
     row(
         "name of an accepted connection (getsockname, getpeername)",

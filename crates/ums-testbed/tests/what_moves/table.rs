@@ -465,6 +465,12 @@ const PROCESSES: &[Row] = &[
         Specimen("further-lock"),
     ),
     row(
+        "who waits for a semaphore of System V",
+        Carried,
+        "CRIU; the call is made again",
+        Specimen("further-semaphore"),
+    ),
+    row(
         "messages of System V of several kinds, and who waits to send to a full queue",
         Carried,
         "CRIU; the call is made again",
@@ -551,6 +557,12 @@ const FILES: &[Row] = &[
         Carried,
         "CRIU",
         Specimen("files-open"),
+    ),
+    row(
+        "own program, open file or mapped file whose name is another file's by now",
+        Declared,
+        "`/proc/PID/exe`, `fd` and `maps` tell another path of it",
+        Specimen("files-replaced"),
     ),
     row(
         "leases of files (F_SETLEASE) for reading; for writing, of files of the root filesystem",
