@@ -6,7 +6,8 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::libc;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recv, recvmsg};
 use nix::sys::stat::{SFlag, fstat, major, minor};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -62,6 +63,13 @@ impl Flight {
 /// is gone. Of descriptors it sees those that would be received next.
 pub fn queue(pid: i32, fd: i32) -> Queue {
     copy(pid, fd).map_or_else(Queue::default, |socket| of(&socket))
+}
+
+/// Whom the kernel names at the other end of the socket behind a descriptor (SO_PEERCRED, unix(7)): its process, as
+/// it is numbered here, user and group.
+pub fn peer_credentials(pid: i32, fd: i32) -> Option<(i32, u32, u32)> {
+    let told = getsockopt(&copy(pid, fd)?, PeerCredentials).ok()?;
+    Some((told.pid(), told.uid(), told.gid()))
 }
 
 fn copy(pid: i32, fd: i32) -> Option<OwnedFd> {

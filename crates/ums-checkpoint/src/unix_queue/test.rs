@@ -160,6 +160,17 @@ fn what_is_behind_a_first_datagram_without_content_is_found() {
 }
 
 #[test]
+fn whoever_made_a_pair_is_at_its_other_end() {
+    let (a, _b) = UnixStream::pair().unwrap();
+    let me = std::process::id().cast_signed();
+    let user = nix::unistd::getuid().as_raw();
+    let group = nix::unistd::getgid().as_raw();
+    let told = peer_credentials(me, a.as_raw_fd());
+    assert_eq!(told, Some((me, user, group)));
+    assert_eq!(peer_credentials(me, i32::MAX), None);
+}
+
+#[test]
 fn the_end_is_no_message() {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();

@@ -32,6 +32,13 @@ pub(super) fn foreign(descriptor: &Path) -> ObstacleKind {
     }
 }
 
+/// Whether a link is to a file that is memory and nothing else: memfd, System V segments, shared memory without a
+/// name.
+pub(super) fn has_memory_alone(link: &str) -> bool {
+    let memory = ["/memfd:", "/SYSV", "/dev/zero"];
+    memory.iter().any(|name| link.starts_with(name))
+}
+
 /// Whether a path is of the directory of a process below `/proc`, or of a directory in it.
 pub(super) fn is_of_a_process(link: &str) -> bool {
     let name = link
@@ -51,11 +58,7 @@ impl Deleted {
     /// Notes a descriptor's file if it is one of them. What has memory only is carried as memory.
     pub(super) fn note(&mut self, link: &str, metadata: &Metadata, pid: i32) {
         const BLOCK_LEN: u64 = 512;
-        let memory = ["/memfd:", "/SYSV", "/dev/zero"];
-        if metadata.is_file()
-            && metadata.nlink() == 0
-            && !memory.iter().any(|name| link.starts_with(name))
-        {
+        if metadata.is_file() && metadata.nlink() == 0 && !has_memory_alone(link) {
             let bytes = metadata.blocks() * BLOCK_LEN;
             let key = (metadata.dev(), metadata.ino());
             self.files.insert(key, (bytes, pid, link.to_owned()));

@@ -8,7 +8,7 @@ use ums_core::facts::{Loss, LossKind};
 
 use super::descriptor;
 use super::process::Process;
-use super::{loss, parse, proc_file, proc_path};
+use super::{loss, parse, place, proc_file, proc_path};
 
 /// What the kernel says after the path of a file that has lost its name.
 const DELETED: &str = " (deleted)";
@@ -40,8 +40,12 @@ pub(super) fn losses(process: &Process) -> Vec<Loss> {
     told.into_iter().collect()
 }
 
-/// Whether a link is to a file that has lost its name, which is another's by now.
+/// Whether a link is to a file that has lost its name, which is another's by now. What has memory alone never had
+/// the name that the kernel tells.
 fn is_taken(root: &Path, link: &str) -> bool {
+    if place::has_memory_alone(link) {
+        return false;
+    }
     let path = link
         .strip_suffix(DELETED)
         .and_then(|path| path.strip_prefix('/'));
@@ -56,12 +60,15 @@ mod test {
     fn names_that_are_taken() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("log"), "").unwrap();
+        fs::create_dir(root.path().join("dev")).unwrap();
+        fs::write(root.path().join("dev/zero"), "").unwrap();
         let is_taken = |link| is_taken(root.path(), link);
         assert!(is_taken("/log (deleted)"));
         for other in [
             "/log",
             "/gone (deleted)",
             "/memfd:log (deleted)",
+            "/dev/zero (deleted)",
             "socket:[7]",
             "log (deleted)",
         ] {

@@ -21,12 +21,13 @@ pub(super) fn look(init: i32, sockets: &Held) -> Result<(Vec<Obstacle>, Vec<Loss
     let all = sockets_in(init)?;
     let mut obstacles = foreign(init, &all, sockets)?;
     obstacles.extend(waiting(init, sockets));
-    let mut losses = losses(&all, sockets);
+    let places = places(init)?;
+    let mut losses = losses(&all, sockets, |inode| is_of_another(&places, inode));
     if all
         .iter()
         .any(|(inode, socket)| sockets.contains_key(inode) && has_unread(socket))
     {
-        let (told, urgent) = unread(init, &places(init)?);
+        let (told, urgent) = unread(init, &places);
         obstacles.extend(told);
         losses.extend(urgent);
     }
@@ -162,21 +163,25 @@ fn waiting(init: i32, sockets: &Held) -> Vec<Obstacle> {
 
 /// What CRIU makes otherwise: it makes both ends of a connection by `socketpair(2)`, in one process and
 /// as root. Each is told once for the service, however many connections there are.
-fn losses(all: &Sockets, sockets: &Held) -> Vec<Loss> {
+/// `is_of_another` says whether the kernel names another process at its other end than the one that has both,
+/// as it does where that one was given them.
+fn losses(all: &Sockets, sockets: &Held, is_of_another: impl Fn(u64) -> bool) -> Vec<Loss> {
     let connected = || {
         let connected = all.iter().filter(|(_, socket)| socket.is_connected());
         connected.filter_map(|(inode, socket)| {
             let (own, peer) = (*sockets.get(inode)?, *sockets.get(&socket.peer)?);
-            Some((socket, own, peer))
+            Some((*inode, socket, own, peer))
         })
     };
     let between: Vec<(i32, u32)> = connected()
-        .filter(|(socket, own, peer)| own != peer || socket.user != 0)
-        .map(|(socket, own, _)| (own, socket.user))
+        .filter(|(inode, socket, own, peer)| {
+            own != peer || socket.user != 0 || is_of_another(*inode)
+        })
+        .map(|(_, socket, own, _)| (own, socket.user))
         .collect();
     let named: Vec<(i32, String)> = connected()
-        .filter(|(socket, ..)| !socket.name.is_empty())
-        .map(|(socket, own, _)| (own, readable(&socket.name)))
+        .filter(|(_, socket, ..)| !socket.name.is_empty())
+        .map(|(_, socket, own, _)| (own, readable(&socket.name)))
         .collect();
     let mut losses = Vec::new();
     if let Some((pid, user)) = between.first() {
@@ -205,6 +210,16 @@ fn losses(all: &Sockets, sockets: &Held) -> Vec<Loss> {
     }
     losses.extend(to_nobody(all, sockets));
     losses
+}
+
+/// Whether the kernel names another process at the other end of a socket than the one that has it, or another
+/// user or group than root.
+fn is_of_another(places: &Places, inode: u64) -> bool {
+    let place = places.get(&inode);
+    let told = place.and_then(|place| unix_queue::peer_credentials(place.pid, place.fd));
+    told.is_some_and(|(pid, user, group)| {
+        place.is_some_and(|place| pid != place.pid) || (user, group) != (0, 0)
+    })
 }
 
 /// Whose peer has been closed: CRIU makes it without one.
