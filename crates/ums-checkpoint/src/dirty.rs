@@ -13,7 +13,8 @@
 //! Backends, the best that the kernel has ([`choose`]):
 //!
 //! - [`Backend::WriteProtect`]: userfaultfd in asynchronous write-protect mode with PAGEMAP_SCAN (Linux
-//!   6.7, `admin-guide/mm/pagemap.rst`). The service does not wait for us at any write.
+//!   6.7, `admin-guide/mm/pagemap.rst`). The service does not wait for us at any write; it is frozen for a moment
+//!   where it has new mappings.
 //! - [`Backend::SoftDirty`]: bit 55 of a pagemap's entries, reset by `clear_refs` (`CONFIG_MEM_SOFT_DIRTY`,
 //!   `admin-guide/mm/soft-dirty.rst`). The service is frozen for a moment at each look, because the kernel
 //!   can't read and reset in one.
@@ -112,10 +113,10 @@ pub fn features() -> Features {
 /// A tracker for the processes of one control group; `None` where the kernel has no backend.
 ///
 /// # Errors
-/// A group that can't be frozen, where that is needed.
+/// A group that has no freezer.
 pub fn tracker(backend: Backend, cgroup: &Cgroup) -> io::Result<Option<Box<dyn Tracker + Send>>> {
     Ok(match backend {
-        Backend::WriteProtect => Some(Box::new(WriteProtect::default())),
+        Backend::WriteProtect => Some(Box::new(WriteProtect::new(Freezer::of(cgroup)?))),
         Backend::SoftDirty => Some(Box::new(SoftDirty::new(Freezer::of(cgroup)?))),
         Backend::None => None,
     })

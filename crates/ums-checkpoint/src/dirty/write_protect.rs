@@ -6,11 +6,17 @@
 //! has none, even between two that have it. So a scan is believed only where we have registered the
 //! mapping ourselves, by this process's own userfaultfd, and where the kernel says that it still is
 //! (`PM_SCAN_CHECK_WPASYNC`).
+//!
+//! A mapping of which a part alone is registered is two to the kernel, and mremap(2) of it, as realloc(3) makes,
+//! fails with `EFAULT`. So mappings are registered while the service is frozen, for a moment and only where
+//! there are new ones: while it runs, what was listed as a mapping may be a part of a larger one when it is
+//! registered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +26,7 @@ use super::mappings::{self, Mapping, Maps};
 use super::scan::{self, Found, Mode};
 use super::{Moment, PAGE, Ranges, SETTLE, Seen, Tracker, Untracked, direct, inject, sys};
 use crate::carry::Process;
+use crate::freezer::Freezer;
 use crate::kcmp;
 
 /// Whether this kernel has it.
@@ -36,9 +43,14 @@ pub(super) fn is_here() -> bool {
     agreed.is_ok() && scanned().is_some()
 }
 
-/// Tracks by write-protection.
+/// How long a service may take to freeze for new mappings.
+const FREEZE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Tracks by write-protection. The default one never freezes anybody.
 #[derive(Debug, Default)]
 pub struct WriteProtect {
+    /// Of the service's group. A freezer of version 1 is not used: waits would see `EINTR`.
+    freezer: Option<Freezer>,
     watched: BTreeMap<i32, Watched>,
 }
 
@@ -49,8 +61,12 @@ struct Watched {
     pidfd: OwnedFd,
     /// Its userfaultfd, or why it has none.
     uffd: Result<OwnedFd, Untracked>,
-    /// What was registered with it.
+    /// What was registered with it, and protected since.
     registered: Ranges,
+    /// What was registered at this look: nobody has its pages yet.
+    fresh: Ranges,
+    /// Whether the userfaultfd belongs to memory that the process has no more (execve(2)).
+    of_old_memory: bool,
 }
 
 impl Tracker for WriteProtect {
@@ -64,6 +80,13 @@ impl Tracker for WriteProtect {
             .flat_map(|(one, two)| [one, two])
             .collect();
         let mut all = Vec::new();
+        for watched in self.watched.values_mut() {
+            watched.fresh = Ranges::default();
+        }
+        if moment == Moment::Running {
+            let alone = pids.iter().filter(|pid| !sharing.contains(pid));
+            self.register(&alone.copied().collect::<Vec<_>>())?;
+        }
         for process in processes {
             let shares = sharing.contains(&process.pid);
             all.extend(self.look_at(*process, moment, shares)?);
@@ -88,6 +111,39 @@ impl Tracker for WriteProtect {
 }
 
 impl WriteProtect {
+    /// For the processes of one group, which is frozen for a moment at a look that finds new mappings.
+    pub fn new(freezer: Freezer) -> Self {
+        Self {
+            freezer: freezer.is_unified().then_some(freezer),
+            watched: BTreeMap::new(),
+        }
+    }
+
+    /// Registers the mappings that are new.
+    fn register(&mut self, pids: &[i32]) -> io::Result<()> {
+        let mut lacking = Vec::new();
+        for pid in pids {
+            let maps = listed(*pid);
+            // What can't be watched says why when it is looked at.
+            if direct::reads(*pid, &maps).is_none() && self.watch(*pid, Moment::Running).is_ok() {
+                let watched = self.watched.get(pid);
+                lacking.extend(watched.filter(|it| it.lacks(&maps)).map(|_| *pid));
+            }
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        if let Some(freezer) = &self.freezer {
+            freezer.freeze(FREEZE_WITHIN)?;
+        }
+        for pid in lacking {
+            if let Some(watched) = self.watched.get_mut(&pid) {
+                watched.register(pid);
+            }
+        }
+        self.freezer.as_ref().map_or(Ok(()), Freezer::thaw)
+    }
+
     /// Looks at one process; `None` when it, or the memory that it had, has gone meanwhile.
     fn look_at(
         &mut self,
@@ -175,7 +231,40 @@ impl Watched {
             pidfd,
             uffd,
             registered: Ranges::default(),
+            fresh: Ranges::default(),
+            of_old_memory: false,
         })
+    }
+
+    /// Whether there are mappings that are not registered.
+    fn lacks(&self, maps: &Maps) -> bool {
+        let is_new = |it: &Mapping| !self.registered.contains(it.start, it.end);
+        maps.private.iter().any(is_new)
+    }
+
+    /// Registers them, while nobody changes them. One that can't be is new at every look.
+    fn register(&mut self, pid: i32) {
+        let (Ok(uffd), Ok(pagemap)) = (&self.uffd, File::open(format!("/proc/{pid}/pagemap")))
+        else {
+            return;
+        };
+        for Mapping { start, end } in listed(pid).private {
+            if self.registered.contains(start, end) {
+                continue;
+            }
+            self.registered.remove(start, end);
+            if sys::register(uffd.as_fd(), start, end).is_err() {
+                continue;
+            }
+            let first = Mapping {
+                start,
+                end: start + PAGE,
+            };
+            match scan::mapping(pagemap.as_fd(), first, Mode::Check) {
+                Ok(_) => self.fresh.insert(start, end),
+                Err(_) => self.of_old_memory = true,
+            }
+        }
     }
 
     fn is_tracked(&self) -> bool {
@@ -189,52 +278,48 @@ impl Watched {
 
     fn look(&mut self, memory: &Memory, moment: Moment, seen: &mut Seen) -> io::Result<()> {
         self.forget_unmapped(&memory.maps);
-        let mut of_old_memory = false;
+        // Two that touch are one mapping once both are registered.
+        let mut ours = self.registered.clone();
+        ours.extend(self.fresh.iter());
         for mapping in &memory.maps.private {
-            match self.look_at(memory, *mapping, moment)? {
+            match self.look_at(memory, *mapping, &ours, moment)? {
                 Look::Tracked(found) => seen.add(&found),
                 Look::New(found) => seen.add_written(&found),
-                Look::OfOldMemory(found) => {
-                    of_old_memory = true;
-                    seen.add_written(&found);
-                }
             }
         }
-        if of_old_memory {
-            // Its program has been replaced (execve(2)): it gets another userfaultfd at the next look.
+        if self.of_old_memory {
+            // Its program has been replaced: it gets another userfaultfd at the next look.
             seen.untracked = Some(Untracked::New);
         }
         Ok(())
     }
 
-    fn look_at(&mut self, memory: &Memory, mapping: Mapping, moment: Moment) -> io::Result<Look> {
+    fn look_at(
+        &mut self,
+        memory: &Memory,
+        mapping: Mapping,
+        ours: &Ranges,
+        moment: Moment,
+    ) -> io::Result<Look> {
         let Mapping { start, end } = mapping;
-        let pagemap = memory.pagemap.as_fd();
-        if self.registered.contains(start, end) {
-            let mode = match moment {
-                Moment::Running => Mode::Protect,
-                Moment::Frozen => Mode::Check,
-            };
-            // After a failed scan nothing is known of what it has protected already.
-            if let Ok(found) = scan::mapping(pagemap, mapping, mode) {
-                return Ok(Look::Tracked(found));
-            }
-        }
-        self.registered.remove(start, end);
-        let registered = match (&self.uffd, moment) {
-            (Ok(uffd), Moment::Running) => sys::register(uffd.as_fd(), start, end).is_ok(),
-            _ => false,
+        let mode = match moment {
+            Moment::Running => Mode::Protect,
+            Moment::Frozen => Mode::Check,
         };
-        if !registered {
-            return Ok(Look::New(memory.ask(mapping)?));
-        }
-        match scan::mapping(pagemap, mapping, Mode::Protect) {
-            Ok(found) => {
+        if ours.contains(start, end) {
+            let was_registered = self.registered.contains(start, end);
+            // After a failed scan nothing is known of what it has protected already.
+            if let Ok(found) = scan::mapping(memory.pagemap.as_fd(), mapping, mode) {
                 self.registered.insert(start, end);
-                Ok(Look::New(found))
+                return Ok(match was_registered {
+                    true => Look::Tracked(found),
+                    false => Look::New(found),
+                });
             }
-            Err(_) => Ok(Look::OfOldMemory(memory.ask(mapping)?)),
         }
+        // One that has come or grown since is registered at the next look.
+        self.registered.remove(start, end);
+        Ok(Look::New(memory.ask(mapping)?))
     }
 
     /// A mapping that comes where one was is another.
@@ -253,8 +338,6 @@ enum Look {
     Tracked(Found),
     /// It was not, or is not: all of it is written.
     New(Found),
-    /// The same, and it seems that the userfaultfd belongs to memory that the process has no more.
-    OfOldMemory(Found),
 }
 
 /// The memory of a process as of one moment.
@@ -287,6 +370,13 @@ impl Memory {
         }
         Ok(())
     }
+}
+
+/// The mappings of a process as of now; none when it has ended.
+fn listed(pid: i32) -> Maps {
+    let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    // Who can't be understood is told so when it is looked at.
+    mappings::parse(&text).unwrap_or_default()
 }
 
 /// Whether a process, or the memory that it had when a file of it was opened, is gone.

@@ -87,6 +87,19 @@ static void registered(void) {
   if (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &range)) _exit(95);
 }
 
+// A mapping that grows and shrinks over and over.
+static void grow(void) {
+  size_t len = 16 * 4096;
+  char *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  for (;;) {
+    size_t next = len < 1024 * 4096 ? len * 2 : 16 * 4096;
+    char *to = mremap(at, len, next, MREMAP_MAYMOVE);
+    if (to == MAP_FAILED) { damaged("mremap"); _exit(92); }
+    at = to; len = next;
+    at[len - 1] = 1;
+  }
+}
+
 int main(int argc, char **argv) {
   const char *state = argc > 1 ? argv[1] : "";
   if (!strcmp(state, "waits")) { wait_in_all(); ready(); for (;;) pause(); }
@@ -99,6 +112,7 @@ int main(int argc, char **argv) {
     if (!child) count();
     if (ptrace(PTRACE_SEIZE, child, NULL, NULL)) _exit(93);
   }
+  if (!strcmp(state, "grows")) { ready(); grow(); }
   if (!strcmp(state, "signals")) {
     int many[] = {SIGUSR1, SIGCHLD, SIGTRAP, SIGRTMIN + 3};
     for (size_t i = 0; i < LEN(many); i++) signal(many[i], catch);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ums_checkpoint::dirty::{Moment, Seen, Tracker, Untracked, WriteProtect};
+use ums_checkpoint::dirty::{Backend, Moment, Seen, Tracker, Untracked, WriteProtect};
 
 use crate::can;
 use crate::model::Copies;
@@ -27,9 +27,9 @@ fn state(name: &str) -> Program {
 fn seen(program: &Program, times: usize) -> Vec<Seen> {
     let mut last = Vec::new();
     for _ in 0..times {
-        let mut tracker = WriteProtect::default();
+        let mut tracker = program.tracker(Backend::WriteProtect);
         let mut copies = Copies::default();
-        copies.take(&mut tracker, program, Moment::Running, None);
+        copies.take(&mut *tracker, program, Moment::Running, None);
         let p = program.processes();
         last = tracker.look(&p, Moment::Running).unwrap();
         tracker.disarm(&program.processes());
@@ -112,13 +112,29 @@ fn no_signal_is_lost() {
     assert_eq!(program.damages(), "");
 }
 
+/// A mapping that grows while it is registered would be registered in part, and would be two to the kernel then,
+/// which mremap(2) does not move.
+#[test]
+fn a_mapping_that_grows_goes_on_growing() {
+    if !can() {
+        return;
+    }
+    let program = state("grows");
+    let mut tracker = program.tracker(Backend::WriteProtect);
+    for _ in 0..50 {
+        tracker.look(&program.processes(), Moment::Running).unwrap();
+        program.wait_for_work();
+    }
+    assert_eq!(program.damages(), "");
+}
+
 #[test]
 fn a_mapping_with_another_userfaultfd_is_written_always() {
     if !can() {
         return;
     }
     let program = state("registered");
-    let mut tracker = WriteProtect::default();
+    let mut tracker = program.tracker(Backend::WriteProtect);
     for _ in 0..3 {
         let seen = tracker.look(&program.processes(), Moment::Running).unwrap();
         let written = seen[0].written.bytes();
@@ -143,7 +159,7 @@ fn who_is_traced_is_not_tracked() {
         return;
     }
     let program = state("traced");
-    let mut tracker = WriteProtect::default();
+    let mut tracker = program.tracker(Backend::WriteProtect);
     let seen = tracker.look(&program.processes(), Moment::Running).unwrap();
     let traced = seen
         .iter()
@@ -159,7 +175,7 @@ fn two_with_one_memory_are_not_tracked() {
     }
     let program = state("vfork");
     wait("there is a child", || program.processes().len() == 2);
-    let mut tracker = WriteProtect::default();
+    let mut tracker = program.tracker(Backend::WriteProtect);
     let seen = tracker.look(&program.processes(), Moment::Running).unwrap();
     assert_eq!(seen.len(), 2);
     let sharing = |seen: &Seen| seen.untracked == Some(Untracked::SharesMemory);
