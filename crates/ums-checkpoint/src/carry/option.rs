@@ -106,6 +106,8 @@ enum On {
     IpDatagram,
     Ip4Raw,
     Ip6,
+    /// The same of IPv6.
+    Ip6Datagram,
     Ip6Raw,
     IcmpRaw,
     Tcp,
@@ -129,6 +131,7 @@ impl On {
             Self::IpDatagram => socket.has_ip() && !socket.is_tcp(),
             Self::Ip4Raw => socket.domain == AF_INET && socket.is_raw(),
             Self::Ip6 => socket.is_inet6(),
+            Self::Ip6Datagram => socket.is_inet6() && !socket.is_tcp(),
             Self::Ip6Raw => socket.is_inet6() && socket.is_raw(),
             Self::IcmpRaw => socket.domain == AF_INET && socket.is_raw() && socket.protocol == 1,
             Self::Tcp => socket.is_tcp(),
@@ -295,14 +298,14 @@ pub(super) const TABLE: &[SocketOption] = &[
     int(On::Ip6, IP6, 11, "IPV6_FLOWINFO"),
     int(On::Ip6, IP6, 16, "IPV6_UNICAST_HOPS"),
     option(
-        On::Ip6,
+        On::Ip6Datagram,
         IP6,
         17,
         "IPV6_MULTICAST_IF",
         Form::Device,
         How::Plain,
     ),
-    int(On::Ip6, IP6, 18, "IPV6_MULTICAST_HOPS"),
+    int(On::Ip6Datagram, IP6, 18, "IPV6_MULTICAST_HOPS"),
     int(On::Ip6, IP6, 19, "IPV6_MULTICAST_LOOP"),
     int(On::Ip6, IP6, 23, "IPV6_MTU_DISCOVER"),
     int(On::Ip6, IP6, 25, "IPV6_RECVERR"),
@@ -492,6 +495,8 @@ mod test {
         assert!(!on("IP_TOS", raw6) && !on("IPV6_TCLASS", listener));
         assert!(on("UDP_GRO", datagrams) && !on("UDP_GRO", listener));
         assert!(on("SO_PASSCRED", unix) && !on("SO_PASSCRED", datagrams));
+        assert!(on("IPV6_MULTICAST_IF", raw6) && !on("IPV6_MULTICAST_IF", connected));
+        assert!(on("IPV6_MULTICAST_HOPS", raw6) && !on("IPV6_MULTICAST_HOPS", connected));
         assert!(on("SO_RCVBUF", unix) && on("SO_RCVBUF", raw6));
     }
 
