@@ -16,6 +16,9 @@ use crate::migration::{Incoming, Migration, Outgoing};
 use crate::node::Node;
 use crate::{inspect, problem};
 
+/// Length of a page, as the keeper counts them.
+const PAGE_BYTES: u64 = 4096;
+
 /// Where clients reach a service on this system.
 pub fn endpoints(node: &Node, specification: &Specification) -> Vec<SocketAddr> {
     let ports = specification.ports.iter();
@@ -82,6 +85,8 @@ pub fn service(node: &Node, name: &ServiceName) -> Result<ServiceFacts, Problem>
     let gate = service.gate;
     let specification = service.specification;
     let status = service.container.status_if_any()?;
+    // Asked before the memory is: what comes in meanwhile is counted twice, and nothing not at all.
+    let missing = status.as_ref().map_or(0, |status| status.pages_missing);
     let init = status.and_then(|status| status.init_pid);
     let image_bytes = node.host.images().bytes(&specification.image)?;
     let Some(init) = init else {
@@ -106,10 +111,17 @@ pub fn service(node: &Node, name: &ServiceName) -> Result<ServiceFacts, Problem>
         let over = inspect::over_limit(init, limit).map_err(|error| failed(&error))?;
         seen.obstacles.extend(over);
     }
+    seen.memory_bytes = with_missing(seen.memory_bytes, missing);
     Ok(ServiceFacts {
         image_bytes,
         ..seen.facts(specification, gate)
     })
+}
+
+/// What a checkpoint of a service has to carry that has so many bytes, and whose last move still has so many pages
+/// to bring: they are in by then.
+fn with_missing(bytes: u64, pages: u64) -> u64 {
+    bytes.saturating_add(pages.saturating_mul(PAGE_BYTES))
 }
 
 /// All migrations.
@@ -142,4 +154,16 @@ fn outgoing(node: &Node, id: MigrationId, outgoing: &Outgoing) -> MigrationState
 pub(crate) fn incoming(node: &Node, id: MigrationId, incoming: &Incoming) -> MigrationState {
     let service = node.host.service(&incoming.service).ok();
     incoming.state(id, service.map(|service| service.container.status()))
+}
+
+#[cfg(test)]
+mod test {
+    use super::with_missing;
+
+    #[test]
+    fn what_is_still_to_come_in_is_announced() {
+        assert_eq!(with_missing(8192, 0), 8192);
+        assert_eq!(with_missing(8192, 3), 8192 + 3 * 4096);
+        assert_eq!(with_missing(1, u64::MAX), u64::MAX);
+    }
 }
