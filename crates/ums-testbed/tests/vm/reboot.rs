@@ -23,7 +23,8 @@ const MEMORY: u64 = 8;
 /// The step that copies files while the service runs.
 const FILES: u64 = 7;
 
-/// Begins to move Redis over a slow link, and waits until a step is under way and bytes have gone.
+/// Begins to move Redis over a slow link, and waits until a step is under way, and in that of memory until
+/// the service is frozen.
 fn meet(pair: &Pair, step: u64) {
     for machine in pair.machines() {
         let link = "$(ip -o addr show to 192.0.2.0/24 | cut -d' ' -f2)";
@@ -41,9 +42,16 @@ fn meet(pair: &Pair, step: u64) {
         let view = newest(source)?;
         let over = view["report"]["outcome"] != "running";
         assert!(!over, "too late: {view:#}\n{}", said(source));
-        (view["progress"]["step"].as_u64() >= Some(step)).then_some(())
+        let reached = view["progress"]["step"].as_u64() >= Some(step);
+        (reached && (step < MEMORY || is_frozen(source))).then_some(())
     });
     reached.unwrap_or_else(|error| panic!("{error:#}\n{}", said(source)));
+}
+
+/// Whether the kernel says so of the service.
+fn is_frozen(machine: &Machine) -> bool {
+    let script = "grep -qs 'frozen 1' $(find /sys/fs/cgroup -path '*redis*' -name cgroup.events)";
+    machine.run(script).is_ok_and(|said| said.status.success())
 }
 
 /// The newest migration that a system knows of.
