@@ -36,6 +36,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use ums_core::budget::Span;
 use ums_core::facts::{Loss, NodeFacts};
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::report::Bytes;
@@ -195,6 +196,9 @@ pub struct Checkpointed {
     pub bytes: Bytes,
     /// Rounds before the freeze.
     pub rounds: u32,
+    /// Where the time between the first and the last of these moments went.
+    #[serde(default)]
+    pub spans: Vec<Span>,
 }
 
 /// Where the Frontman shall lead clients.
@@ -250,6 +254,9 @@ pub struct Restored {
     pub restore_us: u64,
     /// Digest of the stream it was restored from.
     pub digest: String,
+    /// Where the time went.
+    #[serde(default)]
+    pub spans: Vec<Span>,
 }
 
 /// The service executes at the destination.

@@ -11,6 +11,7 @@
 //! | `POST /peer/v1/migrations/{id}/commit` | `{}` | [`CommitAnswer`]; 409 `lost`: never executed and never will be; `outcome-unknown`, 409 `discarded`: may have executed, and a person is needed | destination |
 //! | `POST /peer/v1/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
 //! | `POST /peer/v1/migrations/{id}/losses` | `{}` | [`LossesAnswer`]; 404 from an earlier release | destination |
+//! | `POST /peer/v1/migrations/{id}/spans` | `{}` | [`SpansAnswer`]; 404 from an earlier release | destination |
 //! | `POST /peer/v1/migrations/{id}/close` | `{}` | `{}` | destination |
 //! | `GET /peer/v1/migrations/{id}` | | [`View`]; 404 when unknown | destination |
 //! | `GET /peer/v1/decisions/{id}` | | [`DecisionAnswer`] | source |
@@ -21,6 +22,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use ums_core::budget::Span;
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::SystemName;
 use ums_core::preflight::Refusal;
@@ -129,6 +131,14 @@ pub struct CommitAnswer {
 pub struct LossesAnswer {
     /// Each once.
     pub losses: Vec<Loss>,
+}
+
+/// Where the downtime went, as far as the destination was at work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpansAnswer {
+    /// In their order.
+    pub spans: Vec<Span>,
 }
 
 /// How far the destination is.

@@ -14,9 +14,10 @@ use ums_api::agent::{CreateRequest, Phase, Running, ServiceView};
 use ums_api::client::Permission;
 use ums_api::peer::{
     CloseRequest, CommitAnswer, CreateAnswer, LossesAnswer, ReserveAnswer, ReserveRequest,
-    RestoreAnswer, View,
+    RestoreAnswer, SpansAnswer, View,
 };
 use ums_api::problem::{Fault, Problem, ProblemKind};
+use ums_core::budget::{self, Laps, Part, Span};
 use ums_core::facts::NodeFacts;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::{self, Estimates, MigrateOptions};
@@ -54,12 +55,25 @@ pub(crate) struct Slot {
     /// One operation at a time.
     lock: tokio::sync::Mutex<()>,
     heard: Mutex<Instant>,
+    /// Parts of the downtime, until they are written with the first instruction. A restart forgets them.
+    spans: Mutex<Vec<Span>>,
 }
 
 impl Slot {
     /// The source has been heard of.
     fn renew(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Parts of the downtime that were spent here.
+    fn spent(&self, spans: impl IntoIterator<Item = Span>) {
+        let mut all = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(spans);
+    }
+
+    /// All that were told.
+    fn all_spent(&self) -> Vec<Span> {
+        std::mem::take(&mut *self.spans.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How long the source has not been heard of. A restart counts as a word of it: leases only
@@ -78,6 +92,7 @@ impl Arrivals {
             Arc::new(Slot {
                 lock: tokio::sync::Mutex::default(),
                 heard: Mutex::new(Instant::now()),
+                spans: Mutex::default(),
             })
         };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,6 +184,7 @@ pub(crate) async fn reserve(
         stuck: None,
         conflict: None,
         losses: Vec::new(),
+        spans: Vec::new(),
         account: None,
     };
     put(shared, id, &incoming).await?;
@@ -284,8 +300,14 @@ pub(crate) async fn restore(
         if restored.digest != digest {
             return Err(Rejected::Digest.into());
         }
+        let prepared_us = microseconds(began.elapsed());
+        let mut promise = Laps::begin(monotonic_ns());
         incoming.state = receiver::receive(Some(&delivered), &Message::Prepared)?;
         put(shared, id, &incoming).await?;
+        promise.lap(Part::Promise, monotonic_ns());
+        let prepare = budget::rest(Part::Prepare, prepared_us, &restored.spans);
+        let spans = [prepare].into_iter().chain(restored.spans);
+        slot.spent(spans.chain(promise.into_spans()));
         slot.renew();
     }
     Ok(RestoreAnswer {
@@ -301,7 +323,7 @@ pub(crate) async fn commit(
     source: SystemName,
     id: MigrationId,
 ) -> Reply<CommitAnswer> {
-    let began = Instant::now();
+    let (began, began_ns) = (Instant::now(), monotonic_ns());
     let slot = shared.arrivals.slot(id);
     let _turn = slot.lock.lock().await;
     slot.renew();
@@ -310,12 +332,15 @@ pub(crate) async fn commit(
         discard(shared, id, &mut incoming).await?;
     }
     let committed = receiver::receive(Some(&incoming.state), &Message::Commit)?;
+    let mut laps = Laps::begin(began_ns);
     if committed != incoming.state {
         take_on(shared, id, &mut incoming, committed, false).await?;
     } else if incoming.forced {
         incoming.forced = false;
         put(shared, id, &incoming).await?;
     }
+    laps.lap(Part::TakeOn, monotonic_ns());
+    slot.spent(laps.into_spans());
     run(shared, id, &mut incoming).await?;
     Ok(CommitAnswer {
         processing_us: microseconds(began.elapsed()),
@@ -397,6 +422,13 @@ async fn run(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply
         Err(error) => return Err(doubt(shared, id, incoming, error).await),
     };
     incoming.losses = losses;
+    let us = ran_ns.saturating_sub(asked_ns) / 1000;
+    let resume = Span {
+        part: Part::Resume,
+        us,
+    };
+    incoming.spans = shared.arrivals.slot(id).all_spent();
+    incoming.spans.push(resume);
     incoming.running_since = Some((ran_ns, boot()));
     incoming.ended_at_ms = Some(unix_ms());
     incoming.state = receiver::receive(Some(&incoming.state), &Message::Ran)?;
@@ -520,6 +552,7 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
             stuck: None,
             conflict: None,
             losses: Vec::new(),
+            spans: Vec::new(),
             account: None,
         };
         return put(shared, id, &tombstone).await;
@@ -591,6 +624,16 @@ pub(crate) async fn losses(
 ) -> Reply<LossesAnswer> {
     let Incoming { losses, .. } = known(shared, &source, id).await?;
     Ok(LossesAnswer { losses })
+}
+
+/// Where the downtime of a service that executes here went, as far as it was spent here.
+pub(crate) async fn spans(
+    shared: &Shared,
+    source: SystemName,
+    id: MigrationId,
+) -> Reply<SpansAnswer> {
+    let Incoming { spans, .. } = known(shared, &source, id).await?;
+    Ok(SpansAnswer { spans })
 }
 
 /// Step 15: the source has deleted its own container.

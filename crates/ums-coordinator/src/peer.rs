@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 use ums_api::http::{Client, ClientError, Connecting, Connector, Stream};
 use ums_api::peer::{
     self, CloseRequest, CommitAnswer, CreateAnswer, Decision, DecisionAnswer, Empty, Hello,
-    LossesAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, VERSIONS, View,
-    paths,
+    LossesAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, SpansAnswer,
+    VERSIONS, View, paths,
 };
 use ums_api::problem::ProblemKind;
+use ums_core::budget::Span;
 use ums_core::facts::Loss;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::Refusal;
@@ -152,13 +153,12 @@ impl PeerClient {
 
     pub(crate) async fn losses(&self, id: MigrationId) -> Answer<Vec<Loss>> {
         let answer: Answer<LossesAnswer> = self.post(id, "losses", &Empty {}).await;
-        match answer {
-            // An earlier release keeps no account of them.
-            Err(ClientError::Problem(problem)) if problem.kind == ProblemKind::PathUnknown => {
-                Ok(Vec::new())
-            }
-            answer => answer.map(|answer| answer.losses),
-        }
+        if_kept(answer.map(|answer| answer.losses))
+    }
+
+    pub(crate) async fn spans(&self, id: MigrationId) -> Answer<Vec<Span>> {
+        let answer: Answer<SpansAnswer> = self.post(id, "spans", &Empty {}).await;
+        if_kept(answer.map(|answer| answer.spans))
     }
 
     pub(crate) async fn close(&self, id: MigrationId, account: &CloseRequest) -> Answer<()> {
@@ -242,6 +242,16 @@ pub(crate) fn refusal(system: &SystemName, error: &ClientError) -> Refusal {
         ),
         error if is_untrusted(error) => Refusal::peer_untrusted(name, error.chain()),
         error => Refusal::peer_unreachable(name, error.chain()),
+    }
+}
+
+/// An earlier release keeps no account of it.
+fn if_kept<T: Default>(answer: Answer<T>) -> Answer<T> {
+    match answer {
+        Err(ClientError::Problem(problem)) if problem.kind == ProblemKind::PathUnknown => {
+            Ok(T::default())
+        }
+        answer => answer,
     }
 }
 

@@ -126,6 +126,7 @@ async fn dispatch(
         "renew" => Ok(ok(&destination::renew(shared, peer, id).await?)),
         "create" => Ok(ok(&destination::create(shared, peer, id).await?)),
         "losses" => Ok(ok(&destination::losses(shared, peer, id).await?)),
+        "spans" => Ok(ok(&destination::spans(shared, peer, id).await?)),
         "commit" => Ok(ok(&destination::commit(shared, peer, id).await?)),
         "abort" => destination::abort(shared, peer, id)
             .await

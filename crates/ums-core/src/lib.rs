@@ -5,6 +5,7 @@
 //!
 //! Architecture invariant: this crate depends on no other crate of the workspace.
 
+pub mod budget;
 pub mod converge;
 pub mod facts;
 pub mod frontman;

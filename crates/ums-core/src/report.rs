@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Span;
 use crate::facts::Loss;
 use crate::id::{MigrationId, ServiceName, SystemName};
 use crate::technique::{Approach, Technique};
@@ -70,6 +71,9 @@ pub struct MigrationReport {
     pub downtime_ms: Option<f64>,
     /// How long the service was frozen at the source until the switch or the thaw, milliseconds.
     pub freeze_ms: Option<f64>,
+    /// Where the downtime went, in the order of the parts; they add up to it. Empty while it is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub downtime_parts: Vec<Span>,
     /// The steps that were begun.
     pub steps: Vec<StepTiming>,
     /// Bytes moved.

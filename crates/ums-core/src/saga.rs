@@ -33,6 +33,7 @@ use std::collections::BTreeMap;
 pub use event::{Event, Output, Request, TakenBackBy};
 pub use table::{Actor, Compensation, PIVOT, Row, TABLE, row_of};
 
+use crate::budget::{self, Span};
 use crate::facts::Loss;
 use crate::preflight::Refusal;
 use crate::report::{Bytes, MigrationReport, Outcome, StepTiming};
@@ -558,6 +559,7 @@ impl Saga {
             total_ms: now_us / 1000,
             downtime_ms: downtime_us.map(milliseconds),
             freeze_ms: freeze_us.map(milliseconds),
+            downtime_parts: self.downtime_parts(),
             steps: self.timings(),
             bytes,
             rounds,
@@ -567,12 +569,34 @@ impl Saga {
         }
     }
 
+    /// Where the downtime went, once the destination has told its part.
+    fn downtime_parts(&self) -> Vec<Span> {
+        let delivered = match self.output(Step::ImageComplete) {
+            Some(Output::Delivered { spans, .. }) => spans.as_slice(),
+            _ => &[],
+        };
+        match (self.output(Step::Commit), self.output(Step::DeleteSource)) {
+            (
+                Some(Output::Running {
+                    downtime_us: Some(downtime_us),
+                    spans: here,
+                    ..
+                }),
+                Some(Output::Closed { spans: there, .. }),
+            ) => {
+                let all = delivered.iter().chain(here).chain(there);
+                budget::parts(all.copied(), *downtime_us)
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// What the destination has found in addition to what was seen before: each is told once.
     fn losses(&self, mut seen: Vec<Loss>) -> Vec<Loss> {
         if let Some(Output::Verified { losses }) = self.output(Step::VerifyPeer) {
             seen.extend(losses.iter().cloned());
         }
-        if let Some(Output::Closed { losses }) = self.output(Step::DeleteSource) {
+        if let Some(Output::Closed { losses, .. }) = self.output(Step::DeleteSource) {
             let known = seen.len();
             let new = losses.iter().filter(|loss| !seen[..known].contains(loss));
             let new: Vec<Loss> = new.cloned().collect();
@@ -609,6 +633,7 @@ impl Saga {
         if let Some(Output::Running {
             downtime_us,
             freeze_us,
+            ..
         }) = self.output(Step::Commit)
         {
             return (*downtime_us, *freeze_us);

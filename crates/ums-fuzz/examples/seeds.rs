@@ -365,6 +365,7 @@ fn keeper(corpora: &Corpora) -> Done {
         dumped_at_ns: Some(2),
         resumed_at_ns: None,
         restore_us: Some(9),
+        spans: Vec::new(),
         lost: vec![],
     };
     corpora.put_json(&["keeper"], "done", &Reply::Done(status.clone()))?;
@@ -491,10 +492,12 @@ fn output(step: Step) -> Output {
             digest: "d".to_owned(),
             bytes: Default::default(),
             rounds: 0,
+            spans: Vec::new(),
         },
         Step::Commit => Output::Running {
             downtime_us: Some(1500),
             freeze_us: Some(1000),
+            spans: Vec::new(),
         },
         _ => Output::None,
     }

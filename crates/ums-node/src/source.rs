@@ -6,6 +6,7 @@ use ums_api::agent::{CheckpointRequest, Checkpointed, Phase};
 use ums_api::problem::{Effect, Fault, Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol as keeper;
 use ums_checkpoint::memory_dir::MemoryDir;
+use ums_core::budget::{Laps, Part};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::technique::Technique;
 use ums_sync::files;
@@ -161,27 +162,34 @@ async fn freeze_and_send(
     let dumping = dump::dump(node, service, &images, sending, (connections, keeper_side));
     let (attended, dumped) = tokio::join!(attending, dumping);
     let (status, moving) = freeze::both(dumped, attended)?;
+    let mut laps = Laps::begin(status.dumped_at_ns.unwrap_or_else(monotonic_ns));
     if connections == keeper::Connections::Carry {
         freeze::tell_destination(node, service, &status, &images, &moving).await?;
     }
     let (this, of) = (Arc::clone(node), service.clone());
     let (mut files, metadata) = (sender.files(), sender.images());
     let at = status.clone();
-    blocking(move || {
+    let mut laps = blocking(move || {
         dump::send_images(&images, &metadata)?;
+        laps.lap(Part::Images, monotonic_ns());
         let tree = trees::all(&this, &of, &at, false);
         let always = trees::changing_files(&of, &at)?;
-        files::second_pass(&tree, &manifest, &always, &mut files).map_err(|e| at_files(&e))
+        files::second_pass(&tree, &manifest, &always, &mut files).map_err(|e| at_files(&e))?;
+        Ok(laps)
     })
     .await?;
+    laps.lap(Part::Files, monotonic_ns());
     let delivered = sender.finish().await.map_err(|error| at_peer(&error))?;
+    let delivered_at_ns = monotonic_ns();
+    laps.lap(Part::Deliver, delivered_at_ns);
     Ok(Checkpointed {
         frozen_at_ns: status.frozen_at_ns.unwrap_or(0),
         dumped_at_ns: status.dumped_at_ns.unwrap_or(0),
-        delivered_at_ns: monotonic_ns(),
+        delivered_at_ns,
         digest: hex(&delivered.digest),
         bytes: delivered.bytes,
         rounds,
+        spans: [status.spans, laps.into_spans()].concat(),
     })
 }
 

@@ -9,6 +9,7 @@ use ums_api::client::{
     Attendant, MigrationView, PeerStatus, PeerView, Resolution, ResolveView, ServiceDetail,
     ServiceView,
 };
+use ums_core::budget::{Place, Span};
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::plan::{Choice, Plan};
 use ums_core::preflight::Refusal;
@@ -408,6 +409,7 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     text.push_str(&pairs(&rows));
     text.push('\n');
     text.push_str(&timeline(report));
+    text.push_str(&downtime(report));
     if !report.losses.is_empty() {
         text.push('\n');
         let head = match report.outcome {
@@ -484,6 +486,45 @@ fn refusals(head: &str, refusals: &[Refusal]) -> String {
 }
 
 /// What a move changes: what has to be accepted is marked.
+/// Where the downtime went, on one line for each place; nothing where it is not known.
+fn downtime(report: &MigrationReport) -> String {
+    let mut text = String::new();
+    for (place, name) in PLACES {
+        let spans = report.downtime_parts.iter();
+        let here: Vec<&Span> = spans.filter(|span| span.part.place() == place).collect();
+        if here.is_empty() {
+            continue;
+        }
+        let sum: u64 = here.iter().map(|span| span.us).sum();
+        let long = here.iter().filter(|span| span.us >= TOLD_US_MIN);
+        let parts: Vec<String> = long
+            .map(|span| format!("{} {:.1}", span.part.name(), span.us as f64 / 1000.0))
+            .collect();
+        let head = if text.is_empty() {
+            "\ndowntime, ms\n"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            text,
+            "{head}  {name:<11}  {:>6.1}  {}",
+            sum as f64 / 1000.0,
+            parts.join(", ")
+        );
+    }
+    text
+}
+
+/// Places as they are told.
+const PLACES: [(Place, &str); 3] = [
+    (Place::Source, "source"),
+    (Place::Link, "between"),
+    (Place::Destination, "destination"),
+];
+
+/// The shortest part of the downtime that is told by itself, microseconds.
+const TOLD_US_MIN: u64 = 100;
+
 fn losses(head: &str, losses: &[Loss]) -> String {
     let mut text = format!("{head}:\n");
     for loss in losses.iter().take(LOSSES_MAX) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ums_core::budget::{Laps, Part};
 
 use super::container::raw;
 use super::handshake::KeeperSide;
@@ -58,6 +59,7 @@ pub(super) fn dump(
         (Phase::Running, Some(pid)) => {
             state.phase = Phase::Dumping;
             state.frozen_at_ns = None;
+            state.spans.clear();
             state.cut = false;
             Ok(pid)
         }
@@ -149,6 +151,7 @@ fn freeze_and_dump(
     // Until CRIU has read the settings.
     let mut eased = carry::Eased::default();
     let cgroup = &shared.container.cgroup;
+    let mut laps = Laps::begin(0);
     let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
         match notify.script.as_deref() {
             // CRIU has set itself up and has not looked at the service yet: the service may run
@@ -157,13 +160,16 @@ fn freeze_and_dump(
                 moment::wait(cgroup);
                 handshake.before_freeze()?;
                 moment::freeze((&freezer, cgroup), bound, || {
-                    shared.update(|state| state.frozen_at_ns = Some(monotonic_ns()));
+                    let now = monotonic_ns();
+                    laps = Laps::begin(now);
+                    shared.update(|state| state.frozen_at_ns = Some(now));
                 })?;
                 handshake.frozen()?;
+                laps.lap(Part::Freeze, monotonic_ns());
                 // To stop every task takes CRIU a moment, however large they are.
                 swrk.must_answer_within(bound);
                 let processes = carry::processes(cgroup);
-                let carry = look(&processes, &freezer, &mut before, bound);
+                let carry = look(&processes, &freezer, (&mut before, bound), &mut laps);
                 let written = carry.and_then(|carry| carry.write(images));
                 written.map_err(|error| {
                     format!("what CRIU does not carry of the service can't be read: {error}")
@@ -172,15 +178,19 @@ fn freeze_and_dump(
                 eased = changed.map_err(|error| {
                     format!("a setting of a socket that CRIU refuses can't be changed: {error}")
                 })?;
+                laps.lap(Part::Ask, monotonic_ns());
                 return Ok(());
             }
             // CRIU holds the tasks, and is about to look at their sockets.
             Some("network-lock") => {
+                laps.lap(Part::Seize, monotonic_ns());
                 let held = Hold::new(shared.container.netns.as_fd());
                 loopback = Some(held.map_err(|error| hold_failed(&error))?);
-                return handshake.wait_held();
+                handshake.wait_held()?;
+                laps.lap(Part::Hold, monotonic_ns());
+                return Ok(());
             }
-            Some("post-dump") => {}
+            Some("post-dump") => laps.lap(Part::Dump, monotonic_ns()),
             _ => return Ok(()),
         }
         // CRIU holds every task and waits for us: from this freeze on the service can't run,
@@ -211,7 +221,12 @@ fn freeze_and_dump(
     if !freezer.is_frozen().map_err(|error| error.to_string())? {
         return Err("the service is not frozen after the dump".to_owned());
     }
-    shared.update(|state| state.dumped_at_ns = Some(monotonic_ns()));
+    let now = monotonic_ns();
+    laps.lap(Part::LetGo, now);
+    shared.update(|state| {
+        state.dumped_at_ns = Some(now);
+        state.spans = laps.into_spans();
+    });
     Ok(())
 }
 
@@ -227,10 +242,11 @@ struct Before {
 fn look(
     processes: &[carry::Process],
     freezer: &Freezer,
-    before: &mut Before,
-    within: Duration,
+    (before, within): (&mut Before, Duration),
+    laps: &mut Laps,
 ) -> std::io::Result<Carry> {
     let mut carry = carry::capture(processes, &before.watched)?;
+    laps.lap(Part::Look, monotonic_ns());
     carry.ask(freezer, processes, &mut before.known, within)?;
     Ok(carry)
 }

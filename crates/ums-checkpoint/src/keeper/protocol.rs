@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use ums_core::budget::Span;
 
 use crate::carry::Lost;
 use crate::criu::page_server::PageOwner;
@@ -194,6 +195,9 @@ pub struct Status {
     pub resumed_at_ns: Option<u64>,
     /// How long the last restore took until the container was held, microseconds.
     pub restore_us: Option<u64>,
+    /// Where the time went in the last dump from its freeze on, or in the last restore.
+    #[serde(default)]
+    pub spans: Vec<Span>,
     /// What the last restore could not set again.
     #[serde(default)]
     pub lost: Vec<Lost>,

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ums_core::budget::{Laps, Part, Span};
 use ums_core::facts::LossKind;
 
 use super::container::{begin, mount_root, raw, unmount_root};
@@ -44,6 +45,7 @@ pub(super) fn restore(
         Phase::Created => {
             state.phase = Phase::Restoring;
             state.lost.clear();
+            state.spans.clear();
             state.restore_error = None;
             state.decision = None;
             state.pages_missing = 0;
@@ -109,6 +111,7 @@ struct Restore {
     lazy: bool,
     connections: Connections,
     begun_ns: u64,
+    laps: Laps,
 }
 
 impl Restore {
@@ -118,6 +121,7 @@ impl Restore {
         images: OwnedFd,
         pages: OwnedFd,
     ) -> Result<Self, String> {
+        let begun_ns = monotonic_ns();
         let images = MemoryDir::from_fd(images);
         let read = |name: &str| {
             std::fs::read(images.path().join(name))
@@ -148,7 +152,8 @@ impl Restore {
             late,
             lazy: request.lazy,
             connections: request.connections,
-            begun_ns: monotonic_ns(),
+            begun_ns,
+            laps: Laps::begin(begun_ns),
         })
     }
 
@@ -180,6 +185,8 @@ impl Restore {
         let mut swrk = swrk.map_err(|error| error.to_string())?;
         let opts = self.options(swrk.inherited());
         let log = || log_text(&self.images.path(), LOG_NAME);
+        let mut laps = self.laps.clone();
+        laps.lap(Part::Start, monotonic_ns());
         let mut init = None;
         let (freezer, mut frozen) = (shared.container.freezer()?, Ok(()));
         let result = swrk.run(RequestType::Restore, opts, &log, |swrk, notify| {
@@ -189,6 +196,7 @@ impl Restore {
                     Ok(())
                 }
                 Some("post-restore") => {
+                    laps.lap(Part::Restore, monotonic_ns());
                     drop(any_address.take());
                     self.fill_leftovers()?;
                     self.tell(self.carry.hold(&self.processes()));
@@ -196,7 +204,8 @@ impl Restore {
                     if self.lazy {
                         restart::futex::bring_in(&words, &self.processes());
                     }
-                    self.hold()
+                    laps.lap(Part::Complete, monotonic_ns());
+                    self.hold(laps.clone().into_spans())
                 }
                 // All sockets are there with all that they had. CRIU takes them out of repair mode
                 // now, and they ask each other what has arrived: nothing waits for a timer.
@@ -308,10 +317,11 @@ impl Restore {
     }
 
     /// Waits at `post-restore`, the one notification that can veto, until the decision is known.
-    fn hold(&self) -> Result<(), String> {
+    fn hold(&self, spans: Vec<Span>) -> Result<(), String> {
         let took = (monotonic_ns() - self.begun_ns) / 1000;
         self.shared.update(|state| {
             state.restore_us = Some(took);
+            state.spans = spans;
             state.phase = Phase::Held;
         });
         match self.shared.wait_for(|state| state.decision) {

@@ -11,6 +11,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
 
+use ums_core::budget::Span;
+
 use super::container::{self, Container};
 use super::protocol::{KeeperConfig, PROTOCOL, Phase, Reply, Request, Status};
 use super::{dump, guard, restore};
@@ -50,6 +52,8 @@ pub(super) struct State {
     pub(super) dumped_at_ns: Option<u64>,
     pub(super) resumed_at_ns: Option<u64>,
     pub(super) restore_us: Option<u64>,
+    /// Parts of the last dump, or of the last restore.
+    pub(super) spans: Vec<Span>,
     /// What the last restore could not set again.
     pub(super) lost: Vec<Lost>,
     /// Why the restore failed, for whoever waits for it.
@@ -124,6 +128,7 @@ impl Shared {
             dumped_at_ns: state.dumped_at_ns,
             resumed_at_ns: state.resumed_at_ns,
             restore_us: state.restore_us,
+            spans: state.spans.clone(),
             lost: state.lost.clone(),
         }
     }
@@ -164,6 +169,7 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             dumped_at_ns: None,
             resumed_at_ns: None,
             restore_us: None,
+            spans: Vec::new(),
             lost: Vec::new(),
             restore_error: None,
             decision: None,

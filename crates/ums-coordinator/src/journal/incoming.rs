@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use ums_api::peer::{CloseRequest, CreateAnswer};
+use ums_core::budget::Span;
 use ums_core::facts::{Loss, ServiceFacts};
 use ums_core::id::{ServiceName, SystemName};
 use ums_core::receiver::State;
@@ -40,6 +41,9 @@ pub(crate) struct Incoming {
     /// What could not be set again here, once the service runs.
     #[serde(default)]
     pub(crate) losses: Vec<Loss>,
+    /// Parts of the downtime that were spent here.
+    #[serde(default)]
+    pub(crate) spans: Vec<Span>,
     /// What the source has measured, once it has said so at the end.
     #[serde(default)]
     pub(crate) account: Option<CloseRequest>,

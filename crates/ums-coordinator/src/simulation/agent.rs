@@ -441,6 +441,7 @@ impl Agent {
                 filesystem: 10,
             },
             rounds: 0,
+            spans: Vec::new(),
         })
     }
 
@@ -612,6 +613,7 @@ impl Agent {
         Ok(Restored {
             restore_us: 10,
             digest,
+            spans: Vec::new(),
         })
     }
 

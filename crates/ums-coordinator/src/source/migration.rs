@@ -7,6 +7,7 @@ use ums_api::client::{MigrationView, Progress};
 use ums_api::http::{AgentClient, ClientError};
 use ums_api::peer::CloseRequest;
 use ums_api::problem::Effect;
+use ums_core::budget::{Part, Span};
 use ums_core::id::MigrationId;
 use ums_core::preflight::Refusal;
 use ums_core::report::{Bytes, Outcome};
@@ -76,6 +77,12 @@ pub(crate) struct Migration {
     unwritten: Vec<Event>,
     /// When the destination was first told of the commit.
     pub(super) told_at_us: Option<u64>,
+    /// When the destination had all.
+    delivered_at_us: Option<u64>,
+    /// When *prepared* came.
+    prepared_at_us: Option<u64>,
+    /// Parts of the downtime since the delivery. A restart forgets them.
+    spans: Vec<Span>,
     /// The destination as it was known at the beginning: one that is forgotten meanwhile is spoken to
     /// until the end.
     began_with: Option<PeerConfig>,
@@ -94,6 +101,9 @@ impl Migration {
             written,
             unwritten,
             told_at_us: None,
+            delivered_at_us: None,
+            prepared_at_us: None,
+            spans: Vec::new(),
             began_with,
         }
     }
@@ -116,6 +126,40 @@ impl Migration {
 
     pub(super) fn now_us(&self) -> u64 {
         self.stopwatch.now_us()
+    }
+
+    /// A part of the downtime that was spent here, or between the two.
+    pub(super) fn spent(&mut self, part: Part, us: u64) {
+        self.spans.push(Span { part, us });
+    }
+
+    /// All that were told.
+    pub(super) fn all_spent(&mut self) -> Vec<Span> {
+        std::mem::take(&mut self.spans)
+    }
+
+    /// The destination has confirmed at this time that it has all.
+    pub(super) fn delivered(&mut self, at_us: u64) {
+        self.delivered_at_us = Some(at_us);
+    }
+
+    /// *Prepared* has come, asked for at this time; the destination took so long.
+    pub(super) fn prepared(&mut self, asked_us: u64, processing_us: u64) {
+        let now_us = self.now_us();
+        let delivered_us = self.delivered_at_us.unwrap_or(asked_us);
+        self.spent(Part::HandOn, asked_us.saturating_sub(delivered_us));
+        let exchange_us = now_us.saturating_sub(asked_us);
+        self.spent(Part::Link, exchange_us.saturating_sub(processing_us));
+        self.prepared_at_us = Some(now_us);
+    }
+
+    /// The destination is told of the commit at this time.
+    pub(super) fn told(&mut self, at_us: u64) {
+        if self.told_at_us.is_none() {
+            self.told_at_us = Some(at_us);
+            let since = self.prepared_at_us.unwrap_or(at_us);
+            self.spent(Part::Commit, at_us.saturating_sub(since));
+        }
     }
 
     /// Where the destination is; `None` when it was no peer any more when this was taken up.
@@ -326,6 +370,7 @@ impl Migration {
             Some(Output::Running {
                 downtime_us,
                 freeze_us,
+                ..
             }) => (*downtime_us, *freeze_us),
             _ => (None, None),
         };

@@ -9,7 +9,8 @@ use ums_api::client::Permission;
 use ums_api::http::ClientError;
 use ums_api::peer::{CloseRequest, CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
 use ums_api::problem::ProblemKind;
-use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
+use ums_core::budget::{Part, Span};
+use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{self, Estimates, MigrateOptions, Refusal};
@@ -245,6 +246,7 @@ pub(super) async fn checkpoint_and_transfer(
         digest: frozen.digest.clone(),
         bytes: frozen.bytes,
         rounds: frozen.rounds,
+        spans: frozen.spans,
     };
     let events = vec![
         done(Step::Checkpoint, at(frozen.dumped_at_ns), Output::None),
@@ -263,6 +265,7 @@ pub(super) async fn checkpoint_and_transfer(
             at_us: m.now_us(),
         },
     ];
+    m.delivered(delivered_us);
     written(m, Step::Checkpoint, events).await?;
     Ok(frozen.digest)
 }
@@ -279,6 +282,7 @@ pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Fai
     };
     let limit = m.limits().restore_timeout(memory_bytes);
     let answer = attempt(m, step, client.restore(id, &request, limit)).await?;
+    m.prepared(asked_us, answer.processing_us);
     if answer.digest != request.digest {
         let (ours, theirs) = (request.digest, answer.digest);
         let error = format!("the destination restored another stream: {theirs} instead of {ours}");
@@ -317,7 +321,9 @@ pub(super) async fn run_at_destination(m: &mut Migration) {
         .saga()
         .delivered()
         .map_or(ran_us, |(frozen_us, _)| frozen_us);
-    let output = interruption(&m.stopwatch, frozen_us, m.told_at_us, ran_us);
+    m.spent(Part::Link, network_us / 2);
+    let spans = m.all_spent();
+    let output = interruption(&m.stopwatch, (frozen_us, m.told_at_us, ran_us), spans);
     let at_us = m.now_us();
     m.record_until_written(vec![
         Event::StepDone {
@@ -338,9 +344,8 @@ pub(super) async fn run_at_destination(m: &mut Migration) {
 /// does not know of the first time.
 fn interruption(
     stopwatch: &Stopwatch,
-    frozen_us: u64,
-    told_at_us: Option<u64>,
-    ran_us: u64,
+    (frozen_us, told_at_us, ran_us): (u64, Option<u64>, u64),
+    spans: Vec<Span>,
 ) -> Output {
     let since_freeze = |at_us: u64| {
         stopwatch
@@ -350,6 +355,7 @@ fn interruption(
     Output::Running {
         downtime_us: since_freeze(ran_us),
         freeze_us: since_freeze(told_at_us.map_or(ran_us, |told| told.min(ran_us))),
+        spans,
     }
 }
 
@@ -359,7 +365,7 @@ async fn commit_at_destination(m: &mut Migration) -> Option<(CommitAnswer, u64, 
     let mut pause = Pause::new(m.limits());
     loop {
         let sent_ns = monotonic_ns();
-        m.told_at_us.get_or_insert(m.stopwatch.at_ns(sent_ns));
+        m.told(m.stopwatch.at_ns(sent_ns));
         let told = tokio::select! {
             biased;
             told = told(m) => told,
@@ -473,10 +479,10 @@ pub(super) async fn delete_source(m: &mut Migration) {
     until_done(m, "the source container has to be deleted", delete).await;
     let mut pause = Pause::new(m.limits());
     let account = m.account();
-    let losses = loop {
+    let output = loop {
         let error = match m.peer() {
             Some(client) => match closed(&client, id, &account).await {
-                Ok(losses) => break losses,
+                Ok(output) => break output,
                 Err(error) => error.chain(),
             },
             None => "the destination is no peer any more; add it again".to_owned(),
@@ -487,19 +493,20 @@ pub(super) async fn delete_source(m: &mut Migration) {
         pause.wait().await;
     };
     let at_us = m.now_us();
-    m.record_until_written(vec![done(step, at_us, Output::Closed { losses })])
+    m.record_until_written(vec![done(step, at_us, output)])
         .await;
 }
 
-/// Asks the destination for what it could not set again, and tells it that this side is done.
+/// Asks the destination for what it could not set again and where the time went, and tells it that this
+/// side is done.
 async fn closed(
     client: &peer::PeerClient,
     id: MigrationId,
     account: &CloseRequest,
-) -> Result<Vec<Loss>, ClientError> {
-    let losses = client.losses(id).await?;
+) -> Result<Output, ClientError> {
+    let (losses, spans) = (client.losses(id).await?, client.spans(id).await?);
     client.close(id, account).await?;
-    Ok(losses)
+    Ok(Output::Closed { losses, spans })
 }
 
 fn done(step: Step, at_us: u64, output: Output) -> Event {
@@ -628,10 +635,11 @@ mod test {
     fn how_long_a_service_stood_still_is_not_told_over_a_reboot_of_its_source() {
         let told = |boot| {
             let stopwatch = Stopwatch::of(&asked_now(boot));
-            match interruption(&stopwatch, 1_000, Some(1_500), 1_700) {
+            match interruption(&stopwatch, (1_000, Some(1_500), 1_700), Vec::new()) {
                 Output::Running {
                     downtime_us,
                     freeze_us,
+                    ..
                 } => [downtime_us, freeze_us],
                 other => panic!("{other:?}"),
             }

@@ -359,6 +359,7 @@ fn checkpoint(world: &mut Inner, me: &str, id: MigrationId, request: &Checkpoint
             filesystem: 10
         },
         rounds: 0,
+        spans: Vec::new(),
     }))
 }
 
@@ -437,7 +438,8 @@ fn restore(world: &mut Inner, me: &str, id: MigrationId) -> Answer {
     }
     Ok(json!(Restored {
         restore_us: 10,
-        digest
+        digest,
+        spans: Vec::new(),
     }))
 }
 

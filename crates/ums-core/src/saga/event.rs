@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Span;
 use crate::facts::Loss;
 use crate::id::{MigrationId, ServiceName, SystemName};
 use crate::preflight::Refusal;
@@ -196,6 +197,9 @@ pub enum Output {
         bytes: Bytes,
         /// Rounds before the freeze.
         rounds: u32,
+        /// Parts of the freeze until then.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        spans: Vec<Span>,
     },
     /// Of [`Step::Commit`].
     Running {
@@ -203,10 +207,16 @@ pub enum Output {
         downtime_us: Option<u64>,
         /// From the freeze to the moment at which the destination was told, microseconds.
         freeze_us: Option<u64>,
+        /// Parts of the downtime since the delivery, on this side and between the two.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        spans: Vec<Span>,
     },
     /// Of [`Step::DeleteSource`].
     Closed {
         /// What could not be set again at the destination.
         losses: Vec<Loss>,
+        /// Parts of the downtime that the destination has measured.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        spans: Vec<Span>,
     },
 }

@@ -43,10 +43,12 @@ fn output(step: Step) -> Output {
                 filesystem: 1,
             },
             rounds: 0,
+            spans: Vec::new(),
         },
         Step::Commit => Output::Running {
             downtime_us: Some(1500),
             freeze_us: Some(1000),
+            spans: Vec::new(),
         },
         _ => Output::None,
     }

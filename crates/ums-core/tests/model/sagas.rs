@@ -145,10 +145,12 @@ fn output(step: Step) -> Output {
             digest: String::new(),
             bytes: Bytes::default(),
             rounds: 0,
+            spans: Vec::new(),
         },
         Step::Commit => Output::Running {
             downtime_us: Some(0),
             freeze_us: Some(0),
+            spans: Vec::new(),
         },
         _ => Output::None,
     }

@@ -8,6 +8,7 @@ use ums_api::agent::{Phase, Restored};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::{Connections, Request, RestoreRequest};
 use ums_checkpoint::memory_dir::MemoryDir;
+use ums_core::budget::{Laps, Part};
 use ums_core::id::MigrationId;
 
 use crate::connections::{self, Moving};
@@ -15,7 +16,7 @@ use crate::host::Service;
 use crate::migration::{Delivery, Incoming};
 use crate::node::Node;
 use crate::packets::Policy;
-use crate::task::blocking;
+use crate::task::{blocking, monotonic_ns};
 use crate::{frontman, place, problem, tunnel};
 
 /// How long a `restore` waits for the end of a delivery that the source believes complete.
@@ -50,13 +51,19 @@ pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Prob
         Ok(Restored {
             restore_us: status.restore_us.unwrap_or(0),
             digest,
+            spans: status.spans,
         })
     });
     // Its network is made ready meanwhile, so that none of that is left for after the commit.
-    let (restored, ready) = tokio::join!(restoring, stand_ready(node, &service, moving));
+    let restoring = async { (restoring.await, monotonic_ns()) };
+    let readying = stand_ready(node, &service, moving);
+    let ((restored, restored_at_ns), ready) = tokio::join!(restoring, readying);
+    let mut waited = Laps::begin(restored_at_ns);
+    waited.lap(Part::StandReady, monotonic_ns());
     let mut view = incoming.view();
-    let restored = restored.and_then(|restored| {
+    let restored = restored.and_then(|mut restored| {
         view.has_place = ready?;
+        restored.spans.extend(waited.into_spans());
         Ok(restored)
     });
     match &restored {

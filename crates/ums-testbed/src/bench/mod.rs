@@ -1,6 +1,8 @@
 //! How long a service stands still while it moves: UMS, the paper's way and the least time that
 //! the wire allows, side by side on the same link; and what clients on open connections see of it.
 
+pub mod budget;
+pub mod budget_report;
 pub mod clients;
 pub mod clients_report;
 mod container;

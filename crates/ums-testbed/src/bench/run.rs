@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::budget::{self, BudgetSample};
+use super::budget_report;
 use super::clients::{self, ClientSample};
 use super::clients_report;
 use super::paper_way::{self, SshServer};
@@ -24,6 +26,8 @@ pub struct Options {
     pub ways: Vec<Way>,
     /// Whether clients on open connections are measured.
     pub clients: bool,
+    /// Whether it is measured where the downtime goes.
+    pub budget: bool,
     /// Rate of the link, Mbit/s.
     pub rate_mbit: u32,
     /// Where the results go.
@@ -43,6 +47,13 @@ pub struct Outcome {
     pub leftovers: Vec<String>,
 }
 
+/// What was seen beside the ways.
+#[derive(Debug, Default)]
+struct Seen {
+    clients: Vec<ClientSample>,
+    budget: Vec<BudgetSample>,
+}
+
 /// Measures all ways at all sizes, interleaved, so that whatever else the machine does meanwhile
 /// falls on all of them alike, and writes `bench.json` and `bench.md`.
 pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
@@ -57,10 +68,10 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
     let wants = |way| options.ways.contains(&way);
     let ssh = wants(Way::PaperWay).then(|| SshServer::start(&testbed));
     let ssh = ssh.transpose()?;
-    if wants(Way::UmsStopAndCopy) || options.clients {
+    if wants(Way::UmsStopAndCopy) || options.clients || options.budget {
         testbed.start_coordinators()?;
     }
-    let (mut samples, mut seen) = (Vec::new(), Vec::new());
+    let (mut samples, mut seen) = (Vec::new(), Seen::default());
     for number in 1..=options.runs {
         for &mib in &options.sizes {
             if wants(Way::UmsStopAndCopy) {
@@ -78,8 +89,12 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
             // Written after each: hours of measuring must not be lost to a failure at the end.
             write(options, &samples, &seen)?;
         }
+        if options.budget {
+            seen.budget.extend(budget::measure(&testbed, number)?);
+            write(options, &samples, &seen)?;
+        }
         if options.clients {
-            seen.extend(clients::measure(&testbed, number)?);
+            seen.clients.extend(clients::measure(&testbed, number)?);
             write(options, &samples, &seen)?;
         }
     }
@@ -117,11 +132,11 @@ fn told(sample: Sample) -> Sample {
 fn write(
     options: &Options,
     samples: &[Sample],
-    seen: &[ClientSample],
+    seen: &Seen,
 ) -> Result<(Vec<Row>, Vec<Aim>, String)> {
     let rows = report::rows(samples);
     let mut aims = report::aims(&rows);
-    aims.extend(options.clients.then(|| clients_report::aim(seen)));
+    aims.extend(options.clients.then(|| clients_report::aim(&seen.clients)));
     let heading = format!(
         "One run of the benchmark, the ways interleaved, over a link shaped to {} Mbit/s. {}.",
         options.rate_mbit,
@@ -129,12 +144,15 @@ fn write(
     );
     let mut markdown = report::markdown(&rows, &aims, &heading)?;
     if options.clients {
-        markdown += &clients_report::markdown(seen)?;
+        markdown += &clients_report::markdown(&seen.clients)?;
+    }
+    if options.budget {
+        markdown += &budget_report::markdown(&seen.budget)?;
     }
     let whole = json!({
         "rate_mbit": options.rate_mbit, "machine": machine(),
         "paper": report::paper_figures()?, "samples": samples, "rows": rows, "aims": aims,
-        "clients": seen,
+        "clients": seen.clients, "budget": seen.budget,
     });
     let (json_path, table) = (options.out.join("bench.json"), options.out.join("bench.md"));
     std::fs::write(&json_path, serde_json::to_vec_pretty(&whole)?)

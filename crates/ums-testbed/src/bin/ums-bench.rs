@@ -19,7 +19,7 @@ struct Cli {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Ways to measure, and what clients on open connections see
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Name::Ums, Name::Paper, Name::Floor, Name::Clients])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Name::Ums, Name::Paper, Name::Floor, Name::Clients, Name::Budget])]
     ways: Vec<Name>,
     /// Rate of the link, Mbit/s
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -38,6 +38,7 @@ enum Name {
     Paper,
     Floor,
     Clients,
+    Budget,
 }
 
 fn main() -> ExitCode {
@@ -70,7 +71,7 @@ fn measure(cli: &Cli) -> Result<Outcome> {
         Name::Ums => Some(Way::UmsStopAndCopy),
         Name::Paper => Some(Way::PaperWay),
         Name::Floor => Some(Way::WireFloor),
-        Name::Clients => None,
+        Name::Clients | Name::Budget => None,
     };
     let options = Options {
         sizes: if cli.quick {
@@ -81,6 +82,7 @@ fn measure(cli: &Cli) -> Result<Outcome> {
         runs: if cli.quick { 1 } else { cli.runs },
         ways: cli.ways.iter().filter_map(way).collect(),
         clients: cli.ways.contains(&Name::Clients),
+        budget: cli.ways.contains(&Name::Budget),
         rate_mbit: cli.rate,
         out: cli.out.clone(),
     };

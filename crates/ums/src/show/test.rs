@@ -25,6 +25,7 @@ pub(crate) fn view() -> MigrationView {
             total_ms: 0,
             downtime_ms: None,
             freeze_ms: None,
+            downtime_parts: Vec::new(),
             steps: Vec::new(),
             bytes: Bytes::default(),
             rounds: 0,
