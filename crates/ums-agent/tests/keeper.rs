@@ -18,6 +18,7 @@ use ums_checkpoint::keeper::protocol::{
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::message;
 use ums_checkpoint::store::{PageStore, Stored, index};
+use ums_core::budget::Part;
 
 /// No connection is open here.
 const CLOSE: DumpRequest = DumpRequest {
@@ -292,6 +293,52 @@ fn a_container_is_checkpointed_held_and_goes_on_where_it_was() {
     source.call(&Request::Kill, &[]).unwrap();
     assert_eq!(last_tick(&a.log()), frozen_at);
     for (keeper, place) in [(source, a), (destination, b)] {
+        keeper.call(&Request::Quit, &[]).unwrap();
+        wait_until("the cgroup is gone", || !place.cgroup_dir().exists());
+    }
+}
+
+#[test]
+fn a_restore_finds_its_criu_ready_in_the_control_groups() {
+    let Some((bundle, lower)) = ready("a_restore_finds_its_criu_ready_in_the_control_groups")
+    else {
+        return;
+    };
+    let [a, b, c] = ["a", "b", "c"].map(|name| Place::new(&bundle, lower.path(), name));
+    let source = a.start();
+    run(&a, &source, COUNTING);
+    wait_until("it counts", || last_tick(&a.log()) > 5);
+    let (images, stored) = checkpoint(&source);
+    let parts =
+        |status: &Status| -> Vec<Part> { status.spans.iter().map(|span| span.part).collect() };
+    let dumped = parts(&source.status().unwrap());
+    assert!(dumped.contains(&Part::Dump), "{dumped:?}");
+
+    let members = |place: &Place| -> Vec<String> {
+        let members = std::fs::read_to_string(place.cgroup_dir().join("cgroup.procs"));
+        members.unwrap().lines().map(str::to_owned).collect()
+    };
+    let destination = b.start();
+    for _ in 0..2 {
+        destination.call(&Request::Prepare, &[]).unwrap();
+        assert_eq!(members(&b).len(), 1, "one CRIU, and only one");
+    }
+    let criu = members(&b);
+    copy_upper(&a, &b);
+    let held = restore(&destination, &images, &stored);
+    assert!(
+        members(&b).contains(&criu[0]),
+        "another CRIU has restored it"
+    );
+    assert!(parts(&held).contains(&Part::Restore), "{held:?}");
+    let frozen_at = last_tick(&a.log());
+    destination.call(&Request::Resume, &[]).unwrap();
+    wait_until("it counts on", || last_tick(&b.log()) > frozen_at + 5);
+
+    // One that is never needed goes with its keeper.
+    let spare = c.start();
+    spare.call(&Request::Prepare, &[]).unwrap();
+    for (keeper, place) in [(source, a), (destination, b), (spare, c)] {
         keeper.call(&Request::Quit, &[]).unwrap();
         wait_until("the cgroup is gone", || !place.cgroup_dir().exists());
     }

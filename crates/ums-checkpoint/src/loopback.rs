@@ -9,14 +9,21 @@
 //! Not at its other end: CRIU writes again what a socket had not sent yet, by an ordinary write, and
 //! the kernel would believe that it is on its way. This way it knows that it is not.
 //!
+//! In a dump nothing leaves by TCP either ([`What::Connections`]): what arrives is held by our caller already,
+//! so there is nothing else that the kernel could say for the frozen service; and our caller's own rules for
+//! that, which take programs, need not be waited for until the dump is over.
+//!
 //! The table belongs to our netlink socket (`NFT_TABLE_F_OWNER`, Linux 5.12): the kernel removes it
 //! when the socket is closed, so it can't outlive the keeper, however that ends. It is set and lifted
 //! by one message each, without a program, right at the notification of CRIU that it is needed for.
+//! The socket is kept for the next time: to close one, the kernel waits until no processor looks at rules
+//! that were there before (`nft_rcv_nl_event`, 5 to 20 ms), and lets nobody change any meanwhile.
 //!
 //! Messages: kernel `include/uapi/linux/netfilter/nf_tables.h`, `nfnetlink.h`; netlink(7).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
@@ -45,40 +52,83 @@ const ANSWER_WITHIN_SECONDS: i64 = 5;
 /// Answers are a header and the header that they answer.
 const ANSWER_LEN_MAX: usize = 8192;
 
+/// What is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    /// What the service sends to itself.
+    Loopback,
+    /// That, and all that its connections send.
+    Connections,
+}
+
+/// Who holds, of one network namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Holder(Mutex<Option<OwnedFd>>);
+
 /// While it lives nothing is sent over the loopback device of a network namespace.
 #[derive(Debug)]
-pub(crate) struct Hold(OwnedFd);
+pub(crate) struct Hold<'a> {
+    socket: Option<OwnedFd>,
+    holder: &'a Holder,
+}
 
-impl Hold {
-    /// Holds what is sent over the loopback device of this network namespace from now on.
+impl Holder {
+    /// Holds what is sent over the loopback device of this network namespace, always the same, from now on.
     ///
     /// # Errors
     /// The namespace can't be entered, or the kernel has no nf_tables, or none with owners.
-    pub(crate) fn new(netns: BorrowedFd<'_>) -> io::Result<Self> {
-        let hold = Self(socket_in(netns)?);
-        hold.ask(&[table(true), chain(), rule()])?;
-        Ok(hold)
-    }
-
-    /// Lets packets pass again. What was held is sent again by who sent it.
-    ///
-    /// By a message, because closing the socket waits until no processor looks at the rule any more.
-    pub(crate) fn lift(self) -> io::Result<()> {
-        // If this fails, the end of the socket does it.
-        self.ask(&[table(false)])
-    }
-
-    /// Makes changes in one transaction, and waits until it is made.
-    fn ask(&self, changes: &[Message]) -> io::Result<()> {
-        let batch = message::batch(changes);
-        send(self.0.as_raw_fd(), &batch, MsgFlags::empty())?;
-        let mut answer = vec![0; ANSWER_LEN_MAX];
-        for _ in changes {
-            let len = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-            message::verdict(&answer[..len])?;
+    pub(crate) fn hold(&self, netns: BorrowedFd<'_>, what: What) -> io::Result<Hold<'_>> {
+        let kept = self.kept().take();
+        let socket = kept.map_or_else(|| socket_in(netns), Ok)?;
+        let mut changes = vec![table(true), chain(), rule(to_itself())];
+        if what == What::Connections {
+            changes.push(rule(by_tcp()));
         }
+        ask(&socket, &changes)?;
+        let (socket, holder) = (Some(socket), self);
+        Ok(Hold { socket, holder })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hold<'_> {
+    /// Lets packets pass again. What was held is sent again by who sent it.
+    pub(crate) fn lift(mut self) -> io::Result<()> {
+        self.lift_once()
+    }
+
+    fn lift_once(&mut self) -> io::Result<()> {
+        let Some(socket) = self.socket.take() else {
+            return Ok(());
+        };
+        // If this fails, the end of the socket does it.
+        ask(&socket, &[table(false)])?;
+        *self.holder.kept() = Some(socket);
         Ok(())
     }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.lift_once() {
+            tracing::warn!(%error, "what the service sends to itself was held a moment longer");
+        }
+    }
+}
+
+/// Makes changes in one transaction, and waits until it is made.
+fn ask(socket: &OwnedFd, changes: &[Message]) -> io::Result<()> {
+    let batch = message::batch(changes);
+    send(socket.as_raw_fd(), &batch, MsgFlags::empty())?;
+    let mut answer = vec![0; ANSWER_LEN_MAX];
+    for _ in changes {
+        let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        message::verdict(&answer[..len])?;
+    }
+    Ok(())
 }
 
 /// A netlink socket of another network namespace than ours.
@@ -134,15 +184,28 @@ fn chain() -> Message {
     }
 }
 
-/// `oif lo meta mark != CRIU_MARK drop`.
-fn rule() -> Message {
-    let (oif, mark) = (5, 3); // NFT_META_OIF, NFT_META_MARK
-    let (equal, unequal) = (0, 1); // NFT_CMP_EQ, NFT_CMP_NEQ
+const EQUAL: u32 = 0; // NFT_CMP_EQ
+const UNEQUAL: u32 = 1; // NFT_CMP_NEQ
+
+/// `oif lo`.
+fn to_itself() -> Vec<u8> {
+    let oif = 5; // NFT_META_OIF
+    [load(oif), compare(EQUAL, &LOOPBACK_INDEX.to_ne_bytes())].concat()
+}
+
+/// `meta l4proto tcp`.
+fn by_tcp() -> Vec<u8> {
+    let l4proto = 16; // NFT_META_L4PROTO
+    [load(l4proto), compare(EQUAL, &[6])].concat()
+}
+
+/// Drops packets of this kind `meta mark != CRIU_MARK`.
+fn rule(kind: Vec<u8>) -> Message {
+    let mark = 3; // NFT_META_MARK
     let expressions = [
-        load(oif),
-        compare(equal, LOOPBACK_INDEX),
+        kind,
         load(mark),
-        compare(unequal, CRIU_MARK),
+        compare(UNEQUAL, &CRIU_MARK.to_ne_bytes()),
         drop_packet(),
     ];
     let body = [
@@ -176,12 +239,12 @@ fn load(what: u32) -> Vec<u8> {
     expression(b"meta\0", &parts.concat())
 }
 
-/// Goes on with the rule if the register holds what it shall; these two are in the host's order.
-fn compare(how: u32, value: u32) -> Vec<u8> {
+/// Goes on with the rule if the register holds what it shall; numbers in it are in the host's order.
+fn compare(how: u32, value: &[u8]) -> Vec<u8> {
     let parts = [
-        attribute(1, &REGISTER.to_be_bytes()),          // NFTA_CMP_SREG
-        attribute(2, &how.to_be_bytes()),               // NFTA_CMP_OP
-        nested(3, &attribute(1, &value.to_ne_bytes())), // NFTA_CMP_DATA, NFTA_DATA_VALUE
+        attribute(1, &REGISTER.to_be_bytes()), // NFTA_CMP_SREG
+        attribute(2, &how.to_be_bytes()),      // NFTA_CMP_OP
+        nested(3, &attribute(1, value)),       // NFTA_CMP_DATA, NFTA_DATA_VALUE
     ];
     expression(b"cmp\0", &parts.concat())
 }
@@ -238,10 +301,11 @@ mod test {
         let Some(netns) = enter_a_namespace() else {
             return;
         };
+        let holder = Holder::default();
         for address in ["127.0.0.1", "::1"] {
             let (from, to) = (bound(address), bound(address));
             assert!(arrives(&from, &to), "before");
-            let hold = Hold::new(netns.as_fd()).unwrap();
+            let hold = holder.hold(netns.as_fd(), What::Loopback).unwrap();
             assert!(!arrives(&from, &to), "while it is held");
             setsockopt(&from, sockopt::Mark, &CRIU_MARK).unwrap();
             assert!(arrives(&from, &to), "with CRIU's mark");
@@ -251,15 +315,72 @@ mod test {
         }
     }
 
+    /// Packets that left by a device.
+    fn sent(device: &str) -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+        let packets = line.and_then(|line| line.split_whitespace().nth(9));
+        packets.unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn connections_send_nothing_while_they_are_held_but_datagrams_leave() {
+        let Some(netns) = enter_a_namespace() else {
+            return;
+        };
+        for words in [
+            "link add v0 type veth peer name v1",
+            "link set v0 up",
+            "link set v1 up",
+            "addr add 198.51.100.1/24 dev v0",
+            "neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev v0",
+        ] {
+            let done = Command::new("ip").args(words.split(' ')).status();
+            assert!(done.unwrap().success(), "ip {words}");
+        }
+        // Nothing of its own accord leaves.
+        std::fs::write("/proc/sys/net/ipv6/conf/v0/disable_ipv6", "1").unwrap();
+        let address = "198.51.100.9:9".parse().unwrap();
+        let connect = || {
+            let before = sent("v0");
+            let moment = Duration::from_millis(50);
+            assert!(std::net::TcpStream::connect_timeout(&address, moment).is_err());
+            sent("v0") - before
+        };
+        assert!(connect() > 0);
+        let holder = Holder::default();
+        let hold = holder.hold(netns.as_fd(), What::Loopback).unwrap();
+        assert!(connect() > 0, "only what it sends to itself is held");
+        hold.lift().unwrap();
+        let hold = holder.hold(netns.as_fd(), What::Connections).unwrap();
+        assert_eq!(connect(), 0);
+        let before = sent("v0");
+        bound("0.0.0.0").send_to(b"x", address).unwrap();
+        assert_eq!(sent("v0") - before, 1);
+        hold.lift().unwrap();
+        assert!(connect() > 0);
+    }
+
     #[test]
     fn it_ends_with_its_holder() {
         let Some(netns) = enter_a_namespace() else {
             return;
         };
         let (from, to) = (bound("127.0.0.1"), bound("127.0.0.1"));
-        let hold = Hold::new(netns.as_fd()).unwrap();
+        let holder = Holder::default();
+        let hold = holder.hold(netns.as_fd(), What::Loopback).unwrap();
         assert!(!arrives(&from, &to));
         drop(hold);
+        assert!(arrives(&from, &to));
+        assert!(
+            holder.kept().is_some(),
+            "its socket is there for the next time"
+        );
+        let mut hold = holder.hold(netns.as_fd(), What::Loopback).unwrap();
+        // As when the process ends.
+        drop(hold.socket.take());
         assert!(arrives(&from, &to));
     }
 }

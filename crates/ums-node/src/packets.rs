@@ -232,6 +232,9 @@ impl Inside {
         carried: &BTreeSet<Flow>,
         home: &BTreeSet<Flow>,
     ) -> Result<(), PacketError> {
+        if carried.is_empty() && home.is_empty() {
+            return Ok(());
+        }
         let mut elements = inside::add(Set::Carried, carried);
         elements.push_str(&inside::add(Set::Home, home));
         self.nft(&elements, Some(netns)).await

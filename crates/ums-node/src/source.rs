@@ -161,10 +161,10 @@ async fn freeze_and_send(
     };
     let dumping = dump::dump(node, service, &images, sending, (connections, keeper_side));
     let (attended, dumped) = tokio::join!(attending, dumping);
-    let (status, moving) = freeze::both(dumped, attended)?;
+    let (status, held) = freeze::both(dumped, attended)?;
     let mut laps = Laps::begin(status.dumped_at_ns.unwrap_or_else(monotonic_ns));
     if connections == keeper::Connections::Carry {
-        freeze::tell_destination(node, service, &status, &images, &moving).await?;
+        freeze::tell_destination(service, &images, &held)?;
     }
     let (this, of) = (Arc::clone(node), service.clone());
     let (mut files, metadata) = (sender.files(), sender.images());

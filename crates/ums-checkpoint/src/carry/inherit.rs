@@ -55,14 +55,28 @@ impl Inherited {
         })
     }
 
-    /// Calls `start` in a thread and process that has it, as far as it is harmless.
-    pub fn hand_on<T>(&self, start: impl FnOnce() -> T) -> T {
+    /// What this thread has.
+    fn here() -> Self {
         let own = std::process::id() as i32;
-        let here = Self::of(own, nix::unistd::gettid().as_raw()).unwrap_or_default();
-        let wanted = Self {
+        Self::of(own, nix::unistd::gettid().as_raw()).unwrap_or_default()
+    }
+
+    /// As far as it is harmless.
+    fn harmless(&self) -> Self {
+        Self {
             personality: self.personality & HARMLESS,
             ..*self
-        };
+        }
+    }
+
+    /// Whether whatever is started by threads as this one has it already, as far as it is harmless.
+    pub fn is_here(&self) -> bool {
+        self.harmless() == Self::here()
+    }
+
+    /// Calls `start` in a thread and process that has it, as far as it is harmless.
+    pub fn hand_on<T>(&self, start: impl FnOnce() -> T) -> T {
+        let (here, wanted) = (Self::here(), self.harmless());
         let changed = wanted != here;
         if changed {
             wanted.set();
@@ -169,10 +183,7 @@ pub fn differing(first: Process, processes: &[Process]) -> Vec<Lost> {
     let Ok(whole) = Inherited::of(first.pid, first.pid) else {
         return Vec::new();
     };
-    let handed_on = Inherited {
-        personality: whole.personality & HARMLESS,
-        ..whole
-    };
+    let handed_on = whole.harmless();
     let of = |process: &Process| {
         let tids = tids(process.pid).unwrap_or_default();
         let words = |tid: &i32| {

@@ -18,13 +18,13 @@ const EXCUSE: Duration = Duration::from_secs(60);
 const COMPUTES_ONE_IN: u32 = 50;
 
 /// Whether somebody else keeps CRIU waiting: pages of its that nobody takes.
-pub type Excused = Box<dyn Fn() -> bool>;
+pub type Excused = Box<dyn Fn() -> bool + Send>;
 
 /// What is done to be patient with a CRIU.
 pub struct Patience {
     within: Duration,
     /// The processes that work for it beside itself: those that it is restoring.
-    helpers: Box<dyn Fn() -> Vec<i32>>,
+    helpers: Box<dyn Fn() -> Vec<i32> + Send>,
     excused: Excused,
 }
 
@@ -39,7 +39,7 @@ impl Patience {
     }
 
     /// These work for it.
-    pub fn with_helpers(self, helpers: Box<dyn Fn() -> Vec<i32>>) -> Self {
+    pub fn with_helpers(self, helpers: Box<dyn Fn() -> Vec<i32> + Send>) -> Self {
         Self { helpers, ..self }
     }
 

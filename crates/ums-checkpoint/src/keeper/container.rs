@@ -18,6 +18,7 @@ use super::protocol::{KeeperConfig, Phase};
 use super::server::Shared;
 use crate::cgroup::Cgroup;
 use crate::freezer::Freezer;
+use crate::loopback::{Hold, Holder, What};
 
 /// How long a start is waited for by whoever wants the container killed: runc takes a part of a second.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -28,6 +29,7 @@ pub(super) struct Container {
     pub(super) cgroup: Cgroup,
     /// Write ends of standard output and standard error, for runc or CRIU to hand on.
     pub(super) stdio: [OwnedFd; 2],
+    loopback: Holder,
 }
 
 impl Container {
@@ -55,6 +57,7 @@ impl Container {
             netns,
             cgroup,
             stdio,
+            loopback: Holder::default(),
         })
     }
 
@@ -63,6 +66,17 @@ impl Container {
         self.cgroup
             .remove()
             .map_err(|error| format!("control groups can't be removed: {error}"))
+    }
+
+    /// Holds what the service sends to itself, and in a dump what its connections send.
+    pub(super) fn hold(&self, what: What) -> Result<Hold<'_>, String> {
+        let held = self.loopback.hold(self.netns.as_fd(), what);
+        held.map_err(|error| {
+            format!(
+                "what the service sends to itself can't be held: {error}; it takes Linux 5.12 or later with \
+                 nf_tables (`modprobe nf_tables`)"
+            )
+        })
     }
 
     pub(super) fn freezer(&self) -> Result<Freezer, String> {
@@ -255,6 +269,8 @@ pub(super) fn begin(shared: &Arc<Shared>, pid: i32) {
 /// started is waited for, since what runc has begun would else be left.
 pub(super) fn kill(shared: &Arc<Shared>) -> Result<(), String> {
     shared.wait_at_most(START_MAX, |state| (!state.starting).then_some(()));
+    // It is in the control groups, which are to be empty.
+    drop(shared.update(|state| state.ready.take()));
     let held = shared.update(|state| {
         let held = matches!(state.phase, Phase::Held | Phase::Restoring);
         if held {

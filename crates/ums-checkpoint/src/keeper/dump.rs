@@ -18,7 +18,7 @@ use crate::criu::patience::{Excused, Patience};
 use crate::criu::rpc::{CGROUPS_IGNORE, NETWORK_LOCK_SKIP, Opts, PageServerInfo, RequestType};
 use crate::criu::swrk::{self, Criu, Swrk, end_of, log_text};
 use crate::freezer::Freezer;
-use crate::loopback::Hold;
+use crate::loopback::{Hold, What};
 use crate::memory_dir::MemoryDir;
 use crate::stuck::{self, Task};
 use crate::{carry, link_remap, watches};
@@ -146,7 +146,7 @@ fn freeze_and_dump(
     };
     let log = || log_text(&images.path(), LOG_NAME);
     // Until CRIU has let go of the sockets.
-    let mut loopback = None;
+    let mut held = None;
     let mut names = link_remap::Kept::default();
     // Until CRIU has read the settings.
     let mut eased = carry::Eased::default();
@@ -184,13 +184,14 @@ fn freeze_and_dump(
             // CRIU holds the tasks, and is about to look at their sockets.
             Some("network-lock") => {
                 laps.lap(Part::Seize, monotonic_ns());
-                let held = Hold::new(shared.container.netns.as_fd());
-                loopback = Some(held.map_err(|error| hold_failed(&error))?);
-                handshake.wait_held()?;
-                laps.lap(Part::Hold, monotonic_ns());
+                held = Some(shared.container.hold(What::Connections)?);
                 return Ok(());
             }
-            Some("post-dump") => laps.lap(Part::Dump, monotonic_ns()),
+            Some("post-dump") => {
+                laps.lap(Part::Dump, monotonic_ns());
+                handshake.wait_held()?;
+                laps.lap(Part::Hold, monotonic_ns());
+            }
             _ => return Ok(()),
         }
         // CRIU holds every task and waits for us: from this freeze on the service can't run,
@@ -212,7 +213,7 @@ fn freeze_and_dump(
     };
     swrk.end();
     drop(eased);
-    lift(loopback);
+    lift(held);
     result.map_err(|error| {
         keep_log(&shared.config.service, &log());
         explain(shared, &error, &untraced, bound)
@@ -340,14 +341,7 @@ pub(super) fn cut(shared: &Arc<Shared>) -> Result<(), String> {
     })
 }
 
-pub(super) fn hold_failed(error: &std::io::Error) -> String {
-    format!(
-        "what the service sends to itself can't be held: {error}; it takes Linux 5.12 or later with \
-         nf_tables (`modprobe nf_tables`)"
-    )
-}
-
-pub(super) fn lift(loopback: Option<Hold>) {
+pub(super) fn lift(loopback: Option<Hold<'_>>) {
     if let Some(Err(error)) = loopback.map(Hold::lift) {
         tracing::warn!(%error, "what the service sends to itself was held a moment longer");
     }

@@ -3,9 +3,10 @@
 //! CRIU takes some 75 ms to set itself up, in which the service still runs. Packets must be held
 //! from the freeze on, and shall not be held earlier than that; the keeper knows the moment, and
 //! knows nothing of packets. So a dump may bring one end of a socket pair: the keeper says that it
-//! is about to freeze, waits for leave, freezes, and says that it has. Then CRIU takes the tasks over,
-//! and before it looks at the first socket the keeper waits for the word that packets are held. If the
-//! dump comes to nothing the keeper says so, and lets the service run on once packets pass again.
+//! is about to freeze, waits for leave, freezes, and says that it has. Then CRIU takes the tasks over. What
+//! connections send meanwhile the keeper holds itself; before it lets that go, at the end of the dump, it waits
+//! for the word that packets are held. If the dump comes to nothing the keeper says so, and lets the service
+//! run on once packets pass again.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;

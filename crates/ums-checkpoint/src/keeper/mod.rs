@@ -30,6 +30,7 @@ mod moment;
 mod nonlocal;
 mod pages;
 pub mod protocol;
+mod ready;
 mod restore;
 mod server;
 

@@ -104,6 +104,9 @@ pub enum Request {
     Thaw,
     /// Kill it without letting it execute another instruction.
     Kill,
+    /// A restore will come: have ready what can be. Unknown to keepers of an earlier release, and only
+    /// saves time.
+    Prepare,
     /// Restore it and hold it. Descriptors: images directory, stored pages.
     Restore(RestoreRequest),
     /// Let the held one execute.

@@ -2,7 +2,7 @@
 //! is known, and pages are installed while the service already runs.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use ums_core::budget::{Laps, Part, Span};
 use ums_core::facts::LossKind;
 
 use super::container::{begin, mount_root, raw, unmount_root};
-use super::dump::{GHOST_LIMIT, NETNS_KEY, hold_failed, keep_log, lift};
+use super::dump::{GHOST_LIMIT, NETNS_KEY, keep_log, lift};
 use super::nonlocal::AnyAddress;
 use super::pages;
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
+use super::ready;
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
-use crate::criu::patience::Patience;
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
-use crate::criu::swrk::{Criu, log_text};
+use crate::criu::swrk::log_text;
 use crate::freezer::Freezer;
-use crate::loopback::Hold;
+use crate::loopback::What;
 use crate::memory_dir::MemoryDir;
 use crate::restart;
 use crate::store::{Index, Mapped, index};
@@ -30,8 +30,6 @@ use crate::uffd::leftover;
 const LOG_NAME: &str = "restore.log";
 /// How long it may take to tell restored processes what they alone can be told: a few calls of each.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
-/// How long CRIU, and the processes that it restores, may do nothing during a restore.
-const STILL_MAX: Duration = Duration::from_secs(30);
 /// How long the descriptors of restored processes may be on their way when CRIU says that it has sent them.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -160,8 +158,7 @@ impl Restore {
     fn run(self) -> Result<(), String> {
         let shared = &self.shared;
         // From before the first socket is there until all are.
-        let held = Hold::new(shared.container.netns.as_fd());
-        let mut loopback = Some(held.map_err(|error| hold_failed(&error))?);
+        let mut loopback = Some(shared.container.hold(What::Loopback)?);
         let any_address = AnyAddress::allow(shared.container.netns.as_fd());
         let mut any_address = Some(any_address.map_err(|error| {
             format!("the service's network can't be told to bind any address: {error}")
@@ -172,16 +169,9 @@ impl Restore {
         let words = restart::futex::words(&self.images)
             .map_err(|error| format!("calls under way at the freeze: {error}"))?;
         mount_root(&shared.config)?;
-        let group = shared.container.cgroup.clone();
-        let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));
-        let criu = Criu {
-            bin: shared.config.bundle_bin.clone(),
-            patience,
-        };
-        // CRIU's children are born in CRIU's control groups, so CRIU goes into the container's.
-        let into_its_groups = |pid| shared.container.cgroup.enter(pid);
-        let start = || criu.spawn(into_its_groups, &self.inherit(), None);
-        let swrk = self.carry.inherited().hand_on(start);
+        let inherited = self.carry.inherited();
+        let start = || inherited.hand_on(|| ready::start(shared));
+        let swrk = ready::take(shared, inherited).map_or_else(start, Ok);
         let mut swrk = swrk.map_err(|error| error.to_string())?;
         let opts = self.options(swrk.inherited());
         let log = || log_text(&self.images.path(), LOG_NAME);
@@ -328,15 +318,6 @@ impl Restore {
             true => Ok(()),
             false => Err("the migration was abandoned before its commit".to_owned()),
         }
-    }
-
-    /// What stands for resources of the image: the network namespace and the output pipes.
-    fn inherit(&self) -> Vec<BorrowedFd<'_>> {
-        let container = &self.shared.container;
-        std::iter::once(&container.netns)
-            .chain(&container.stdio)
-            .map(AsFd::as_fd)
-            .collect()
     }
 
     fn options(&self, inherited: &[i32]) -> Opts {

@@ -15,8 +15,9 @@ use ums_core::budget::Span;
 
 use super::container::{self, Container};
 use super::protocol::{KeeperConfig, PROTOCOL, Phase, Reply, Request, Status};
-use super::{dump, guard, restore};
+use super::{dump, guard, ready, restore};
 use crate::carry::Lost;
+use crate::criu::swrk::Swrk;
 use crate::criu::watch::Killer;
 use crate::{keyring, message};
 
@@ -62,6 +63,8 @@ pub(super) struct State {
     pub(super) decision: Option<bool>,
     /// What ends the CRIU of a dump that is under way.
     pub(super) dumping: Option<Killer>,
+    /// The CRIU of a restore that will come.
+    pub(super) ready: Option<Swrk>,
     /// Whether somebody wants that dump to end.
     pub(super) cut: bool,
     /// Set once the keeper is to end.
@@ -174,6 +177,7 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             restore_error: None,
             decision: None,
             dumping: None,
+            ready: None,
             cut: false,
             quitting: false,
         }),
@@ -307,6 +311,7 @@ fn serve(request: Request, fds: Vec<OwnedFd>, shared: &Arc<Shared>) -> Result<()
         Request::Cut => dump::cut(shared),
         Request::Thaw => dump::thaw(shared),
         Request::Kill => container::kill(shared),
+        Request::Prepare => ready::prepare(shared),
         Request::Restore(request) => restore::restore(shared, &request, fds),
         Request::Resume => restore::resume(shared),
         Request::Quit => container::kill(shared).and_then(|()| shared.container.remove()),

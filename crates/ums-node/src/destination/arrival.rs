@@ -8,7 +8,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use ums_api::agent::Phase;
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
-use ums_checkpoint::keeper::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME};
+use ums_checkpoint::keeper::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME, Request};
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::store::{PageStore, READ_RUNNING, Stored, index};
 use ums_checkpoint::tree::{Parents, TREE_NAME};
@@ -182,6 +182,10 @@ impl Arrival {
         let service = node.host.service(&incoming.service)?;
         let status = service.container.status();
         let status = status.map_err(|error| problem::keeper(&error))?;
+        if let Err(error) = service.container.ask(&Request::Prepare) {
+            // The restore will take longer.
+            tracing::debug!(%error, "the keeper makes nothing ready for the restore");
+        }
         let (memory_bytes_max, image_needed) = {
             let view = incoming.view();
             (view.memory_bytes_max, view.image_needed)

@@ -7,6 +7,7 @@ use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::MigrationId;
 
 use super::destroy_arriving;
+use super::restore::stand_by;
 use crate::host::Arriving;
 use crate::migration::{Incoming, Migration};
 use crate::node::Node;
@@ -60,8 +61,12 @@ async fn create_once(
         source: request.source,
     };
     let service = node.host.arriving(specification, from).await?;
-    let tunnel = match tunnel::offer(&node.frontmen, id, &service).await {
-        Ok(tunnel) => tunnel,
+    let made = async {
+        let tunnel = tunnel::offer(&node.frontmen, id, &service).await?;
+        Ok((tunnel, stand_by(node, &service).await?))
+    };
+    let (tunnel, stood_by) = match made.await {
+        Ok(made) => made,
         Err(problem) => {
             if let Err(error) = destroy_arriving(node, &service).await {
                 tracing::warn!(migration = %id, %error, "a container that was not made left something");
@@ -74,6 +79,7 @@ async fn create_once(
     view.permit = Some(blake3::hash(&permit));
     view.memory_bytes_max = request.memory_bytes_max;
     view.image_needed = image_needed;
+    view.stood_by = Some(stood_by);
     view.phase = Some(Phase::Prepared);
     Ok(Created {
         data_port: node.settings.data_port,

@@ -56,7 +56,8 @@ pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Prob
     });
     // Its network is made ready meanwhile, so that none of that is left for after the commit.
     let restoring = async { (restoring.await, monotonic_ns()) };
-    let readying = stand_ready(node, &service, moving);
+    let stood_by = incoming.view().stood_by;
+    let readying = stand_ready(node, &service, moving, stood_by);
     let ((restored, restored_at_ns), ready) = tokio::join!(restoring, readying);
     let mut waited = Laps::begin(restored_at_ns);
     waited.lap(Part::StandReady, monotonic_ns());
@@ -96,42 +97,55 @@ fn moving_connections(images: &MemoryDir) -> Result<Option<Moving>, Problem> {
     })
 }
 
-/// Makes the service's network ready for its first instruction, and says whether it has its place
-/// on the bridge. Until then nothing reaches it: its kernel would answer for a copy that may never
-/// run.
-async fn stand_ready(
-    node: &Arc<Node>,
-    service: &Service,
-    moving: Option<Moving>,
-) -> Result<bool, Problem> {
-    let failed = problem::failed(
-        ProblemKind::Network,
-        "the service's network can't be made ready",
-    );
-    let (name, netns) = (
-        &service.specification.name,
-        service.container.netns().await?,
-    );
+/// Has the network of a service that is to come stand by, while it still runs elsewhere, and says whether it
+/// has its place: on the bridge, with its ports. Nothing reaches it: its kernel would answer for a copy that may
+/// never run.
+pub(super) async fn stand_by(node: &Arc<Node>, service: &Service) -> Result<bool, Problem> {
+    let netns = service.container.netns().await?;
     let held = node.packets.direct(&netns, Policy::Hold).await;
-    held.map_err(|error| failed(&error))?;
-    match moving {
-        Some(moving) => {
-            let sorted = moving.sort(&node.settings.system);
-            let carried = node
-                .packets
-                .carry(&netns, &sorted.carried, &sorted.home)
-                .await;
-            carried.map_err(|error| failed(&error))?;
-        }
-        // The source works on connections: the tunnel that it was offered is of no use.
-        None => tunnel::end_inbound(&node.frontmen, service).await?,
-    }
-    if frontman::is_there(&node.frontmen, name).await? {
+    held.map_err(|error| not_ready(&error))?;
+    take_place(node, service).await
+}
+
+async fn take_place(node: &Arc<Node>, service: &Service) -> Result<bool, Problem> {
+    if frontman::is_there(&node.frontmen, service.name()).await? {
         // It has been here before, and its Frontman has its place until the commit.
         return Ok(false);
     }
     place::join(&*node.route, service).await?;
     place::publish(&*node.route, service).await.map(|()| true)
+}
+
+/// Makes the service's network ready for its first instruction, and says whether it has its place
+/// on the bridge; `stood_by` is what was said when it stood by.
+async fn stand_ready(
+    node: &Arc<Node>,
+    service: &Service,
+    moving: Option<Moving>,
+    stood_by: Option<bool>,
+) -> Result<bool, Problem> {
+    let netns = service.container.netns().await?;
+    let has_place = match stood_by {
+        Some(true) => true,
+        Some(false) => take_place(node, service).await?,
+        None => stand_by(node, service).await?,
+    };
+    match moving {
+        Some(moving) => {
+            let sorted = moving.sort(&node.settings.system);
+            let (carried, home) = (&sorted.carried, &sorted.home);
+            let carried = node.packets.carry(&netns, carried, home).await;
+            carried.map_err(|error| not_ready(&error))?;
+        }
+        // The source works on connections: the tunnel that it was offered is of no use.
+        None => tunnel::end_inbound(&node.frontmen, service).await?,
+    }
+    Ok(has_place)
+}
+
+fn not_ready(error: &crate::packets::PacketError) -> Problem {
+    let title = "the service's network can't be made ready";
+    problem::failed(ProblemKind::Network, title)(error)
 }
 
 /// The delivery, which may be a moment behind what the source was told.

@@ -38,6 +38,8 @@ pub(crate) struct View {
     pub(crate) restored: Option<Restored>,
     /// Whether the service has its place in the network already.
     pub(crate) has_place: bool,
+    /// The same, once its network stands by for its checkpoint.
+    pub(crate) stood_by: Option<bool>,
     /// Whether it has been run, and found by its clients.
     pub(crate) has_run: bool,
 }

@@ -15,10 +15,9 @@ use ums_checkpoint::keeper::protocol::Status;
 use ums_checkpoint::memory_dir::MemoryDir;
 
 use crate::connections::{self, Moving};
-use crate::container::netns_path;
 use crate::host::Service;
 use crate::node::Node;
-use crate::packets::{Connections, Flow, Policy};
+use crate::packets::{Connections, Flow, PacketError, Policy, Remembered};
 use crate::problem;
 
 /// How long a service may take to accept the connections that wait for it. One that is stuck shall
@@ -41,6 +40,15 @@ pub(super) fn pair() -> Result<(NodeSide, OwnedFd), Problem> {
     made.map_err(|error| problem::failed(ProblemKind::Socket, "no socket can be made")(&error))
 }
 
+/// What a frozen service has to do with others.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Its connections.
+    connections: Connections,
+    /// What its namespace remembers.
+    remembered: Result<Remembered, PacketError>,
+}
+
 /// Holds what arrives from right before the freeze on, and what leaves from right after it, and
 /// says which connections there are. `None` when the dump came to no freeze, which it tells itself.
 /// Returns at the end of the dump; if that came to nothing packets pass again before the service does
@@ -56,12 +64,20 @@ pub(super) async fn attend(
     node: Arc<Node>,
     netns: PathBuf,
     node_side: NodeSide,
-) -> Result<Option<Connections>, Problem> {
+) -> Result<Option<Held>, Problem> {
     let mut node_side = Some(node_side);
     if ask(&mut node_side, NodeSide::wait_before).await.is_err() {
         return Ok(None);
     }
     let held = hold(&node, &netns, &mut node_side).await;
+    let held = match held {
+        // CRIU is at work meanwhile.
+        Ok(Some(connections)) => Ok(Some(Held {
+            connections,
+            remembered: node.packets.remembered(&netns).await,
+        })),
+        other => other.map(|_| None),
+    };
     let ended_well = match &held {
         Ok(Some(_)) => ask(&mut node_side, NodeSide::wait_end).await.ok() == Some(false),
         _ => false,
@@ -203,34 +219,31 @@ async fn wait_for_readers(node: &Node, netns: &Path) {
 /// What came of the dump and of attending it.
 pub(super) fn both(
     dumped: Result<Status, Problem>,
-    attended: Result<Result<Option<Connections>, Problem>, JoinError>,
-) -> Result<(Status, Connections), Problem> {
+    attended: Result<Result<Option<Held>, Problem>, JoinError>,
+) -> Result<(Status, Held), Problem> {
     let attended = attended.map_err(|error| problem::panicked(&error))?;
     // Where packets could not be held the keeper got no leave: the cause comes first.
     let attended = attended?;
     let status = dumped?;
-    let connections = attended.ok_or_else(|| {
+    let held = attended.ok_or_else(|| {
         let detail = "the service was frozen while nobody held its packets: migrate again";
         Problem::failed(ProblemKind::Network, "packets were not held", detail)
     })?;
-    Ok((status, connections))
+    Ok((status, held))
 }
 
 /// Puts into the checkpoint which connections move, and which way their answers go.
-pub(super) async fn tell_destination(
-    node: &Arc<Node>,
+pub(super) fn tell_destination(
     service: &Service,
-    status: &Status,
     images: &MemoryDir,
-    connections: &Connections,
+    held: &Held,
 ) -> Result<(), Problem> {
-    let remembered = node.packets.remembered(&netns_path(status)).await;
-    let remembered = remembered.map_err(|error| {
-        problem::failed(ProblemKind::Network, "connections can't be listed")(&error)
+    let remembered = held.remembered.as_ref().map_err(|error| {
+        problem::failed(ProblemKind::Network, "connections can't be listed")(error)
     })?;
     let inbound = service.inbound.as_ref();
     let carried_from = inbound.map(|inbound| inbound.source.clone());
-    let moving = Moving::new(connections, &remembered, carried_from);
+    let moving = Moving::new(&held.connections, remembered, carried_from);
     let text = serde_json::to_vec(&moving).unwrap_or_default();
     images.write(connections::NAME, &text).map_err(|error| {
         problem::failed(
