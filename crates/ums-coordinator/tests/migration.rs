@@ -9,6 +9,7 @@ use support::{PATIENCE, SERVICE, Two};
 use ums_api::client::{AbortRequest, MigrationView, paths};
 use ums_api::http::ClientError;
 use ums_api::problem::{Problem, ProblemKind};
+use ums_core::budget::{Part, Span};
 use ums_core::preflight::RefusalKind;
 use ums_core::report::Outcome;
 
@@ -54,6 +55,16 @@ async fn the_happy_path() {
         losses,
         ["what was seen before", "what only the restore knows"]
     );
+    // Of all who were at work, and it adds up.
+    let parts = &report.downtime_parts;
+    for (part, us) in [(Part::Dump, 3), (Part::Restore, 5)] {
+        assert!(parts.contains(&Span { part, us }), "{parts:?}");
+    }
+    for part in [Part::Promise, Part::Commit, Part::TakeOn, Part::Resume] {
+        assert!(parts.iter().any(|span| span.part == part), "{parts:?}");
+    }
+    let sum: u64 = parts.iter().map(|span| span.us).sum();
+    assert!(sum as f64 / 1000.0 >= downtime, "{parts:?} {downtime}");
     // The destination's history knows it too.
     let there: Vec<MigrationView> = two.b.get(paths::MIGRATIONS).await.expect("a history");
     assert_eq!(there.len(), 1);

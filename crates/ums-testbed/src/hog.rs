@@ -1,8 +1,8 @@
 //! The memory hog: a process that fills memory with random data, and writes down the time every
-//! 10 ms, so that it can tell afterwards how long it did not run.
+//! millisecond, so that it can tell afterwards how long it did not run.
 //!
-//! It answers lines on TCP with one JSON object each: `status`, `reset` (forget the gaps seen),
-//! `verify` (compare every word of the memory with what was written).
+//! It answers lines on TCP with one JSON value each: `status`, `reset` (forget the gaps seen),
+//! `verify` (compare every word of the memory with what was written), `ping` (at once).
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// How often the hog writes down the time.
-pub const PERIOD: Duration = Duration::from_millis(10);
+pub const PERIOD: Duration = Duration::from_millis(1);
 
 /// Longest wait for an answer: verifying 1 GiB in an unoptimised build takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ pub enum Request {
     Reset,
     /// Compare the memory with what was written.
     Verify,
+    /// Whether it is there.
+    Ping,
 }
 
 impl Request {
@@ -52,12 +54,13 @@ impl Request {
             Self::Status => "status",
             Self::Reset => "reset",
             Self::Verify => "verify",
+            Self::Ping => "ping",
         }
     }
 
     /// The request of that word.
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Status, Self::Reset, Self::Verify]
+        [Self::Status, Self::Reset, Self::Verify, Self::Ping]
             .into_iter()
             .find(|known| known.word() == word)
     }

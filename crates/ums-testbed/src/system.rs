@@ -227,6 +227,15 @@ impl System {
         said.map(|text| crate::tools::tail(&text)).join("\n")
     }
 
+    /// Bytes that it has sent to the other system.
+    pub fn peer_bytes(&self) -> Result<u64> {
+        let mut ip = self.exec("ip");
+        ip.args(["-s", "-j", "link", "show", "dev", crate::testbed::PEER_LINK]);
+        let links: serde_json::Value = serde_json::from_str(&crate::tools::text(&mut ip)?)?;
+        let bytes = links[0]["stats64"]["tx"]["bytes"].as_u64();
+        bytes.context("`ip` does not tell how many bytes were sent")
+    }
+
     /// A path of the system, as it is reached from outside.
     pub fn outside(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.namespace.init()));

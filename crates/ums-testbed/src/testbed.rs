@@ -41,7 +41,7 @@ pub const PEER_LINK: &str = "peer0";
 
 /// What the shaper lets through at once: some packets of the largest size a virtual link has, so
 /// that it never has to cut one, and small beside the smallest transfer measured.
-const BURST: &str = "256kb";
+const BURST: u32 = 256 * 1024;
 
 /// How long a packet may wait in the shaper before it is dropped, as a full link would.
 const QUEUE: &str = "20ms";
@@ -167,6 +167,14 @@ impl Testbed {
         })
     }
 
+    /// Gives the link between the systems another rate, Mbit/s.
+    pub fn shape(&self, rate_mbit: u32) -> Result<()> {
+        for system in [&self.a, &self.b] {
+            shape(system.namespace(), rate_mbit)?;
+        }
+        Ok(())
+    }
+
     /// Ends and removes everything; returns what is left all the same.
     pub fn remove(mut self) -> Result<Vec<String>> {
         self.clean()?;
@@ -201,17 +209,7 @@ impl Testbed {
         join((a, PEER_LINK, PEER[0]), (b, PEER_LINK, PEER[1]))?;
         for (index, system) in [a, b].into_iter().enumerate() {
             if let Some(rate) = plan.rate_mbit {
-                let mut tc = system.command("tc");
-                tc.args(["qdisc", "add", "dev", PEER_LINK, "root", "tbf"]);
-                tc.args([
-                    "rate",
-                    &format!("{rate}mbit"),
-                    "burst",
-                    BURST,
-                    "latency",
-                    QUEUE,
-                ]);
-                run(&mut tc)?;
+                shape(system, rate)?;
             }
             let door = format!("to-{}", system.name());
             join(
@@ -226,6 +224,22 @@ impl Testbed {
         }
         Ok(())
     }
+}
+
+/// Shapes what a system sends to the other one.
+fn shape(system: &Namespace, rate_mbit: u32) -> Result<()> {
+    let mut tc = system.command("tc");
+    tc.args(["qdisc", "replace", "dev", PEER_LINK, "root", "tbf", "rate"]);
+    // As much as 2 ms of it, so that a tick of the kernel's clock does not bound the rate.
+    let burst = (rate_mbit * 250).max(BURST);
+    tc.args([
+        &format!("{rate_mbit}mbit"),
+        "burst",
+        &burst.to_string(),
+        "latency",
+        QUEUE,
+    ]);
+    run(&mut tc).map(drop)
 }
 
 impl Drop for Testbed {

@@ -100,20 +100,27 @@ pub fn start_http(testbed: &Testbed, system: &System) -> Result<()> {
 
 /// Starts a memory hog on `system`.
 pub fn start_hog(testbed: &Testbed, system: &System, name: &str, mib: u64) -> Result<()> {
+    start_hog_with(
+        testbed,
+        system,
+        name,
+        &["--mib".to_owned(), mib.to_string()],
+    )
+}
+
+/// The same with arguments of its own.
+pub fn start_hog_with(
+    testbed: &Testbed,
+    system: &System,
+    name: &str,
+    arguments: &[String],
+) -> Result<()> {
     let root = root_of(testbed, "hog", testbed.tools().own("ums-hog")?)?;
     let publish = format!("{HOG_PORT}:{HOG_PORT}");
-    system.ums_ok(&[
-        "run",
-        name,
-        "--rootfs",
-        &root,
-        "--publish",
-        &publish,
-        "--",
-        "/bin/ums-hog",
-        "--mib",
-        &mib.to_string(),
-    ])?;
+    let run = ["run", name, "--rootfs", &root, "--publish", &publish, "--"];
+    let arguments = arguments.iter().map(String::as_str);
+    let all = run.into_iter().chain(["/bin/ums-hog"]).chain(arguments);
+    system.ums_ok(&all.collect::<Vec<_>>())?;
     ask_hog(testbed, system, Request::Status).map(|_| ())
 }
 

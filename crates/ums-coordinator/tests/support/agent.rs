@@ -17,6 +17,7 @@ use ums_api::agent::{
     OfService, OpenRequest, Phase, Restored, Role, RunRequest, Running, ServiceStatus, ServiceView,
 };
 use ums_api::problem::{Fault as Whose, Problem, ProblemKind};
+use ums_core::budget::{Part, Span};
 use ums_core::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes as Moved;
@@ -359,7 +360,7 @@ fn checkpoint(world: &mut Inner, me: &str, id: MigrationId, request: &Checkpoint
             filesystem: 10
         },
         rounds: 0,
-        spans: Vec::new(),
+        spans: vec![spent(Part::Dump, 3)],
     }))
 }
 
@@ -439,8 +440,12 @@ fn restore(world: &mut Inner, me: &str, id: MigrationId) -> Answer {
     Ok(json!(Restored {
         restore_us: 10,
         digest,
-        spans: Vec::new(),
+        spans: vec![spent(Part::Restore, 5)],
     }))
+}
+
+fn spent(part: Part, us: u64) -> Span {
+    Span { part, us }
 }
 
 fn run(world: &mut Inner, me: &str, id: MigrationId) -> Answer {

@@ -6,12 +6,15 @@ use anyhow::Result;
 use ums_core::budget::{Part, Place};
 
 use super::budget::BudgetSample;
-use super::report::Spread;
+use super::report::Picture;
+use super::stats::Spread;
+use super::svg::{Bar, bars};
 
 /// The Markdown section: for each part its median on the way there and on the way back.
 pub fn markdown(samples: &[BudgetSample]) -> Result<String> {
     let mut text = "\n## Where the downtime goes\n\nA service without memory, milliseconds, medians of the moves \
-                    there and of those back. Parts are durations on the clock of whoever spent them.\n\n"
+                    there and of those back. Parts are durations on the clock of whoever spent them.\n\n\
+                    ![Where the downtime goes](budget.svg)\n\n"
         .to_owned();
     let ways = ways(samples);
     let heads: Vec<String> = ways.iter().map(|to| format!(" to {to} |")).collect();
@@ -44,8 +47,25 @@ pub fn markdown(samples: &[BudgetSample]) -> Result<String> {
     Ok(text)
 }
 
+/// The same as bars.
+pub fn picture(samples: &[BudgetSample]) -> Picture {
+    let parts = parts(samples);
+    let names: Vec<&str> = parts.iter().map(|part| part.name()).collect();
+    let bar = |to: String| Bar {
+        parts: parts
+            .iter()
+            .map(|part| median(samples, &to, *part).unwrap_or(0.0))
+            .collect(),
+        name: format!("to {to}"),
+    };
+    let all: Vec<Bar> = ways(samples).into_iter().map(bar).collect();
+    let title = "Where the downtime of a service without memory goes";
+    let picture = bars(title, ("", "downtime, ms"), &names, &all);
+    ("budget.svg", picture)
+}
+
 /// Where the service went, the way there first.
-pub(super) fn ways(samples: &[BudgetSample]) -> Vec<String> {
+fn ways(samples: &[BudgetSample]) -> Vec<String> {
     let mut ways: Vec<String> = Vec::new();
     for sample in samples {
         if !ways.contains(&sample.to) {
@@ -56,7 +76,7 @@ pub(super) fn ways(samples: &[BudgetSample]) -> Vec<String> {
 }
 
 /// The parts that were seen, in their order.
-pub(super) fn parts(samples: &[BudgetSample]) -> Vec<Part> {
+fn parts(samples: &[BudgetSample]) -> Vec<Part> {
     let mut parts: Vec<Part> = samples
         .iter()
         .flat_map(|sample| sample.parts.iter().map(|span| span.part))
@@ -67,7 +87,7 @@ pub(super) fn parts(samples: &[BudgetSample]) -> Vec<Part> {
 }
 
 /// How long a part takes on one way, milliseconds.
-pub(super) fn median(samples: &[BudgetSample], to: &str, part: Part) -> Option<f64> {
+fn median(samples: &[BudgetSample], to: &str, part: Part) -> Option<f64> {
     let of = samples.iter().filter(|sample| sample.to == to);
     let spans = of.flat_map(|sample| sample.parts.iter().filter(|span| span.part == part));
     Some(Spread::of(spans.map(|span| span.us as f64 / 1000.0))?.median)

@@ -113,7 +113,7 @@ fn moved(
     let tunnel = held.map(Probe::measure).transpose()?;
     let held = held_by(from)?;
     let direct = testbed.world.in_network(|| Probe::open(place(to)));
-    let floor = wire_floor::measure(testbed, 0, BULK, run)?;
+    let floor = wire_floor::time(testbed, BULK)?;
     Ok(ClientSample {
         run,
         to: to.name().to_owned(),
@@ -122,7 +122,7 @@ fn moved(
         held,
         tunnel,
         direct: direct?.measure()?,
-        link_mbit_s: mbit_s(BULK, Duration::from_secs_f64(floor.total_s)),
+        link_mbit_s: mbit_s(BULK, floor),
     })
 }
 

@@ -1,12 +1,13 @@
 //! The memory hog in a container made by runc directly, as the paper's way needs it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::Cell;
 use crate::rootfs;
 use crate::system::System;
 use crate::testbed::Testbed;
@@ -46,7 +47,7 @@ pub(super) struct Place<'a> {
 impl<'a> Place<'a> {
     /// Makes the bundle, the root filesystem and the network namespace, all before anything is
     /// measured: the paper's way gets its destination prepared.
-    pub(super) fn prepare(testbed: &'a Testbed, system: &'a System, mib: u64) -> Result<Self> {
+    pub(super) fn prepare(testbed: &'a Testbed, system: &'a System, cell: Cell) -> Result<Self> {
         let place = Self {
             system,
             tools: testbed.tools(),
@@ -54,7 +55,7 @@ impl<'a> Place<'a> {
         let bundle = place.bundle();
         let hog = place.tools.own("ums-hog")?;
         rootfs::minimal(&bundle.join("rootfs"), &[&hog])?;
-        let config = serde_json::to_vec_pretty(&place.config(mib))?;
+        let config = serde_json::to_vec_pretty(&place.config(cell))?;
         std::fs::write(bundle.join("config.json"), config)?;
         place
             .make_network()
@@ -77,9 +78,30 @@ impl<'a> Place<'a> {
         self.system.run_dir().join("runc.log")
     }
 
+    /// Where a `runc checkpoint` tells that it serves pages.
+    pub(super) fn status(&self) -> PathBuf {
+        self.system.run_dir().join("runc.status")
+    }
+
+    /// `criu` of the bundle.
+    pub(super) fn criu(&self) -> Command {
+        self.system.exec(self.tools.bundled("criu"))
+    }
+
     /// `runc` of the bundle, with its `criu` first in PATH.
     pub(super) fn runc(&self) -> Command {
-        let mut command = self.system.exec(self.tools.bundled("runc"));
+        self.with_runc(self.system.exec(self.tools.bundled("runc")))
+    }
+
+    /// The same, with a new file for writing as its descriptor 3.
+    pub(super) fn runc_with_status(&self, status: &Path) -> Command {
+        let mut shell = self.system.exec("sh");
+        shell.args(["-c", "exec 3>\"$0\" \"$@\""]).arg(status);
+        shell.arg(self.tools.bundled("runc"));
+        self.with_runc(shell)
+    }
+
+    fn with_runc(&self, mut command: Command) -> Command {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env(
             "PATH",
@@ -96,7 +118,8 @@ impl<'a> Place<'a> {
     pub(super) fn clear(&self) -> Result<()> {
         // Fails when there is no container, which is what is wanted.
         let _ = run(self.runc().args(["delete", "--force", NAME]));
-        run(self.system.exec("rm").arg("-rf").arg(self.images()))?;
+        let traces = [self.images(), self.status()];
+        run(self.system.exec("rm").arg("-rf").args(traces))?;
         let _ = run(self.system.exec("ip").args(["netns", "del", NAME]));
         std::fs::remove_dir_all(self.bundle()).context("cannot remove the container's bundle")
     }
@@ -117,8 +140,11 @@ impl<'a> Place<'a> {
 
     /// What runc is to make: a plain container, less the cgroup mount, which CRIU can't carry
     /// where hierarchies of both versions are in use.
-    fn config(&self, mib: u64) -> Value {
+    fn config(&self, cell: Cell) -> Value {
         let capabilities = json!(CAPABILITIES);
+        let mut args = vec!["/bin/ums-hog".to_owned()];
+        args.extend(super::hog_arguments(cell));
+        args.extend(["--listen".to_owned(), format!("0.0.0.0:{PORT}")]);
         let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
         let device_options = ["nosuid", "strictatime", "mode=755", "size=65536k"];
         let pts = [
@@ -133,7 +159,7 @@ impl<'a> Place<'a> {
             "process": {
                 "terminal": false,
                 "user": { "uid": 0, "gid": 0 },
-                "args": ["/bin/ums-hog", "--mib", mib.to_string(), "--listen", format!("0.0.0.0:{PORT}")],
+                "args": args,
                 "env": ["PATH=/bin"],
                 "cwd": "/",
                 "capabilities": {

@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::container::{NAME, Place, address};
-use super::{Sample, Way};
+use super::gap::Clients;
+use super::{Cell, Sample, Technique, runc_lazy};
 use crate::hog::{self, Request};
 use crate::testbed::Testbed;
 use crate::tools::{run, text, wait_for};
@@ -22,7 +23,10 @@ use crate::tools::{run, text, wait_for};
 const SSH_PORT: u16 = 2222;
 
 /// Longest wait for the hog to answer: filling 1 GiB in an unoptimised build takes seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a client waits for an answer before it tries a new connection: those from before end.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// An ssh server in the destination's namespaces, with keys made for it alone.
 #[derive(Debug)]
@@ -101,63 +105,88 @@ fn server_config(dir: &std::path::Path, ip: &str) -> String {
     )
 }
 
-/// Moves a hog of `mib` MiB from `a` to `b` once. The first number of the result is the size of
-/// the image, for the wire floor.
-pub fn measure(testbed: &Testbed, ssh: &SshServer, mib: u64, run_number: u32) -> Result<Sample> {
-    let from = Place::prepare(testbed, &testbed.a, mib)?;
-    let to = Place::prepare(testbed, &testbed.b, mib)?;
-    let sample = measure_between(&from, &to, ssh, mib, run_number);
-    let cleared = from.clear().and(to.clear());
+/// One move between two prepared places.
+pub(super) struct Way<'a> {
+    pub(super) from: Place<'a>,
+    pub(super) to: Place<'a>,
+    pub(super) ssh: &'a SshServer,
+    pub(super) technique: Technique,
+    pub(super) cell: Cell,
+    pub(super) run: u32,
+}
+
+/// Moves a hog from `a` to `b` once, in a container of runc's.
+pub fn measure(
+    testbed: &Testbed,
+    ssh: &SshServer,
+    technique: Technique,
+    cell: Cell,
+    run: u32,
+) -> Result<Sample> {
+    let way = Way {
+        from: Place::prepare(testbed, &testbed.a, cell)?,
+        to: Place::prepare(testbed, &testbed.b, cell)?,
+        ssh,
+        technique,
+        cell,
+        run,
+    };
+    let sample = watched(&way);
+    let cleared = way.from.clear().and(way.to.clear());
     let sample = sample?;
     cleared?;
     Ok(sample)
 }
 
-fn measure_between(
-    from: &Place<'_>,
-    to: &Place<'_>,
-    ssh: &SshServer,
-    mib: u64,
-    run_number: u32,
-) -> Result<Sample> {
-    start(from)?;
-    ask(from, Request::Reset)?;
+/// Moves it while clients ask, on the system that it leaves and on the one that it comes to.
+fn watched(way: &Way<'_>) -> Result<Sample> {
+    start(&way.from)?;
+    ask(&way.from, Request::Reset)?;
+    let places = [&way.from, &way.to].map(|place| (place.system.namespace(), address()));
+    let clients = Clients::start(&places, CLIENT_PATIENCE)?;
+    let sent = way.from.system.peer_bytes()?;
+    let moved = match way.technique {
+        Technique::RuncLazy => runc_lazy::moved(way),
+        _ => moved(way),
+    };
+    let wire_bytes = way.from.system.peer_bytes()?.saturating_sub(sent);
+    let seen = clients.stop()?;
+    Ok(Sample {
+        client_gap_ms: seen.map(|seen| seen.gap_ms),
+        before_p99_ms: seen.map(|seen| seen.before_p99_ms),
+        after_p99_ms: seen.map(|seen| seen.after_p99_ms),
+        wire_bytes,
+        ..moved?
+    })
+}
+
+fn moved(way: &Way<'_>) -> Result<Sample> {
     let began = Instant::now();
-    checkpoint(from)?;
-    let checkpointed = began.elapsed();
-    rsync(from, to, ssh)?;
-    let transferred = began.elapsed();
-    restore(to)?;
-    let total = began.elapsed();
+    checkpoint(&way.from)?;
+    rsync(&way.from, &way.to, way.ssh)?;
+    restore(&way.to)?;
+    verified(way, began.elapsed())
+}
+
+/// The sample, once the hog has said that it has all its memory.
+pub(super) fn verified(way: &Way<'_>, total: Duration) -> Result<Sample> {
     let status = wait_for("the restored hog's answer", PATIENCE, || {
-        ask(to, Request::Verify).ok()
+        ask(&way.to, Request::Verify).ok()
     })?;
     ensure!(
         status.intact == Some(true),
         "the hog's memory was not restored as it was"
     );
-    let image = text(from.system.exec("du").arg("-sb").arg(from.images()))?;
-    let bytes = image
-        .split_whitespace()
-        .next()
-        .context("du said nothing")?
-        .parse()?;
     Ok(Sample {
-        way: Way::PaperWay,
-        mib,
-        run: run_number,
-        total_s: total.as_secs_f64(),
-        gap_s: Some(status.largest_gap_ms / 1e3),
-        downtime_s: None,
-        bytes,
-        parts: vec![
-            ("checkpoint".to_owned(), checkpointed.as_secs_f64()),
-            (
-                "rsync".to_owned(),
-                (transferred - checkpointed).as_secs_f64(),
-            ),
-            ("restore".to_owned(), (total - transferred).as_secs_f64()),
-        ],
+        technique: way.technique,
+        cell: way.cell,
+        run: way.run,
+        total_ms: total.as_secs_f64() * 1e3,
+        downtime_ms: Some(status.largest_gap_ms),
+        client_gap_ms: None,
+        before_p99_ms: None,
+        after_p99_ms: None,
+        wire_bytes: 0,
     })
 }
 
@@ -181,7 +210,7 @@ fn checkpoint(place: &Place<'_>) -> Result<()> {
     quiet(&mut runc, place)
 }
 
-fn rsync(from: &Place<'_>, to: &Place<'_>, ssh: &SshServer) -> Result<()> {
+pub(super) fn rsync(from: &Place<'_>, to: &Place<'_>, ssh: &SshServer) -> Result<()> {
     let mut rsync = from.system.exec("rsync");
     rsync.arg("-a").arg("-e").arg(&ssh.client);
     rsync.arg(format!("{}/", from.images().display()));
@@ -207,7 +236,7 @@ fn ask(place: &Place<'_>, request: Request) -> Result<hog::Status> {
 
 /// Runs runc without output: a container inherits it, and a file from outside its mounts can't
 /// be checkpointed. What it has to say is in its own log.
-fn quiet(runc: &mut Command, place: &Place<'_>) -> Result<()> {
+pub(super) fn quiet(runc: &mut Command, place: &Place<'_>) -> Result<()> {
     let status = runc
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -217,14 +246,16 @@ fn quiet(runc: &mut Command, place: &Place<'_>) -> Result<()> {
     if status.success() {
         return Ok(());
     }
+    Err(failed(place, &format!("runc ({status})")))
+}
+
+/// What runc and CRIU have to say of a failure.
+pub(super) fn failed(place: &Place<'_>, what: &str) -> anyhow::Error {
     let criu = |name: &str| {
         let path = place.images().join(name);
         text(place.system.exec("grep").arg("-m5").arg("Error").arg(path)).unwrap_or_default()
     };
     let said = text(place.system.exec("cat").arg(place.log())).unwrap_or_default();
-    bail!(
-        "runc failed ({status}): {said}\n{}\n{}",
-        criu("dump.log"),
-        criu("restore.log")
-    )
+    let logs = ["dump.log", "restore.log", "lazy-pages.log"].map(criu);
+    anyhow::anyhow!("{what} failed: {said}\n{}", logs.join("\n"))
 }

@@ -1,35 +1,34 @@
 //! The order of the measurements.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::aims::{self, Aim};
 use super::budget::{self, BudgetSample};
-use super::budget_report;
 use super::clients::{self, ClientSample};
-use super::clients_report;
 use super::paper_way::{self, SshServer};
-use super::report::{self, Aim, Row};
-use super::{Sample, Way, ums_way, wire_floor};
+use super::plan::Task;
+use super::results::{self, Row};
+use super::{
+    Absent, OURS, Sample, Technique, budget_report, clients_report, report, ums_way, wire_floor,
+};
 use crate::testbed::{Settings, Testbed};
 use crate::tools::{Tools, tail};
 
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Sizes of the hog, MiB.
-    pub sizes: Vec<u64>,
-    /// How often.
+    /// In each run.
+    pub tasks: Vec<Task>,
+    /// How often, at most.
     pub runs: u32,
-    /// Which ways; the wire floor is told its bytes by the paper's way.
-    pub ways: Vec<Way>,
-    /// Whether clients on open connections are measured.
-    pub clients: bool,
-    /// Whether it is measured where the downtime goes.
-    pub budget: bool,
-    /// Rate of the link, Mbit/s.
-    pub rate_mbit: u32,
+    /// No run is begun that is not expected to end within this time.
+    pub within: Duration,
+    /// Whether it is measured what clients on open connections see, and where the downtime goes.
+    pub closely: bool,
     /// Where the results go.
     pub out: PathBuf,
 }
@@ -47,60 +46,44 @@ pub struct Outcome {
     pub leftovers: Vec<String>,
 }
 
-/// What was seen beside the ways.
+/// What was seen so far.
 #[derive(Debug, Default)]
 struct Seen {
+    samples: Vec<Sample>,
+    absent: Vec<Absent>,
     clients: Vec<ClientSample>,
     budget: Vec<BudgetSample>,
 }
 
-/// Measures all ways at all sizes, interleaved, so that whatever else the machine does meanwhile
-/// falls on all of them alike, and writes `bench.json` and `bench.md`.
+/// Measures all ways in all circumstances, interleaved, so that whatever else the machine does meanwhile
+/// falls on all of them alike, and writes `results.json`, `bench.json`, `bench.md` and its pictures.
 pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot create {}", options.out.display()))?;
-    let mut testbed = Testbed::create(
-        tools,
-        &Settings {
-            rate_mbit: Some(options.rate_mbit),
-        },
-    )?;
-    let wants = |way| options.ways.contains(&way);
-    let ssh = wants(Way::PaperWay).then(|| SshServer::start(&testbed));
-    let ssh = ssh.transpose()?;
-    if wants(Way::UmsStopAndCopy) || options.clients || options.budget {
-        testbed.start_coordinators()?;
-    }
-    let (mut samples, mut seen) = (Vec::new(), Seen::default());
+    let mut testbed = Testbed::create(tools, &Settings::default())?;
+    let ssh = SshServer::start(&testbed)?;
+    testbed.start_coordinators()?;
+    let began = Instant::now();
+    let mut seen = Seen::default();
     for number in 1..=options.runs {
-        for &mib in &options.sizes {
-            if wants(Way::UmsStopAndCopy) {
-                samples.push(told(ums_way::measure(&testbed, mib, number)?));
-            }
-            let mut bytes = mib << 20;
-            if let Some(ssh) = &ssh {
-                let sample = told(paper_way::measure(&testbed, ssh, mib, number)?);
-                bytes = sample.bytes;
-                samples.push(sample);
-            }
-            if wants(Way::WireFloor) {
-                samples.push(told(wire_floor::measure(&testbed, mib, bytes, number)?));
-            }
+        for task in &options.tasks {
+            one_task(&testbed, &ssh, (task, number), &mut seen)?;
             // Written after each: hours of measuring must not be lost to a failure at the end.
-            write(options, &samples, &seen)?;
+            write(options, &seen)?;
         }
-        if options.budget {
+        if options.closely {
             seen.budget.extend(budget::measure(&testbed, number)?);
-            write(options, &samples, &seen)?;
-        }
-        if options.clients {
             seen.clients.extend(clients::measure(&testbed, number)?);
-            write(options, &samples, &seen)?;
+        }
+        let elapsed = began.elapsed();
+        if elapsed + elapsed / number > options.within {
+            eprintln!("no time for another run after {number}");
+            break;
         }
     }
     drop(ssh);
     let leftovers = testbed.remove()?;
-    let (rows, aims, markdown) = write(options, &samples, &seen)?;
+    let (rows, aims, markdown) = write(options, &seen)?;
     Ok(Outcome {
         rows,
         aims,
@@ -109,57 +92,119 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
     })
 }
 
-fn told(sample: Sample) -> Sample {
-    let gap = sample
-        .gap_s
-        .map_or(String::new(), |gap| format!(", gap {gap:.3} s"));
-    let parts: Vec<String> = sample
-        .parts
-        .iter()
-        .map(|(n, s)| format!("{n} {s:.3}"))
-        .collect();
-    eprintln!(
-        "run {}: {:>4} MiB, {:<18} total {:.3} s{gap}  {}",
-        sample.run,
-        sample.mib,
-        sample.way.title(),
-        sample.total_s,
-        parts.join(", ")
-    );
-    sample
+fn one_task(
+    testbed: &Testbed,
+    ssh: &SshServer,
+    (task, number): (&Task, u32),
+    seen: &mut Seen,
+) -> Result<()> {
+    testbed.shape(task.cell.link_gbps * 1000)?;
+    let mut bytes = task.cell.memory_mib << 20;
+    for technique in &task.techniques {
+        let is_absent = |absent: &Absent| {
+            let everywhere = technique == &absent.technique && OURS.contains(technique);
+            everywhere || (absent.technique, absent.cell) == (*technique, task.cell)
+        };
+        if seen.absent.iter().any(is_absent) {
+            continue;
+        }
+        let measured = match technique {
+            Technique::Paper | Technique::RuncLazy => {
+                // A way of others that fails is told, and is no reason to end.
+                let measured = paper_way::measure(testbed, ssh, *technique, task.cell, number);
+                measured.map_err(|error| lacking(task, *technique, &error))
+            }
+            Technique::Podman => Err(lacking(task, *technique, &podman())),
+            Technique::WireFloor => Ok(wire_floor::measure(testbed, task.cell, bytes, number)?),
+            ours => ums_way::measure(testbed, *ours, task.cell, number)?,
+        };
+        match measured {
+            Ok(sample) => {
+                if *technique == Technique::Paper {
+                    bytes = sample.wire_bytes;
+                }
+                told(&sample);
+                seen.samples.push(sample);
+            }
+            Err(absent) => {
+                eprintln!("{}: {}", technique.title(), absent.reason);
+                seen.absent.push(absent);
+            }
+        }
+    }
+    Ok(())
 }
 
-fn write(
-    options: &Options,
-    samples: &[Sample],
-    seen: &Seen,
-) -> Result<(Vec<Row>, Vec<Aim>, String)> {
-    let rows = report::rows(samples);
-    let mut aims = report::aims(&rows);
-    aims.extend(options.clients.then(|| clients_report::aim(&seen.clients)));
-    let heading = format!(
-        "One run of the benchmark, the ways interleaved, over a link shaped to {} Mbit/s. {}.",
-        options.rate_mbit,
+fn lacking(task: &Task, technique: Technique, error: &anyhow::Error) -> Absent {
+    Absent {
+        technique,
+        cell: task.cell,
+        reason: format!("{error:#}"),
+    }
+}
+
+/// Why podman is not measured.
+fn podman() -> anyhow::Error {
+    match crate::rootfs::program("podman") {
+        Ok(_) => anyhow::anyhow!("it is installed, and nothing here drives it yet"),
+        Err(_) => anyhow::anyhow!("it is not installed on this machine"),
+    }
+}
+
+fn told(sample: &Sample) {
+    let ms = |value: Option<f64>| value.map_or("–".to_owned(), |ms| format!("{ms:.1}"));
+    eprintln!(
+        "run {}: {:?}, {}: total {:.0} ms, downtime {}, client's gap {}, 99 % {} before, {} after",
+        sample.run,
+        sample.cell,
+        sample.technique.title(),
+        sample.total_ms,
+        ms(sample.downtime_ms),
+        ms(sample.client_gap_ms),
+        ms(sample.before_p99_ms),
+        ms(sample.after_p99_ms),
+    );
+}
+
+fn write(options: &Options, seen: &Seen) -> Result<(Vec<Row>, Vec<Aim>, String)> {
+    let rows = results::rows(&seen.samples);
+    let mut all_aims = aims::of(&rows);
+    all_aims.extend(clients_report::aims(&seen.clients));
+    let (figures, mut pictures) = report::figures(&rows)?;
+    let mut markdown = format!(
+        "# Moving services\n\nOne run of the benchmark, the ways interleaved. {}.\n",
         machine()
     );
-    let mut markdown = report::markdown(&rows, &aims, &heading)?;
-    if options.clients {
+    markdown += &report::aims(&all_aims)?;
+    if options.closely {
+        markdown += &budget_report::markdown(&seen.budget)?;
+        pictures.push(budget_report::picture(&seen.budget));
+    }
+    markdown += &figures;
+    markdown += &report::table(&rows)?;
+    markdown += &report::absences(&seen.absent)?;
+    if options.closely {
         markdown += &clients_report::markdown(&seen.clients)?;
     }
-    if options.budget {
-        markdown += &budget_report::markdown(&seen.budget)?;
-    }
-    let whole = json!({
-        "rate_mbit": options.rate_mbit, "machine": machine(),
-        "paper": report::paper_figures()?, "samples": samples, "rows": rows, "aims": aims,
-        "clients": seen.clients, "budget": seen.budget,
+    let samples = json!({
+        "machine": machine(), "paper": report::paper_figures()?, "samples": seen.samples,
+        "absent": seen.absent, "aims": all_aims, "clients": seen.clients, "budget": seen.budget,
     });
-    let (json_path, table) = (options.out.join("bench.json"), options.out.join("bench.md"));
-    std::fs::write(&json_path, serde_json::to_vec_pretty(&whole)?)
-        .with_context(|| format!("cannot write {}", json_path.display()))?;
-    std::fs::write(&table, &markdown)
-        .with_context(|| format!("cannot write {}", table.display()))?;
-    Ok((rows, aims, markdown))
+    let results = serde_json::to_vec_pretty(&results::json(&rows))?;
+    put(&options.out.join("results.json"), &results)?;
+    put(
+        &options.out.join("bench.json"),
+        &serde_json::to_vec_pretty(&samples)?,
+    )?;
+    put(&options.out.join("bench.md"), markdown.as_bytes())?;
+    for (name, picture) in &pictures {
+        put(&options.out.join(name), picture.as_bytes())?;
+    }
+    Ok((rows, all_aims, markdown))
+}
+
+fn put(path: &Path, content: &[u8]) -> Result<()> {
+    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What the numbers were measured on.

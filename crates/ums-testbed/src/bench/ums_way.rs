@@ -1,56 +1,74 @@
 //! The hog moved by `ums migrate`.
 
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use ums_core::report::{Outcome, StepTiming};
+use ums_core::report::Outcome;
 
-use super::{Sample, Way};
+use super::gap::Clients;
+use super::{Absent, Cell, Sample, Technique};
 use crate::hog::Request;
 use crate::testbed::Testbed;
-use crate::workload::{ask_hog, start_hog};
+use crate::workload::{HOG_PORT, ask_hog, start_hog_with};
 
-/// Moves a hog of `mib` MiB from `a` to `b` once. Both Coordinators must run.
-pub fn measure(testbed: &Testbed, mib: u64, run: u32) -> Result<Sample> {
-    let service = format!("hog-{mib}-{run}");
-    start_hog(testbed, &testbed.a, &service, mib)?;
+/// The service's name.
+const NAME: &str = "hog";
+
+/// How long a client may wait on a connection that is carried along.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Moves a hog from `a` to `b` once; `Err` within when this way is not there. Both Coordinators must
+/// run.
+pub fn measure(
+    testbed: &Testbed,
+    technique: Technique,
+    cell: Cell,
+    run: u32,
+) -> Result<Result<Sample, Absent>> {
+    start_hog_with(testbed, &testbed.a, NAME, &super::hog_arguments(cell))?;
     ask_hog(testbed, &testbed.a, Request::Reset)?;
+    let clients = Clients::start(&[(&testbed.world, address(testbed))], PATIENCE)?;
+    let sent = testbed.a.peer_bytes()?;
     let began = Instant::now();
-    let report = testbed.migrate(
-        &testbed.a,
-        &testbed.b,
-        &service,
-        &["--technique", "stop-and-copy"],
-    )?;
+    let options = ["--technique", technique.name()];
+    let report = testbed.migrate(&testbed.a, &testbed.b, NAME, &options)?;
     let total = began.elapsed();
-    ensure!(
-        report.outcome == Outcome::Completed,
-        "the migration of {service} did not complete: {}",
-        report.error.as_deref().unwrap_or("no error is given")
-    );
+    let wire_bytes = testbed.a.peer_bytes()?.saturating_sub(sent);
+    if report.outcome != Outcome::Completed {
+        drop(clients.stop());
+        testbed.a.ums_ok(&["rm", NAME])?;
+        let reason = report
+            .error
+            .unwrap_or_else(|| "no error is given".to_owned());
+        return Ok(Err(Absent {
+            technique,
+            cell,
+            reason,
+        }));
+    }
+    let seen = clients.stop()?;
     let status = ask_hog(testbed, &testbed.b, Request::Verify)?;
     ensure!(
         status.intact == Some(true),
         "the hog's memory did not arrive as it was"
     );
     // Its Frontman there still leads clients to b; the next hog needs the port.
-    testbed.a.ums_ok(&["rm", &service])?;
-    testbed.b.ums_ok(&["rm", &service])?;
-    let part = |step: &StepTiming| {
-        let ended = step.ended_ms.unwrap_or(step.started_ms);
-        (
-            step.name.clone(),
-            ended.saturating_sub(step.started_ms) as f64 / 1e3,
-        )
-    };
-    Ok(Sample {
-        way: Way::UmsStopAndCopy,
-        mib,
+    testbed.a.ums_ok(&["rm", NAME])?;
+    testbed.b.ums_ok(&["rm", NAME])?;
+    Ok(Ok(Sample {
+        technique,
+        cell,
         run,
-        total_s: total.as_secs_f64(),
-        gap_s: Some(status.largest_gap_ms / 1e3),
-        downtime_s: report.downtime_ms.map(|ms| ms / 1e3),
-        bytes: report.bytes.wire,
-        parts: report.steps.iter().map(part).collect(),
-    })
+        total_ms: total.as_secs_f64() * 1e3,
+        downtime_ms: Some(status.largest_gap_ms),
+        client_gap_ms: seen.map(|seen| seen.gap_ms),
+        before_p99_ms: seen.map(|seen| seen.before_p99_ms),
+        after_p99_ms: seen.map(|seen| seen.after_p99_ms),
+        wire_bytes,
+    }))
+}
+
+fn address(testbed: &Testbed) -> SocketAddr {
+    SocketAddr::from((testbed.a.ip(), HOG_PORT))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Sample, Way};
+use super::{Cell, Sample, Technique};
 use crate::hog::Words;
 use crate::testbed::Testbed;
 
@@ -16,8 +16,24 @@ const CHUNK: usize = 256 * 1024;
 /// Longest standstill of the stream.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Sends so many bytes as a sample.
+pub fn measure(testbed: &Testbed, cell: Cell, bytes: u64, run: u32) -> Result<Sample> {
+    let total = time(testbed, bytes)?;
+    Ok(Sample {
+        technique: Technique::WireFloor,
+        cell,
+        run,
+        total_ms: total.as_secs_f64() * 1e3,
+        downtime_ms: None,
+        client_gap_ms: None,
+        before_p99_ms: None,
+        after_p99_ms: None,
+        wire_bytes: bytes,
+    })
+}
+
 /// Sends `bytes` bytes from `a` to `b`; the time ends when `b` has said that it has all.
-pub fn measure(testbed: &Testbed, mib: u64, bytes: u64, run: u32) -> Result<Sample> {
+pub fn time(testbed: &Testbed, bytes: u64) -> Result<Duration> {
     let ip = testbed.b.ip();
     let listener = testbed
         .b
@@ -29,25 +45,13 @@ pub fn measure(testbed: &Testbed, mib: u64, bytes: u64, run: u32) -> Result<Samp
         .a
         .namespace()
         .in_network(|| Ok(TcpStream::connect(address)?))?;
-    let elapsed = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let sink = scope.spawn(move || receive(&listener, bytes));
         let elapsed = send(&stream, bytes);
         let received = sink
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         received.and(elapsed)
-    })?;
-    let total_s = elapsed.as_secs_f64();
-    let (way, parts) = (Way::WireFloor, Vec::new());
-    Ok(Sample {
-        way,
-        mib,
-        run,
-        total_s,
-        gap_s: None,
-        downtime_s: None,
-        bytes,
-        parts,
     })
 }
 

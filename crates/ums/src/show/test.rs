@@ -2,6 +2,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use ums_api::client::{Permission, Progress};
+use ums_core::budget::{Part, Span};
 use ums_core::facts::{LossKind, NodeFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
@@ -295,4 +296,25 @@ fn a_downtime_that_nobody_knows_is_said_to_be_so() {
         text.contains("not known: the source was rebooted"),
         "{text}"
     );
+}
+
+#[test]
+fn where_the_downtime_went_is_told_by_place() {
+    let mut view = completed();
+    assert!(!migration(&view).contains("downtime, ms"));
+    let span = |part, us| Span { part, us };
+    view.report.downtime_parts = vec![
+        span(Part::Dump, 12_000),
+        span(Part::LetGo, 40),
+        span(Part::Restore, 8_000),
+        span(Part::Resume, 4_500),
+        span(Part::Between, 300),
+    ];
+    let expected = "\ndowntime, ms
+  source         12.0  dump 12.0
+  between         0.3  between 0.3
+  destination    12.5  restore 8.0, resume 4.5
+";
+    let text = migration(&view);
+    assert!(text.contains(expected), "{text}");
 }
