@@ -13,7 +13,7 @@ use ums_checkpoint::criu::page_server::{self, PAGE_LEN};
 use ums_checkpoint::keeper::client::Keeper;
 use ums_checkpoint::keeper::protocol::{
     CheckpointInfo, Connections, DumpRequest, FREEZE_MS, INDEX_NAME, INFO_NAME, KeeperConfig,
-    PROTOCOL, Phase, Reply, Request, RestoreRequest, Status,
+    MemoryBy, PROTOCOL, Phase, Reply, Request, RestoreRequest, Status,
 };
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_checkpoint::message;
@@ -24,6 +24,7 @@ use ums_core::budget::Part;
 const CLOSE: DumpRequest = DumpRequest {
     freeze_ms: FREEZE_MS,
     connections: Connections::Close,
+    memory: MemoryBy::Criu,
 };
 
 /// How long anything here may take.
@@ -180,14 +181,18 @@ fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
                 .call(&Request::Dump(CLOSE), &[images.as_fd(), theirs.as_fd()])
                 .unwrap();
         });
-        let owners = page_server::serve(&mut ours, |run, stream| {
-            let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
-            stream.read_exact(&mut bytes)?;
-            store
-                .push(run.owner, run.address, run.flags, &bytes, &target)
-                .unwrap();
-            Ok(())
-        })
+        let owners = page_server::serve(
+            &mut ours,
+            || {},
+            |run, stream| {
+                let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
+                stream.read_exact(&mut bytes)?;
+                store
+                    .push(run.owner, run.address, run.flags, &bytes, &target)
+                    .unwrap();
+                Ok(())
+            },
+        )
         .unwrap();
         dump.join().unwrap();
         owners
@@ -657,10 +662,14 @@ fn dump_while(
             keeper.call(&Request::Dump(request), &fds)
         });
         meanwhile();
-        drop(page_server::serve(&mut ours, |run, stream| {
-            let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
-            Ok(stream.read_exact(&mut bytes)?)
-        }));
+        drop(page_server::serve(
+            &mut ours,
+            || {},
+            |run, stream| {
+                let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
+                Ok(stream.read_exact(&mut bytes)?)
+            },
+        ));
         drop(ours);
         dump.join().unwrap()
     })

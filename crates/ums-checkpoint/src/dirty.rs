@@ -40,17 +40,19 @@ use crate::cgroup::Cgroup;
 use crate::freezer::Freezer;
 
 mod direct;
+mod guards;
 mod inject;
-mod mappings;
+pub(crate) mod mappings;
 mod ranges;
 pub mod reader;
 mod rounds;
-mod scan;
+pub(crate) mod scan;
 mod soft_dirty;
 mod sys;
 mod tracee;
 mod write_protect;
 
+pub(crate) use guards::{guards, mapped};
 pub use ranges::Ranges;
 pub use rounds::{RoundError, Rounds, Unchanged};
 pub use soft_dirty::SoftDirty;

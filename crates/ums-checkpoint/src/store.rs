@@ -284,6 +284,7 @@ impl PageStore {
         self.drop_staged();
         for (owner, owned) in &mut self.owners {
             owned.check(*owner)?;
+            owned.put_in_order(images)?;
             owned.keep_wiped_pages(*owner, images)?;
         }
         let shared_bytes = early::restore_early(&self.lazy, &mut self.owners, images)?;
@@ -311,9 +312,10 @@ impl Owned {
     /// Each page once.
     fn check(&mut self, owner: PageOwner) -> Result<(), Error> {
         let present = self.present.iter().map(|(run, _)| *run);
-        let mut runs: Vec<Run> = present.chain(self.stored.runs().iter().copied()).collect();
+        let mut runs: Vec<Run> = present.chain(self.stored.runs().copied()).collect();
         runs.sort_by_key(|run| run.address);
-        match runs.windows(2).any(|two| two[0].end() > two[1].address) {
+        let twice = runs.windows(2).any(|two| two[0].end() > two[1].address);
+        match twice || self.stored.has_overlap() {
             true => Err(Error::Nonsense(format!(
                 "a page of owner {:#x} came twice",
                 owner.0
@@ -322,9 +324,33 @@ impl Owned {
         }
     }
 
+    /// CRIU reads a page file from its beginning to its end, in the order of addresses. A source sends in that
+    /// order what can't come late; only where nothing may come late something else has come in between.
+    fn put_in_order(&mut self, images: &MemoryDir) -> Result<(), Error> {
+        self.present.sort_by_key(|(run, _)| run.address);
+        let offsets = self.present.iter().map(|(run, _)| run.offset);
+        if offsets.is_sorted() {
+            return Ok(());
+        }
+        let name = image::pages_name(self.pages_id);
+        std::fs::remove_file(images.path().join(name)).map_err(Error::Memory)?;
+        let mut file = page_file(images, self.pages_id)?;
+        self.file_len = 0;
+        for (run, _) in &mut self.present {
+            let len = image::byte_len(run.pages);
+            early::copy(&self.file, run.offset, len, &mut file).map_err(Error::Memory)?;
+            // Never all of it twice.
+            mapped::release(&self.file, run.offset, len);
+            run.offset = self.file_len;
+            self.file_len += len;
+        }
+        self.file = file;
+        Ok(())
+    }
+
     /// Pages that a child shall not have must be there before there can be a child.
     fn keep_wiped_pages(&mut self, owner: PageOwner, images: &MemoryDir) -> Result<(), Error> {
-        let Some(process) = owner.process().filter(|_| !self.stored.runs().is_empty()) else {
+        let Some(process) = owner.process().filter(|_| !self.stored.is_empty()) else {
             return Ok(());
         };
         let path = images.path().join(image::mm_name(process));
@@ -344,7 +370,7 @@ impl Owned {
 
     /// The pagemap of an owner with page files of its own.
     fn map(&self) -> Vec<Extent> {
-        let late = self.stored.runs().iter().map(|run| (*run, PE_LAZY));
+        let late = self.stored.runs().map(|run| (*run, PE_LAZY));
         let mut all: Vec<(Run, u32)> = self.present.iter().copied().chain(late).collect();
         all.sort_by_key(|(run, _)| run.address);
         let mut map = Vec::new();

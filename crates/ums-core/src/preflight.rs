@@ -16,7 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{NodeFacts, ServiceFacts};
-use crate::plan;
+use crate::plan::{self, Prediction};
 use crate::technique::{Approach, Technique};
 
 pub use node::{CRIU_MIN, KERNEL_MIN, MEMORY_MARGIN_BYTES};
@@ -169,7 +169,11 @@ pub fn judge(
     if let Some(destination) = destination {
         refusals.extend(judge_destination(source, service, destination));
     }
-    refusals.extend(max_downtime(service, destination, options, estimates));
+    let technique = options
+        .technique
+        .unwrap_or_else(|| plan::best_technique(source));
+    let predicted = plan::predict(service, destination, technique, estimates);
+    refusals.extend(max_downtime(&predicted, technique, options));
     refusals
 }
 
@@ -193,24 +197,33 @@ fn judge_destination(
 }
 
 fn max_downtime(
-    service: &ServiceFacts,
-    destination: Option<&NodeFacts>,
+    predicted: &Prediction,
+    technique: Technique,
     options: &MigrateOptions,
-    estimates: &Estimates,
 ) -> Option<Refusal> {
     let wanted = options.max_downtime_ms?;
-    let predicted = plan::predict(service, destination, estimates);
+    let mib = mebibytes(predicted.memory_bytes);
+    let why = match technique {
+        Technique::StopAndCopy => format!(
+            "stop-and-copy moves {mib} MiB of memory in the freeze at {} MB/s",
+            predicted.bytes_per_second / 1_000_000
+        ),
+        _ => format!("that is what the freeze of a service with {mib} MiB costs"),
+    };
+    let remedy = match technique {
+        Technique::StopAndCopy => {
+            "accept a longer downtime, use a faster link, or lessen the service's memory first"
+        }
+        _ => "accept a longer downtime",
+    };
     (predicted.downtime_ms > wanted).then(|| {
         Refusal::new(
             RefusalKind::MaxDowntime,
             format!(
-                "the downtime is predicted to be {} ms, and at most {wanted} ms are wanted: \
-                 stop-and-copy moves {} MiB of memory in the freeze at {} MB/s",
-                predicted.downtime_ms,
-                mebibytes(predicted.memory_bytes),
-                predicted.bytes_per_second / 1_000_000,
+                "the downtime is predicted to be {} ms, and at most {wanted} ms are wanted: {why}",
+                predicted.downtime_ms
             ),
-            "accept a longer downtime, use a faster link, or lessen the service's memory first",
+            remedy,
         )
     })
 }

@@ -340,6 +340,7 @@ fn keeper(corpora: &Corpora) -> Done {
             protocol::Request::Dump(protocol::DumpRequest {
                 connections: protocol::Connections::Carry,
                 freeze_ms: protocol::FREEZE_MS,
+                memory: protocol::MemoryBy::Agent,
             }),
         ),
         (

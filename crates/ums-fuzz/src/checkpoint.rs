@@ -70,12 +70,16 @@ pub(crate) fn page_server(data: &[u8]) -> bool {
     let first = if layout & 1 == 0 { 24 } else { 32 };
     let mut criu = Criu { first, input };
     let mut page = [0; PAGE_LEN];
-    let served = page_server::serve(&mut criu, |run, stream| {
-        for _ in 0..run.pages {
-            stream.read_exact(&mut page)?;
-        }
-        Ok(())
-    });
+    let served = page_server::serve(
+        &mut criu,
+        || {},
+        |run, stream| {
+            for _ in 0..run.pages {
+                stream.read_exact(&mut page)?;
+            }
+            Ok(())
+        },
+    );
     served.is_ok()
 }
 

@@ -22,12 +22,13 @@ use crate::tunnel;
 mod clients;
 mod dump;
 mod freeze;
+mod memory;
 mod open;
 mod thaw;
 mod trees;
 
 pub use clients::{hold, lead, yield_to_service};
-use dump::PageSending;
+use memory::Memory;
 pub use open::open;
 pub use thaw::thaw;
 
@@ -153,13 +154,12 @@ async fn freeze_and_send(
     // In a task of its own: whatever becomes of this, packets pass again before the service runs on.
     let attending = freeze::attend(Arc::clone(node), netns_path(&status), node_side);
     let attending = tokio::spawn(attending);
-    let sending = PageSending {
-        cgroup: service.container.cgroup.clone(),
-        images: sender.images(),
-        pages: sender.pages(),
-        copied,
+    let by = match status.protocol >= keeper::PROTOCOL_OF_MEMORY_BY_AGENT {
+        true => keeper::MemoryBy::Agent,
+        false => keeper::MemoryBy::Criu,
     };
-    let dumping = dump::dump(node, service, &images, sending, (connections, keeper_side));
+    let memory = Memory::new(&service.container.cgroup, &sender, by, copied);
+    let dumping = dump::dump(node, service, &images, memory, (connections, keeper_side));
     let (attended, dumped) = tokio::join!(attending, dumping);
     let (status, held) = freeze::both(dumped, attended)?;
     let mut laps = Laps::begin(status.dumped_at_ns.unwrap_or_else(monotonic_ns));

@@ -12,6 +12,8 @@ pub(crate) use test_images::{mm_with, read_pagemap};
 
 const COMMON_MAGIC: u32 = 0x5456_4319;
 const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+/// Two magic numbers and the length of the one message of an image of mappings.
+const MM_HEAD_LEN: usize = 12;
 
 #[derive(Clone, PartialEq, Message)]
 struct Head {
@@ -105,12 +107,62 @@ pub fn mm_name(process: u32) -> String {
 /// The mappings that a child finds empty (`MADV_WIPEONFORK`), as first address and the one behind the
 /// last, from an image of a process's mappings (CRIU `images/mm.proto`, `criu/proc_parse.c`).
 pub fn wiped_on_fork(file: &[u8]) -> Result<Vec<(u64, u64)>, prost::DecodeError> {
-    const HEAD_LEN: usize = 12;
     const WIPE_ON_FORK: u64 = 1 << 18;
-    let mm = Mm::decode(file.get(HEAD_LEN..).unwrap_or_default())?;
+    let mm = Mm::decode(file.get(MM_HEAD_LEN..).unwrap_or_default())?;
     let wiped = |vma: &&Vma| vma.madv.unwrap_or(0) & WIPE_ON_FORK != 0;
     let ranges = mm.vmas.iter().filter(wiped);
     Ok(ranges.map(|vma| (vma.start, vma.end)).collect())
+}
+
+/// A mapping of guards (`criu/include/image.h`, `VMA_AREA_GUARD`; `images/vma.proto`).
+#[derive(Clone, PartialEq, Message)]
+struct GuardVma {
+    #[prost(uint64, required, tag = "1")]
+    start: u64,
+    #[prost(uint64, required, tag = "2")]
+    end: u64,
+    #[prost(uint64, required, tag = "3")]
+    pgoff: u64,
+    #[prost(uint64, required, tag = "4")]
+    shmid: u64,
+    #[prost(uint32, required, tag = "5")]
+    prot: u32,
+    #[prost(uint32, required, tag = "6")]
+    flags: u32,
+    #[prost(uint32, required, tag = "7")]
+    status: u32,
+    #[prost(sint64, required, tag = "8")]
+    fd: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Guards {
+    #[prost(message, repeated, tag = "14")]
+    vmas: Vec<GuardVma>,
+}
+
+/// An image of a process's mappings with these guards (`MADV_GUARD_INSTALL`) behind them, as CRIU has them
+/// (`criu/mem.c`, `collect_madv_guards`). What is in the image already stays as it is: a repeated field of a
+/// message may come in pieces.
+pub fn with_guards(mut file: Vec<u8>, guards: &[(u64, u64)]) -> Vec<u8> {
+    const AREA_GUARD: u32 = 1 << 16;
+    let vmas = guards.iter().map(|(start, end)| GuardVma {
+        start: *start,
+        end: *end,
+        status: AREA_GUARD,
+        fd: -1,
+        ..GuardVma::default()
+    });
+    let guards = Guards {
+        vmas: vmas.collect(),
+    };
+    guards.encode(&mut file).expect("a Vec grows");
+    if let Some(len) = file.len().checked_sub(MM_HEAD_LEN)
+        && let Ok(len) = u32::try_from(len)
+    {
+        file[MM_HEAD_LEN - size_of::<u32>()..MM_HEAD_LEN].copy_from_slice(&len.to_ne_bytes());
+    }
+    file
 }
 
 /// Names of the pagemap file of an owner; `None` for an owner of a kind we don't know.
@@ -130,6 +182,28 @@ pub fn pages_name(pages_id: u32) -> String {
 /// Bytes in a number of pages.
 pub fn byte_len(pages: u64) -> u64 {
     pages * PAGE_LEN as u64
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn guards_come_behind_the_mappings() {
+        let before = mm_with(&[(0x1000, 0x9000, 7)]);
+        let file = with_guards(before, &[(0x2000, 0x3000), (0x5000, 0x6000)]);
+        let len = u32::from_ne_bytes(file[8..12].try_into().unwrap()) as usize;
+        assert_eq!(len, file.len() - MM_HEAD_LEN);
+        let mm = Mm::decode(&file[MM_HEAD_LEN..]).unwrap();
+        let ranges: Vec<_> = mm.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
+        assert_eq!(
+            ranges,
+            [(0x1000, 0x9000), (0x2000, 0x3000), (0x5000, 0x6000)]
+        );
+        assert_eq!(mm.vmas[0].madv, Some(7));
+        let guards = Guards::decode(&file[MM_HEAD_LEN..]);
+        assert!(guards.is_ok_and(|all| all.vmas[2].status == 1 << 16 && all.vmas[2].fd == -1));
+    }
 }
 
 /// What tests read back and make up.

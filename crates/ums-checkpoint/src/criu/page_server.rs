@@ -106,12 +106,14 @@ impl Layout {
     }
 }
 
-/// Serves one dump: hands every run to `take`, which must read exactly its pages from the stream.
+/// Serves one dump: hands every run to `take`, which must read exactly its pages from the stream. `begin`
+/// is called before that, once: CRIU has stopped every process by then.
 ///
 /// Returns when CRIU has said that it is done and has been answered: every owner that CRIU named,
 /// those without a page too, because the restore wants a pagemap of each.
 pub fn serve<S: Read + Write>(
     stream: &mut S,
+    begin: impl FnOnce(),
     mut take: impl FnMut(Run, &mut S) -> Result<(), Error>,
 ) -> Result<BTreeSet<PageOwner>, Error> {
     let mut owners = BTreeSet::new();
@@ -124,6 +126,7 @@ pub fn serve<S: Read + Write>(
         0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         other => return Err(Error::Protocol(format!("first command of {other} bytes"))),
     };
+    begin();
     let mut pending = true;
     loop {
         if !std::mem::take(&mut pending) {
@@ -181,12 +184,16 @@ mod test {
             criu.read_exact(&mut [0; 4]).unwrap();
         });
         let mut seen = Vec::new();
-        serve(&mut us, |run, stream| {
-            let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
-            stream.read_exact(&mut bytes)?;
-            seen.push((run, bytes));
-            Ok(())
-        })
+        serve(
+            &mut us,
+            || {},
+            |run, stream| {
+                let mut bytes = vec![0; run.pages as usize * PAGE_LEN];
+                stream.read_exact(&mut bytes)?;
+                seen.push((run, bytes));
+                Ok(())
+            },
+        )
         .unwrap();
         criu.join().unwrap();
         seen
@@ -212,6 +219,9 @@ mod test {
         let (mut criu, mut us) = UnixStream::pair().unwrap();
         criu.write_all(&command(false, OPEN2, 0, 0, 1)).unwrap();
         drop(criu);
-        assert!(matches!(serve(&mut us, |_, _| Ok(())), Err(Error::Io(_))));
+        assert!(matches!(
+            serve(&mut us, || {}, |_, _| Ok(())),
+            Err(Error::Io(_))
+        ));
     }
 }

@@ -4,9 +4,9 @@ use std::io;
 
 /// Addresses of one mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mapping {
-    pub(super) start: u64,
-    pub(super) end: u64,
+pub(crate) struct Mapping {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
 }
 
 /// Mappings of the kernel's own, which have no file either.
@@ -44,7 +44,7 @@ pub(super) fn parse(text: &str) -> io::Result<Maps> {
         if line.is_private_anonymous() {
             maps.private.push(line.mapping);
         }
-        if line.permissions.contains('x') && line.name != "[vsyscall]" {
+        if line.is_executable() && line.name != "[vsyscall]" {
             maps.executable.push(line.mapping);
         }
     }
@@ -54,15 +54,16 @@ pub(super) fn parse(text: &str) -> io::Result<Maps> {
     Ok(maps)
 }
 
-struct Line<'a> {
-    mapping: Mapping,
+/// A line of it.
+pub(crate) struct Line<'a> {
+    pub(crate) mapping: Mapping,
     permissions: &'a str,
     inode: &'a str,
     name: &'a str,
 }
 
 impl<'a> Line<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(crate) fn parse(line: &'a str) -> Option<Self> {
         // Fields are separated by one blank each; the name is padded, and may hold blanks.
         let mut fields = line.splitn(6, ' ');
         let (start, end) = fields.next()?.split_once('-')?;
@@ -81,9 +82,21 @@ impl<'a> Line<'a> {
         })
     }
 
+    /// Private, and not the kernel's own.
+    pub(crate) fn is_private(&self) -> bool {
+        self.permissions.ends_with('p') && !KERNELS.contains(&self.name)
+    }
+
+    pub(crate) fn has_file(&self) -> bool {
+        self.inode != "0" || self.name.starts_with('/')
+    }
+
+    pub(crate) fn is_executable(&self) -> bool {
+        self.permissions.contains('x')
+    }
+
     fn is_private_anonymous(&self) -> bool {
-        let has_file = self.inode != "0" || self.name.starts_with('/');
-        self.permissions.ends_with('p') && !has_file && !KERNELS.contains(&self.name)
+        self.is_private() && !self.has_file()
     }
 }
 

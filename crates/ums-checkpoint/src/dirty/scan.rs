@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use super::Ranges;
 use super::mappings::Mapping;
 use super::sys::{
-    CHECK_WPASYNC, IS_GUARD, IS_PRESENT, IS_SWAPPED, IS_WRITTEN, IS_ZERO_FRAME, Query, Region,
-    WP_MATCHING, scan,
+    CHECK_WPASYNC, IS_FILE, IS_GUARD, IS_PRESENT, IS_SWAPPED, IS_WRITTEN, IS_ZERO_FRAME, Query,
+    Region, WP_MATCHING, scan,
 };
 
 /// Regions that one call tells.
@@ -16,16 +16,16 @@ const REGIONS: usize = 2048;
 
 /// What a scan has found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Pages with content.
-    pub(super) held: Ranges,
+    pub(crate) held: Ranges,
     /// Those of them that were written since the last scan that protected them.
-    pub(super) written: Ranges,
+    pub(crate) written: Ranges,
 }
 
 /// What a scan does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// Protects what it tells: what is written now is told again only when it is written again.
     Protect,
     /// Only asks, of a mapping that is tracked.
@@ -40,12 +40,39 @@ pub(super) enum Mode {
 /// Of the call. With [`Mode::Protect`] it is not known then what was protected already: all of the
 /// mapping counts as written. `EPERM`, not with
 /// [`Mode::Ask`]: a part of it is not tracked.
-pub(super) fn mapping(pagemap: BorrowedFd<'_>, of: Mapping, mode: Mode) -> Result<Found, Errno> {
+pub(crate) fn mapping(pagemap: BorrowedFd<'_>, of: Mapping, mode: Mode) -> Result<Found, Errno> {
     // A guard reads as nothing. Before Linux 6.15 it can't be told, and can't be read.
     match with_query(pagemap, of, query(mode, IS_GUARD)) {
         Err(Errno::EINVAL) => with_query(pagemap, of, query(mode, 0)),
         other => other,
     }
+}
+
+/// Pages with content that a private mapping of a file has of its own.
+///
+/// # Errors
+/// Of the call.
+pub(crate) fn own_pages(pagemap: BorrowedFd<'_>, of: Mapping) -> Result<Ranges, Errno> {
+    let own = |none_of| query(Mode::Ask, IS_FILE | none_of);
+    let found = match with_query(pagemap, of, own(IS_GUARD)) {
+        Err(Errno::EINVAL) => with_query(pagemap, of, own(0)),
+        other => other,
+    };
+    found.map(|found| found.held)
+}
+
+/// Guards of a mapping.
+///
+/// # Errors
+/// Of the call: `EINVAL` and `ENOTTY` where the kernel can't tell.
+pub(crate) fn guards(pagemap: BorrowedFd<'_>, of: Mapping) -> Result<Ranges, Errno> {
+    let guards = Query {
+        flags: 0,
+        any_of: IS_GUARD,
+        none_of: 0,
+        told: 0,
+    };
+    with_query(pagemap, of, guards).map(|found| found.held)
 }
 
 fn query(mode: Mode, none_of: u64) -> Query {

@@ -29,6 +29,8 @@ pub(super) const WP_MATCHING: u64 = 1 << 0;
 pub(super) const CHECK_WPASYNC: u64 = 1 << 1;
 /// Categories of pages (`PAGE_IS_…`).
 pub(super) const IS_WRITTEN: u64 = 1 << 1;
+/// A page of a file, or of shared memory.
+pub(super) const IS_FILE: u64 = 1 << 2;
 pub(super) const IS_PRESENT: u64 = 1 << 3;
 pub(super) const IS_SWAPPED: u64 = 1 << 4;
 pub(super) const IS_ZERO_FRAME: u64 = 1 << 5;

@@ -10,8 +10,9 @@ use ums_core::budget::{Laps, Part};
 
 use super::container::raw;
 use super::handshake::KeeperSide;
+use super::hidden::{self, Stranger};
 use super::moment;
-use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, Phase};
+use super::protocol::{CheckpointInfo, Connections, DumpRequest, INFO_NAME, MemoryBy, Phase};
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::Carry;
 use crate::criu::patience::{Excused, Patience};
@@ -119,6 +120,13 @@ fn freeze_and_dump(
     let mut before = Before {
         watched: watched.map_err(|error| error.to_string())?,
         known: carry::Known::of(&carry::processes(&shared.container.cgroup)),
+        stranger: match request.memory {
+            MemoryBy::Criu => None,
+            MemoryBy::Agent => Some(Stranger::start(
+                &shared.config.bundle_bin,
+                &carry::processes(&shared.container.cgroup),
+            )?),
+        },
     };
     let criu = Criu {
         bin: shared.config.bundle_bin.clone(),
@@ -148,6 +156,8 @@ fn freeze_and_dump(
     // Until CRIU has let go of the sockets.
     let mut held = None;
     let mut names = link_remap::Kept::default();
+    // Until CRIU has looked for pages.
+    let mut unseen = None;
     // Until CRIU has read the settings.
     let mut eased = carry::Eased::default();
     let cgroup = &shared.container.cgroup;
@@ -178,6 +188,8 @@ fn freeze_and_dump(
                 eased = changed.map_err(|error| {
                     format!("a setting of a socket that CRIU refuses can't be changed: {error}")
                 })?;
+                let hidden = before.stranger.as_ref().map(|it| it.hide(&processes));
+                unseen = hidden.transpose()?;
                 laps.lap(Part::Ask, monotonic_ns());
                 return Ok(());
             }
@@ -200,6 +212,10 @@ fn freeze_and_dump(
         freezer.freeze(bound).map_err(|error| error.to_string())?;
         if !swrk.is_alive() {
             return Err("CRIU was lost at the end of the dump".to_owned());
+        }
+        if unseen.take().is_some() {
+            hidden::add_guards(images, &carry::processes(cgroup))
+                .map_err(|error| format!("guards of its memory can't be read: {error}"))?;
         }
         let kept = link_remap::keep(&shared.container.cgroup.processes());
         names = kept.map_err(|error| names_lost(&error))?;
@@ -237,6 +253,8 @@ struct Before {
     watched: watches::Paths,
     /// What processes are asked with.
     known: carry::Known,
+    /// Whose memory CRIU is shown, where it shall not read the service's.
+    stranger: Option<Stranger>,
 }
 
 /// What CRIU does not carry of a frozen service.

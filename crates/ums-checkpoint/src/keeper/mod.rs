@@ -25,6 +25,7 @@ mod container;
 mod dump;
 pub mod guard;
 pub mod handshake;
+mod hidden;
 pub mod log;
 mod moment;
 mod nonlocal;

@@ -15,8 +15,11 @@ use ums_core::budget::Span;
 use crate::carry::Lost;
 use crate::criu::page_server::PageOwner;
 
-/// Version of this protocol. 1 hangs up on what it does not understand, and does not tell its version.
-pub const PROTOCOL: u32 = 2;
+/// Version of this protocol. 1 hangs up on what it does not understand, and does not tell its version; 2
+/// knows no [`MemoryBy::Agent`].
+pub const PROTOCOL: u32 = 3;
+/// The first version whose keepers leave memory to who asks for the dump.
+pub const PROTOCOL_OF_MEMORY_BY_AGENT: u32 = 3;
 
 fn first_protocol() -> u32 {
     1
@@ -125,6 +128,21 @@ pub struct DumpRequest {
     /// is given up.
     #[serde(default = "default_freeze_ms")]
     pub freeze_ms: u64,
+    /// Who reads the service's private memory.
+    #[serde(default)]
+    pub memory: MemoryBy,
+}
+
+/// Who reads the private memory of a service that is dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryBy {
+    /// CRIU, which sends all of it over its page socket.
+    #[default]
+    Criu,
+    /// Who has asked for the dump, from the moment at which CRIU opens its page socket: the service is
+    /// frozen until it is thawed. CRIU sends only what is nobody's private memory.
+    Agent,
 }
 
 /// What a freeze may take unless somebody says otherwise, milliseconds.

@@ -91,8 +91,12 @@ fn cut(pieces: Vec<Piece>, cuts: &BTreeSet<u64>) -> BTreeSet<Piece> {
 }
 
 /// All pieces of the file in their order, which of them are the process's own, and what comes late.
-fn pagemap(all: &BTreeSet<Piece>, own: &BTreeSet<Piece>, late: &[Run]) -> Vec<Extent> {
-    let mut late = late.iter().peekable();
+fn pagemap<'a>(
+    all: &BTreeSet<Piece>,
+    own: &BTreeSet<Piece>,
+    late: impl Iterator<Item = &'a Run>,
+) -> Vec<Extent> {
+    let mut late = late.peekable();
     let mut map = Vec::new();
     for piece in all {
         while let Some(run) = late.next_if(|run| run.address < piece.0.address) {
@@ -129,7 +133,7 @@ fn write(
     Ok(bytes)
 }
 
-fn copy(from: &File, offset: u64, len: u64, to: &mut File) -> io::Result<()> {
+pub(super) fn copy(from: &File, offset: u64, len: u64, to: &mut File) -> io::Result<()> {
     let mut buffer = vec![0; len.min(COPY_BYTES) as usize];
     let mut done = 0;
     while done < len {

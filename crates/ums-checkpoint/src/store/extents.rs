@@ -1,5 +1,7 @@
 //! Runs of pages: where they are in a process, and where they lie in a file. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::criu::image::{Extent, byte_len};
 use crate::criu::page_server::PAGE_LEN;
 
@@ -46,44 +48,57 @@ impl StoredExtent {
     }
 }
 
-/// Runs of one process, ascending as CRIU sends them; those that touch in both places are one.
+/// Runs of one process, by their addresses; those that touch in both places are one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Extents {
-    runs: Vec<Run>,
-    /// Whether they came in another order, which nothing but a strange source does.
-    unordered: bool,
+    runs: BTreeMap<u64, Run>,
+    /// Whether a page came twice.
+    overlap: bool,
 }
 
 impl Extents {
     pub(super) fn push(&mut self, run: Run) {
-        if let Some(last) = self.runs.last_mut() {
-            if last.end() == run.address && last.offset + byte_len(last.pages) == run.offset {
-                last.pages += run.pages;
+        if run.pages == 0 {
+            return;
+        }
+        let behind = self.runs.range(run.address..).next();
+        self.overlap |= behind.is_some_and(|(address, _)| *address < run.end());
+        if let Some((_, before)) = self.runs.range_mut(..run.address).next_back() {
+            self.overlap |= before.end() > run.address;
+            if before.end() == run.address && before.offset + byte_len(before.pages) == run.offset {
+                before.pages += run.pages;
                 return;
             }
-            self.unordered |= last.end() > run.address;
         }
-        self.runs.push(run);
+        self.runs.insert(run.address, run);
     }
 
-    pub(super) fn runs(&self) -> &[Run] {
-        &self.runs
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Whether a page is in it twice: nothing else is right then.
+    pub(super) fn has_overlap(&self) -> bool {
+        self.overlap
+    }
+
+    pub(super) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.values()
     }
 
     pub(super) fn into_runs(self) -> Vec<Run> {
-        self.runs
+        self.runs.into_values().collect()
     }
 
-    /// What of them lies within a range. Of runs in another order nothing is found.
+    /// What of them lies within a range.
     pub(super) fn within(&self, start: u64, len: u64) -> Vec<Run> {
-        if self.unordered {
-            return Vec::new();
-        }
         let end = start.saturating_add(len);
-        let first = self.runs.partition_point(|run| run.end() <= start);
-        let runs = self.runs[first..].iter();
-        let runs = runs.take_while(|run| run.address < end);
-        runs.map(|run| run.part(run.address.max(start), run.end().min(end)))
+        let first = self.runs.range(..=start).next_back();
+        let first = first.map_or(start, |(address, _)| *address);
+        let runs = self.runs.range(first..end.max(first)).map(|(_, run)| run);
+        runs.map(|run| (run, run.address.max(start), run.end().min(end)))
+            .filter(|(_, from, to)| from < to)
+            .map(|(run, from, to)| run.part(from, to))
             .collect()
     }
 
@@ -96,7 +111,7 @@ impl Extents {
         ranges.sort_unstable();
         let (mut taken, mut left) = (Extents::default(), Extents::default());
         let mut ranges = ranges.into_iter().peekable();
-        for run in std::mem::take(&mut self.runs) {
+        for run in std::mem::take(self).into_runs() {
             let mut at = run.address;
             while let Some((start, end)) = ranges.peek().copied() {
                 if end <= at {
@@ -150,7 +165,10 @@ mod test {
             run(0x3000, 1, 0x2000),
             run(0x4000, 1, 0x9000),
         ]);
-        assert_eq!(extents.runs(), [run(0x1000, 3, 0), run(0x4000, 1, 0x9000)]);
+        assert_eq!(
+            extents.into_runs(),
+            [run(0x1000, 3, 0), run(0x4000, 1, 0x9000)]
+        );
     }
 
     #[test]
@@ -164,9 +182,22 @@ mod test {
     }
 
     #[test]
-    fn nothing_is_found_in_disorder() {
+    fn any_order_will_do() {
         let extents = extents(&[run(0x9000, 1, 0), run(0x1000, 1, 0x1000)]);
-        assert_eq!(extents.within(0, u64::MAX), []);
+        let ordered = [run(0x1000, 1, 0x1000), run(0x9000, 1, 0)];
+        assert_eq!(extents.within(0, u64::MAX), ordered);
+        assert!(!extents.has_overlap());
+    }
+
+    #[test]
+    fn a_page_that_comes_twice_is_seen() {
+        let of = |second| extents(&[run(0x3000, 2, 0), second]).has_overlap();
+        assert!(of(run(0x4000, 1, 0x9000)));
+        assert!(of(run(0x2000, 2, 0x9000)));
+        assert!(of(run(0x3000, 2, 0x9000)));
+        assert!(of(run(0x1000, 9, 0x9000)));
+        assert!(!of(run(0x5000, 1, 0x9000)));
+        assert!(!of(run(0x2000, 1, 0x9000)));
     }
 
     #[test]
@@ -182,7 +213,7 @@ mod test {
             ]
         );
         assert_eq!(
-            extents.runs(),
+            extents.into_runs(),
             [
                 run(0x1000, 1, 0),
                 run(0x3000, 1, 0x2000),

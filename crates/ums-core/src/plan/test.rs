@@ -81,6 +81,7 @@ fn predicted(memory_bytes: u64, link_bytes_per_second: u64) -> Prediction {
     predict(
         &service,
         Some(&node()),
+        Technique::StopAndCopy,
         &Estimates {
             link_bytes_per_second,
         },
@@ -100,6 +101,50 @@ fn the_downtime_grows_with_memory_over_the_link() {
 }
 
 #[test]
+fn with_pre_copy_it_does_not() {
+    let predicted = |memory_bytes| {
+        let service = ServiceFacts {
+            memory_bytes,
+            ..service()
+        };
+        let estimates = Estimates::default();
+        predict(&service, Some(&node()), Technique::PreCopy, &estimates)
+    };
+    let (empty, full) = (predicted(0), predicted(1 << 30));
+    assert!(full.downtime_ms < empty.downtime_ms + 100, "{full:?}");
+    assert!(full.total_ms > empty.total_ms + 9000, "{full:?}");
+}
+
+#[test]
+fn pre_copy_is_chosen_where_the_kernel_tells_what_changes() {
+    let tracking = NodeFacts {
+        tracks_memory: true,
+        ..node()
+    };
+    let chosen = |source: &NodeFacts, technique| {
+        let options = MigrateOptions {
+            technique,
+            ..MigrateOptions::default()
+        };
+        let (service, estimates) = (service(), Estimates::default());
+        make(
+            route(),
+            source,
+            &service,
+            Some(&node()),
+            &options,
+            &estimates,
+        )
+        .technique
+    };
+    assert_eq!(chosen(&tracking, None), Some(Technique::PreCopy));
+    assert_eq!(chosen(&node(), None), Some(Technique::StopAndCopy));
+    let asked = Some(Technique::StopAndCopy);
+    assert_eq!(chosen(&tracking, asked), asked);
+    assert_eq!(chosen(&node(), Some(Technique::PreCopy)), None);
+}
+
+#[test]
 fn a_fast_link_leaves_the_dump_as_the_limit_and_none_divides_by_zero() {
     let fast = predicted(1 << 30, 10_000_000_000);
     assert_eq!(fast.bytes_per_second, DUMP_BYTES_PER_SECOND);
@@ -113,10 +158,20 @@ fn files_and_a_missing_image_count_in_the_total_only() {
         image_bytes: 500_000_000,
         ..service()
     };
-    let lacking = predict(&service(), Some(&node()), &estimates);
+    let lacking = predict(
+        &service(),
+        Some(&node()),
+        Technique::StopAndCopy,
+        &estimates,
+    );
     let mut having_it = node();
     having_it.images.insert(service().specification.image);
-    let having = predict(&service(), Some(&having_it), &estimates);
+    let having = predict(
+        &service(),
+        Some(&having_it),
+        Technique::StopAndCopy,
+        &estimates,
+    );
     assert_eq!(lacking.downtime_ms, having.downtime_ms);
     assert!(
         lacking.total_ms > having.total_ms + 4000,

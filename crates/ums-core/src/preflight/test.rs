@@ -133,9 +133,13 @@ fn without_userfaultfd_at_the_destination_twice_the_memory_and_more_downtime_are
         "{refusal}"
     );
     let (service, mut destination) = (service(), node());
-    let lazily = plan::predict(&service, Some(&destination), &Estimates::default());
+    let predict = |destination: &NodeFacts| {
+        let (technique, estimates) = (Technique::StopAndCopy, Estimates::default());
+        plan::predict(&service, Some(destination), technique, &estimates)
+    };
+    let lazily = predict(&destination);
     eager(&mut destination);
-    let eagerly = plan::predict(&service, Some(&destination), &Estimates::default());
+    let eagerly = predict(&destination);
     assert!(eagerly.downtime_ms > lazily.downtime_ms + 50, "{eagerly:?}");
 }
 
