@@ -317,10 +317,22 @@ pub struct MigrationState {
     pub frozen_at_ns: Option<u64>,
     /// Moved so far.
     pub bytes: Bytes,
+    /// Source: the last round of pre-copy that was begun.
+    #[serde(default)]
+    pub round: Option<Round>,
     /// Pages still to be installed at the destination.
     pub pages_pending: u64,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// A round of pre-copy: memory that is sent while the service runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// From 1 on.
+    pub number: u32,
+    /// What it sends, bytes.
+    pub bytes: u64,
 }
 
 /// Node facts travel between Coordinators too, so that each can judge the other.

@@ -52,7 +52,7 @@ mod sys;
 mod tracee;
 mod write_protect;
 
-pub(crate) use guards::{guards, mapped};
+pub(crate) use guards::{guards, mapped, text};
 pub use ranges::Ranges;
 pub use rounds::{RoundError, Rounds, Unchanged};
 pub use soft_dirty::SoftDirty;

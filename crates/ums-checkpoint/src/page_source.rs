@@ -9,7 +9,7 @@
 //! late at the destination, is read at once ([`When::Dumping`]); the rest when CRIU is done with the processes
 //! ([`When::Dumped`]), in the order of addresses, in which CRIU wants what can't come late.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 
@@ -17,8 +17,8 @@ use nix::errno::Errno;
 
 use crate::carry::Process;
 use crate::criu::page_server::{PAGE_LEN, PE_LAZY, PE_PRESENT, PageOwner};
-use crate::dirty::Ranges;
 use crate::dirty::reader::Reader;
+use crate::dirty::{self, Ranges};
 
 mod areas;
 mod entries;
@@ -118,7 +118,7 @@ impl PageSource {
 impl Task {
     fn open(process: Process) -> io::Result<Option<Self>> {
         let pid = process.pid;
-        let areas = areas::parse(&fs::read_to_string(format!("/proc/{pid}/smaps"))?)?;
+        let areas = areas::parse(&dirty::text(pid, "smaps")?)?;
         if areas.is_empty() {
             return Ok(None);
         }
@@ -132,7 +132,7 @@ impl Task {
 
     /// Pages with content.
     fn held(&self, area: &Area) -> io::Result<Ranges> {
-        match crate::dirty::scan::own_pages(self.pagemap.as_fd(), area.mapping) {
+        match dirty::scan::own_pages(self.pagemap.as_fd(), area.mapping) {
             // Before Linux 6.7.
             Err(Errno::ENOTTY) => entries::own_pages(&self.pagemap, area.mapping),
             found => Ok(found?),

@@ -32,6 +32,7 @@ mod terminal;
 #[cfg(test)]
 mod test;
 mod unix;
+mod unmapped;
 mod unseen;
 mod unshared;
 
@@ -167,6 +168,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         memory_bytes: tree
             .iter()
             .map(|process| mapping::memory_bytes(process.pid))
+            .chain([unmapped::memory_bytes(&tree)])
             .sum(),
         filesystem_bytes: directories.iter().map(|dir| files::bytes(dir)).sum(),
         connections: socket::established(init)?,

@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use ums_api::agent as api;
 use ums_api::problem::Problem;
 use ums_checkpoint::carry::{Process, processes};
 use ums_checkpoint::cgroup::Cgroup;
@@ -25,13 +26,14 @@ pub(crate) struct Copied {
     pub(crate) count: u32,
 }
 
-/// Sends memory in rounds until it is of no more use; `None` where memory can't be tracked. `at_peer` says what a
-/// broken data path means.
+/// Sends memory in rounds until it is of no more use; `None` where memory can't be tracked. `begun` is told of
+/// each round, and `at_peer` says what a broken data path means.
 ///
 /// *Cancel safety*: may be dropped; the round under way ends with the data path.
 pub(crate) async fn copy(
     service: &Service,
     sender: &Sender,
+    begun: impl Fn(api::Round) + Send + 'static,
     at_peer: fn(&(dyn std::error::Error + 'static)) -> Problem,
 ) -> Result<Option<Copied>, Problem> {
     if !sender.takes_rounds() {
@@ -43,7 +45,7 @@ pub(crate) async fn copy(
     let (cgroup, mut pages) = (service.container.cgroup.clone(), sender.pages());
     blocking(move || {
         let copied = Copied::begin(&cgroup).and_then(|mut copied| {
-            copied.run(&mut pages)?;
+            copied.run(&mut pages, begun)?;
             Ok(copied)
         });
         match copied {
@@ -75,7 +77,11 @@ impl Copied {
         begun.map_err(RoundError::Read)
     }
 
-    fn run(&mut self, pages: &mut PageWriter) -> Result<(), RoundError<SendError>> {
+    fn run(
+        &mut self,
+        pages: &mut PageWriter,
+        begun: impl Fn(api::Round),
+    ) -> Result<(), RoundError<SendError>> {
         let mut done = Vec::new();
         loop {
             let left = self
@@ -91,6 +97,10 @@ impl Copied {
                 );
                 return Ok(());
             }
+            begun(api::Round {
+                number: self.count + 1,
+                bytes: left,
+            });
             let begin = Instant::now();
             let flags = PE_LAZY | READ_RUNNING;
             self.rounds

@@ -278,13 +278,13 @@ static void check(void) {
     time_out(&TIMED[next++ % TIMED_COUNT], SHORT_MS);
 }
 
-/* Memory that doesn't get smaller when it is compressed. */
+/* Memory that doesn't get smaller when it is compressed. It is shared, so that it is dumped in the freeze. */
 static volatile uint64_t *memory;
 
 static void fill(size_t mib) {
     size_t words = mib * 131072;
     uint64_t word = 88172645463325252U;
-    memory = malloc(words * sizeof *memory);
+    memory = mmap(NULL, words * sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     for (size_t i = 0; i < words; i++) {
         word ^= word << 13, word ^= word >> 7, word ^= word << 17;
         memory[i] = word;

@@ -5,6 +5,7 @@
 //! Architecture invariant: nothing here calls the Coordinator or the agent as a library. The
 //! systems under test are the programs a user starts, driven by their command line.
 
+pub mod ballast;
 pub mod bench;
 pub mod client;
 pub mod demo;

@@ -4,15 +4,18 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::{
-    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, process,
-    remains, remove, services, stop_criu, strike, systems_with_hog,
+    LARGE_MIB, Moving, PATIENCE, SLOW_MBIT, agent, exit, hog_is_only_at, hog_stayed, is_only_at,
+    process, remains, remove, services, stop_criu, strike, systems, systems_with_hog,
 };
 use ums_core::report::Outcome;
+use ums_testbed::ledger;
 use ums_testbed::testbed::{PEER_LINK, Testbed};
 use ums_testbed::tools::{run, wait_for};
+use ums_testbed::workload::{LEDGER_PORT, start_ledger};
 
 /// Memory of which some has certainly arrived, and more has not.
 const PART_BYTES: u64 = 8 << 20;
@@ -51,21 +54,28 @@ fn the_agent_of_the_destination_is_killed_in_the_transfer() {
     remove(testbed);
 }
 
+/// CRIU reads shared memory alone, so that is what the service has.
 #[test]
 fn criu_is_killed_while_it_dumps() {
-    let Some((testbed, moving)) = in_transfer("criu_is_killed_while_it_dumps") else {
+    let Some(testbed) = systems("criu_is_killed_while_it_dumps", SLOW_MBIT) else {
         return;
     };
+    start_ledger(&testbed, &testbed.a, LARGE_MIB).expect("the ledger runs");
+    let moving = Moving::start(&testbed.a, &testbed.b, "ledger");
+    moving.wait_for_memory(&testbed.a, PART_BYTES);
     strike(process(&testbed.a, &["criu", "swrk"]));
     let ended = moving.end();
     ended.must_be_abandoned(&["CRIU"]);
-    // The keeper has thawed the hog by itself; how long that took at most is told all the same.
+    // The keeper has thawed it by itself; how long that took at most is told all the same.
     let freeze_ms = ended.report.freeze_ms.expect("how long it was frozen");
     assert!(
         freeze_ms > 0.0 && freeze_ms <= ended.report.total_ms as f64,
         "{ended:?}"
     );
-    hog_stayed(&testbed);
+    let address = SocketAddr::from((testbed.a.ip(), LEDGER_PORT));
+    let verified = testbed.world.in_network(|| ledger::verify(address));
+    assert_eq!(verified.expect("it answers").wrong, None);
+    is_only_at(&testbed, &testbed.a, "ledger", "/bin/ums-ledger");
     remove(testbed);
 }
 

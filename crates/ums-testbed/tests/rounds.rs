@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::LINK_MBIT;
+use common::{LARGE_MIB, LINK_MBIT, Moving, SLOW_MBIT, agent, hog_stayed, process, strike};
 use ums_core::report::{MigrationReport, Outcome};
 use ums_core::technique::Technique;
 use ums_testbed::client::keys;
@@ -16,6 +16,8 @@ use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_hog, st
 const KEYS: u64 = 20_000;
 /// Memory of the hog, MiB.
 const HOG_MIB: u64 = 128;
+/// Memory of which some has certainly gone over, and more has not.
+const PART_BYTES: u64 = 8 << 20;
 /// Moves of each service.
 const MOVES: usize = 4;
 
@@ -100,5 +102,70 @@ fn redis_moves_by_pre_copy_while_it_is_written() {
     let counted = counter.stop().expect("the counter's client goes on");
     assert_eq!((counted.lost, counted.doubled), (0, 0));
     assert_eq!(counted.value, counted.summary.requests);
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
+}
+
+/// A migration whose rounds are under way, with more to come.
+fn in_rounds(testbed: &Testbed) -> Moving {
+    let moving = Moving::start_by("pre-copy", &testbed.a, &testbed.b, "hog");
+    moving.wait(&testbed.a, "a round", |view| {
+        let bytes = view["report"]["bytes"]["memory"].as_u64();
+        view["report"]["rounds"].as_u64() >= Some(1) && bytes >= Some(PART_BYTES)
+    });
+    moving
+}
+
+/// Nothing is left in a process of what has tracked it.
+fn is_not_tracked(pid: i32) {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("its mappings");
+    let flags = smaps
+        .lines()
+        .filter_map(|line| line.strip_prefix("VmFlags:"));
+    let tracked = flags.filter(|flags| flags.split_whitespace().any(|flag| flag == "uw"));
+    assert_eq!(tracked.count(), 0, "mappings that are tracked");
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
+    let links = entries.map(|entry| std::fs::read_link(entry.expect("an entry").path()));
+    let uffd = |link: &std::io::Result<std::path::PathBuf>| {
+        let link = link.as_ref().ok();
+        link.is_some_and(|link| link.to_string_lossy().contains("userfaultfd"))
+    };
+    assert_eq!(links.filter(uffd).count(), 0, "descriptors that track");
+}
+
+#[test]
+fn rounds_that_are_cut_off_leave_the_service_as_it_was() {
+    let test = "rounds_that_are_cut_off_leave_the_service_as_it_was";
+    let Some(testbed) = common::systems_with_hog(test, SLOW_MBIT, LARGE_MIB) else {
+        return;
+    };
+    if !can(test, &testbed, "hog") {
+        return;
+    }
+    let pid = process(&testbed.a, &["/bin/ums-hog"]);
+
+    let moving = in_rounds(&testbed);
+    let abort = ["abort", "hog", "--reason", "no more of it"];
+    testbed.a.ums_ok(&abort).expect("the abort is accepted");
+    moving.end().must_be_abandoned(&["no more of it"]);
+    is_not_tracked(pid);
+    hog_stayed(&testbed);
+
+    let moving = in_rounds(&testbed);
+    strike(agent(&testbed.a));
+    moving.end().must_be_abandoned(&["agent"]);
+    is_not_tracked(pid);
+    hog_stayed(&testbed);
+
+    let moving = in_rounds(&testbed);
+    strike(agent(&testbed.b));
+    moving.end().must_be_abandoned(&["data path"]);
+    is_not_tracked(pid);
+    hog_stayed(&testbed);
+
+    // What a failed attempt has consumed is sent again.
+    let report = migrate(&testbed, &testbed.a, &testbed.b, "hog");
+    assert!(report.rounds >= 1, "{report:?}");
+    let status = ask_hog(&testbed, &testbed.b, Request::Verify).expect("it answers");
+    assert_eq!(status.intact, Some(true), "{status:?}");
     assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
 }

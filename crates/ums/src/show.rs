@@ -109,6 +109,15 @@ pub(crate) fn technique(technique: Technique) -> &'static str {
     }
 }
 
+/// How many rounds of pre-copy there were, if any.
+fn rounds(rounds: u32) -> String {
+    match rounds {
+        0 => String::new(),
+        1 => " in one round".to_owned(),
+        rounds => format!(" in {rounds} rounds"),
+    }
+}
+
 /// The word of an outcome, as in JSON.
 pub(crate) fn outcome(outcome: Outcome) -> &'static str {
     match outcome {
@@ -378,7 +387,12 @@ pub(crate) fn migration(view: &MigrationView) -> String {
             1,
             (
                 "approach",
-                format!("{}, {}", approach(level), technique(how)),
+                format!(
+                    "{}, {}{}",
+                    approach(level),
+                    technique(how),
+                    rounds(report.rounds)
+                ),
             ),
         );
     }

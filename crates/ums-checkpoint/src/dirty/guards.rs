@@ -18,7 +18,7 @@ const KERNELS_FROM: u64 = 1 << 63;
 /// # Errors
 /// When they can't be read; a process that has ended has none.
 pub(crate) fn mapped(pid: i32) -> io::Result<Ranges> {
-    let text = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let text = text(pid, "maps")?;
     let ranges = text.lines().map(|line| {
         let line = Line::parse(line).ok_or_else(|| malformed(line))?;
         Ok((line.mapping.start, line.mapping.end))
@@ -43,6 +43,12 @@ pub(crate) fn guards(pagemap: BorrowedFd<'_>, among: &Ranges) -> io::Result<Rang
     Ok(all)
 }
 
-pub(crate) fn malformed(line: &str) -> io::Error {
+/// A text about a process. Names in it may hold any byte.
+pub(crate) fn text(pid: i32, name: &str) -> io::Result<String> {
+    let bytes = fs::read(format!("/proc/{pid}/{name}"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn malformed(line: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, line.to_owned())
 }

@@ -120,7 +120,7 @@ fn look_at(process: Process, known: &BTreeSet<(i32, u64)>) -> io::Result<Option<
     let Some(started) = started(pid) else {
         return Ok(None);
     };
-    let text = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let text = super::text(pid, "maps")?;
     if text.is_empty() {
         return Ok(None);
     }

@@ -13,7 +13,7 @@
 //! registered.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -349,7 +349,7 @@ struct Memory {
 impl Memory {
     /// `None` when the process has ended.
     fn open(pid: i32) -> io::Result<Option<Self>> {
-        let text = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let text = super::text(pid, "maps")?;
         if text.is_empty() {
             return Ok(None);
         }

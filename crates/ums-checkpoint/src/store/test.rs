@@ -280,3 +280,29 @@ fn rounds_have_the_bound_of_the_memory() {
     let error = store.keep(TASK, 0x1000, 0, 1 << 40, &images).unwrap_err();
     assert!(matches!(error, Error::TooMuch(_)), "{error}");
 }
+
+#[test]
+fn a_page_file_is_in_the_order_of_addresses_whatever_came_first() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED a_page_file_is_in_the_order_of_addresses_whatever_came_first: needs root"
+        );
+        return;
+    }
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let mut store = PageStore::new(1 << 20, true).unwrap();
+    for (address, fill) in [(0x9000, 9), (0x1000, 1), (0x5000, 5)] {
+        let page = [fill; PAGE_LEN];
+        store
+            .push(TASK, address, PE_PRESENT, &page, &images)
+            .unwrap();
+    }
+    store.finish(&images).unwrap();
+    let path = images.path();
+    let (id, map) = image::read_pagemap(&std::fs::read(path.join("pagemap-5.img")).unwrap());
+    let pages = std::fs::read(path.join(image::pages_name(id))).unwrap();
+    let addresses: Vec<u64> = map.iter().map(|extent| extent.address).collect();
+    assert_eq!(addresses, [0x1000, 0x5000, 0x9000]);
+    let fills: Vec<u8> = pages.chunks(PAGE_LEN).map(|page| page[0]).collect();
+    assert_eq!(fills, [1, 5, 9]);
+}

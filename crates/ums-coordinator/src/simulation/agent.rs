@@ -716,6 +716,7 @@ impl Agent {
             frozen_at_ns: (migration.role == Role::Source && life == Some(Life::Frozen))
                 .then(monotonic_ns),
             bytes: Moved::default(),
+            round: None,
             pages_pending: 0,
             error: view.error.clone().or(lost.map(str::to_owned)),
         })

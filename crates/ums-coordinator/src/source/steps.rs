@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest};
+use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest, Round};
 use ums_api::client::Permission;
 use ums_api::http::ClientError;
 use ums_api::peer::{CloseRequest, CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
@@ -603,10 +603,24 @@ async fn watch_progress(m: &Migration, step: Step) -> Infallible {
         let total_ms = m.now_us() / 1000;
         m.live.update(|view| {
             view.report.bytes = state.bytes;
+            if let Some(round) = state.round.filter(|_| step == Step::OpenDataPath) {
+                view.report.rounds = round.number;
+                view.progress.phase = round_in_words(&round);
+            }
             view.progress.bytes = bytes;
             view.progress.bytes_per_second = rate;
             view.progress.elapsed_ms = total_ms;
         });
+    }
+}
+
+fn round_in_words(round: &Round) -> String {
+    let mib = round.bytes.div_ceil(1 << 20);
+    match round.number {
+        1 => format!("sending memory while the service runs: {mib} MiB"),
+        number => format!(
+            "sending memory while the service runs: round {number}, {mib} MiB that have changed"
+        ),
     }
 }
 

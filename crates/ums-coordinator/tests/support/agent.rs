@@ -602,6 +602,7 @@ fn state(id: MigrationId, held: &Held) -> MigrationState {
         frozen_at_ns: (held.phase >= Phase::Checkpointing && held.role == Role::Source)
             .then(monotonic_ns),
         bytes: Moved::default(),
+        round: None,
         pages_pending: 0,
         error: None,
     }

@@ -104,6 +104,7 @@ impl Incoming {
             phase,
             frozen_at_ns: None,
             bytes: self.meter.bytes(),
+            round: None,
             pages_pending: pending,
             error: view.error.clone().or(lost.map(str::to_owned)),
         }

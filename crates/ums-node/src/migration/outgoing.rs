@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use ums_api::agent::{Checkpointed, DataEndpoint, MigrationState, Phase, Role};
+use ums_api::agent::{Checkpointed, DataEndpoint, MigrationState, Phase, Role, Round};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::{Connections, Status};
 use ums_core::id::{MigrationId, ServiceName};
@@ -35,6 +35,8 @@ pub(crate) struct View {
     /// What becomes of established connections.
     pub(crate) connections: Option<Connections>,
     pub(crate) checkpointed: Option<Checkpointed>,
+    /// The last round that was begun.
+    pub(crate) round: Option<Round>,
 }
 
 /// An open data path, after the first pass of files.
@@ -110,6 +112,7 @@ impl Outgoing {
             phase: view.phase.unwrap_or(Phase::Prepared),
             frozen_at_ns: status.and_then(|status| status.frozen_at_ns),
             bytes: self.meter.bytes(),
+            round: view.round,
             pages_pending: 0,
             error: view.error.clone(),
         }

@@ -53,7 +53,7 @@ pub async fn open(node: &Arc<Node>, id: MigrationId, request: OpenRequest) -> Re
 
 async fn open_path(
     node: &Arc<Node>,
-    outgoing: &Outgoing,
+    outgoing: &Arc<Outgoing>,
     id: MigrationId,
     request: OpenRequest,
 ) -> Result<DataPath, Problem> {
@@ -87,7 +87,11 @@ async fn open_path(
     .await?;
     sender.settle().await.map_err(|error| at_peer(&error))?;
     let copied = match request.technique {
-        Technique::PreCopy => rounds::copy(&copied_of, &sender, at_peer).await?,
+        Technique::PreCopy => {
+            let begun = Arc::clone(outgoing);
+            let begun = move |round| begun.view().round = Some(round);
+            rounds::copy(&copied_of, &sender, begun, at_peer).await?
+        }
         _ => None,
     };
     Ok(DataPath {

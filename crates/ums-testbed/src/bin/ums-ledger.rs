@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use ums_testbed::hog::Words;
+use ums_testbed::ballast::Ballast;
 use ums_testbed::ledger::{Account, FILE, PERIOD, Trail, VOLUME};
 
 /// More than any test needs.
@@ -35,7 +35,7 @@ struct Cli {
 }
 
 struct Ledger {
-    ballast: Vec<u64>,
+    ballast: Ballast,
     path: PathBuf,
     book: Mutex<Book>,
 }
@@ -51,11 +51,9 @@ struct Book {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     ensure!(cli.mib <= MIB_MAX, "--mib is at most {MIB_MAX}");
-    let count = usize::try_from(cli.mib << 20)? / size_of::<u64>();
-    let mut words = Words::new(SEED);
     let path = Path::new(VOLUME.1).join(FILE);
     let ledger = Arc::new(Ledger {
-        ballast: (0..count).map(|_| words.word()).collect(),
+        ballast: Ballast::new(cli.mib, SEED)?,
         book: Mutex::new(Book::begin(&path)?),
         path,
     });
@@ -138,9 +136,7 @@ impl Ledger {
             records == book.records,
             "memory has other records than the file"
         );
-        let mut words = Words::new(SEED);
-        let intact = self.ballast.iter().all(|word| *word == words.word());
-        ensure!(intact, "memory is not as it was written");
+        ensure!(self.ballast.is_intact()?, "memory is not as it was written");
         Ok(())
     }
 }

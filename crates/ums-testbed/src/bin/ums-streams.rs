@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, sleep_until};
-use ums_testbed::hog::Words;
+use ums_testbed::ballast::Ballast;
 use ums_testbed::streams::{Account, Content, GREETING, LINE_LEN_MAX, Ledger, Request};
 
 /// Connections served at once; one more is closed at once.
@@ -31,7 +31,7 @@ const CHUNK: usize = 64 * 1024;
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// Memory that may be asked for, MiB.
-const MIB_MAX: usize = 4096;
+const MIB_MAX: u64 = 4096;
 
 #[derive(Parser)]
 #[command(about = "Echoes, sends and collects streams")]
@@ -47,7 +47,7 @@ struct Cli {
     dial: Option<SocketAddr>,
     /// Random data to hold besides, MiB
     #[arg(long, default_value_t = 0)]
-    mib: usize,
+    mib: u64,
 }
 
 fn main() -> Result<()> {
@@ -56,14 +56,13 @@ fn main() -> Result<()> {
     if let Some(server) = cli.dial {
         greet(server)?;
     }
-    let mut words = Words::new(1);
-    let ballast: Vec<u64> = (0..(cli.mib << 20) / 8).map(|_| words.word()).collect();
+    let ballast = Ballast::new(cli.mib, 1)?;
     let websocket = std::net::TcpListener::bind(cli.websocket)
         .with_context(|| format!("cannot listen on {}", cli.websocket))?;
     std::thread::spawn(move || echo_websocket(&websocket));
     let runtime = tokio::runtime::Builder::new_current_thread();
     let served = { runtime }.enable_all().build()?.block_on(serve(&cli));
-    drop(std::hint::black_box(ballast));
+    drop(ballast);
     served
 }
 

@@ -149,10 +149,24 @@ impl Ended {
 }
 
 impl Moving {
-    /// Starts `ums migrate` and waits until there is a migration.
+    /// Starts `ums migrate` and waits until there is a migration. All memory moves in the freeze, so that there is time
+    /// to do something in it.
     pub(crate) fn start(from: &System, to: &System, service: &str) -> Self {
+        Self::start_by("stop-and-copy", from, to, service)
+    }
+
+    /// The same by another technique.
+    pub(crate) fn start_by(technique: &str, from: &System, to: &System, service: &str) -> Self {
         let before = newest(from);
-        let mut command = from.ums_command(&["migrate", service, "--to", to.name(), "--json"]);
+        let arguments = [
+            "migrate",
+            service,
+            "--to",
+            to.name(),
+            "--json",
+            "--technique",
+        ];
+        let mut command = from.ums_command(&[&arguments[..], &[technique]].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().expect("`ums migrate` starts");
         let view = wait_for("the migration's beginning", PATIENCE, || {
@@ -186,7 +200,8 @@ impl Moving {
         });
     }
 
-    fn wait(&self, system: &System, what: &str, until: impl Fn(&Value) -> bool) {
+    /// Waits until this holds of what the system says, or the migration is over.
+    pub(crate) fn wait(&self, system: &System, what: &str, until: impl Fn(&Value) -> bool) {
         let reached = wait_for(what, PATIENCE, || {
             self.view(system)
                 .filter(|view| until(view) || view["report"]["outcome"] != "running")
