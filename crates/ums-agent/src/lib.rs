@@ -56,6 +56,7 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     let socket = config.socket();
     let agent = Agent::load(&config, data_port)?;
     services::end_cut_off(&agent.host).await;
+    services::thaw_cut_off(&agent.host).await;
     let listener = listen(&socket)?;
     let node = Arc::clone(&agent.node);
     tokio::task::spawn_blocking(move || node.machine.probe_kernel());

@@ -131,6 +131,18 @@ impl ContainerPlan {
         Ok(true)
     }
 
+    /// Lets it run on if it is frozen; whether it was.
+    pub fn thaw_if_frozen(&self) -> Result<bool, Problem> {
+        let freezer = Freezer::of(&self.group()?);
+        let thawed = freezer.and_then(|freezer| match freezer.is_frozen()? {
+            true => freezer.thaw().map(|()| true),
+            false => Ok(false),
+        });
+        thawed.map_err(|error| {
+            problem::failed(ProblemKind::Cgroup, "the container can't be thawed")(&error)
+        })
+    }
+
     fn group(&self) -> Result<Cgroup, Problem> {
         Cgroup::at(&self.cgroup)
             .map_err(|error| problem::failed(ProblemKind::Cgroup, "no control groups")(&error))

@@ -229,6 +229,27 @@ pub async fn end_cut_off(host: &Arc<Standalone>) {
     }
 }
 
+/// Lets services run on that an earlier agent was killed in a look at: it freezes a service for a moment to see what
+/// changes in its memory where the kernel tells no other way. Of one that is frozen to be moved its keeper says so.
+pub async fn thaw_cut_off(host: &Arc<Standalone>) {
+    for name in host.all().into_iter().map(|it| it.specification.name) {
+        let Ok(service) = host.service(&name) else {
+            continue;
+        };
+        let status = service.container.status_if_any_async().await;
+        if !matches!(status, Ok(Some(status)) if status.phase == Phase::Running) {
+            continue;
+        }
+        match blocking(move || service.container.thaw_if_frozen()).await {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::warn!(service = %name, "it was frozen, and nobody is moving it: it runs on")
+            }
+            Err(error) => tracing::warn!(service = %name, %error, "it may be frozen"),
+        }
+    }
+}
+
 async fn end_one_cut_off(host: &Arc<Standalone>, service: &Service) -> Result<(), Problem> {
     let status = service.container.status_if_any_async().await?;
     if status.is_some_and(|status| status.phase != Phase::Created) {

@@ -5,6 +5,7 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -50,6 +51,42 @@ fn the_agent_of_the_destination_is_killed_in_the_transfer() {
     moving
         .end()
         .must_be_abandoned(&["data path", "destination"]);
+    hog_stayed(&testbed);
+    remove(testbed);
+}
+
+/// The freezer of the control group that a process is in, and what freezes it.
+fn freezer(pid: i32) -> (PathBuf, &'static str) {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
+    let path = |start: &str| {
+        groups
+            .lines()
+            .find_map(|line| Some(line.split_once(start)?.1.to_owned()))
+    };
+    let unified = path("0::/").expect("a group of version 2");
+    for root in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+        let file = Path::new(root).join(&unified).join("cgroup.freeze");
+        if file.exists() {
+            return (file, "1");
+        }
+    }
+    let group = path(":freezer:/").expect("a freezer");
+    let file = Path::new("/sys/fs/cgroup/freezer")
+        .join(group)
+        .join("freezer.state");
+    (file, "FROZEN")
+}
+
+/// As an agent does that is killed while it looks at the memory of a service.
+#[test]
+fn a_service_that_nobody_moves_does_not_stay_frozen() {
+    let test = "a_service_that_nobody_moves_does_not_stay_frozen";
+    let Some(testbed) = systems_with_hog(test, SLOW_MBIT, 1) else {
+        return;
+    };
+    let (file, frozen) = freezer(process(&testbed.a, &["/bin/ums-hog"]));
+    std::fs::write(&file, frozen).expect("it is frozen");
+    strike(agent(&testbed.a));
     hog_stayed(&testbed);
     remove(testbed);
 }
