@@ -1,5 +1,5 @@
-//! The checkpoint: CRIU dumps, its pages leave by a socket, and at its end the kernel's freeze
-//! takes over from ptrace without a gap.
+//! The checkpoint: CRIU dumps, what it reads leaves by a socket, and at its end the kernel's freeze
+//! takes over from ptrace without a gap. Private memory is read by who has asked ([`hidden`](super::hidden)).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
