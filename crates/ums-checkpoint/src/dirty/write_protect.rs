@@ -374,7 +374,7 @@ impl Memory {
 
 /// The mappings of a process as of now; none when it has ended.
 fn listed(pid: i32) -> Maps {
-    let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let text = super::text(pid, "maps").unwrap_or_default();
     // Who can't be understood is told so when it is looked at.
     mappings::parse(&text).unwrap_or_default()
 }
