@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recv, recvmsg};
@@ -191,6 +192,8 @@ pub(crate) fn changed(socket: &OwnedFd) -> io::Result<Changed> {
                     changed.empty += nothing;
                     break;
                 }
+                // Sequenced packets without a connection have no queue.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => break,
                 // Told once; messages come after it.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     changed.errors += 1;
@@ -236,7 +239,8 @@ fn peek(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)
     let got = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut control), flags);
     let message = match got {
         Ok(message) => message,
-        Err(nix::errno::Errno::EAGAIN) => return Ok((0, Vec::new())),
+        // Who is not connected has no queue: a stream is told so by EINVAL, sequenced packets by ENOTCONN.
+        Err(Errno::EAGAIN | Errno::EINVAL | Errno::ENOTCONN) => return Ok((0, Vec::new())),
         Err(error) => return Err(error.into()),
     };
     let mut descriptors = Vec::new();

@@ -3,8 +3,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, SockFlag, SockType, send, sendmsg, setsockopt, socketpair,
-    sockopt,
+    AddressFamily, ControlMessage, SockFlag, SockType, send, sendmsg, setsockopt, socket,
+    socketpair, sockopt,
 };
 
 use super::*;
@@ -183,4 +183,15 @@ fn the_end_is_no_message() {
         ..Changed::default()
     };
     assert_eq!(changed(&b).unwrap(), empty);
+}
+
+#[test]
+fn who_is_not_connected_has_no_queue() {
+    for kind in [SockType::SeqPacket, SockType::Stream, SockType::Datagram] {
+        let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        assert_eq!(of(&socket), Queue::default());
+        assert_eq!(changed(&socket).unwrap(), Changed::default(), "{kind:?}");
+        assert_eq!(largest(&socket).unwrap(), 0, "{kind:?}");
+        assert_eq!(flight_anywhere(&socket).unwrap(), None, "{kind:?}");
+    }
 }
