@@ -16,7 +16,7 @@ const WITH_UMS: &str = "ums-";
 /// Both machines as they are after their first boot, and nothing of UMS there.
 const STOCK: &str = "stock";
 
-/// Where a machine has what [`services`] makes.
+/// Where a machine has what `services` makes.
 pub const SERVICES: &str = "/root/services";
 
 /// The package under test.
