@@ -37,7 +37,7 @@ pub(super) fn options(options: &MigrateOptions, source: &NodeFacts) -> Vec<Refus
         refusals.push(Refusal::new(
             RefusalKind::TechniqueUnavailable,
             reason,
-            "use stop-and-copy (`--technique stop-and-copy`, the default)",
+            "leave `--technique` out: the best that this system has is used then",
         ));
     }
     if let Some(reason) = options.approach.and_then(plan::approach_unavailable) {

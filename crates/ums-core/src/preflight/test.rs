@@ -432,7 +432,7 @@ fn techniques_and_approaches_that_are_not_here_are_refused_with_the_reason() {
             asked(Some(technique), None),
             RefusalKind::TechniqueUnavailable,
         );
-        assert!(refusal.remedy.contains("stop-and-copy"), "{refusal}");
+        assert!(refusal.remedy.contains("--technique"), "{refusal}");
     }
     for approach in [Approach::ServiceLevel, Approach::ContainerLevel] {
         only(
