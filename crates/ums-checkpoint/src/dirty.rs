@@ -40,6 +40,7 @@ use crate::cgroup::Cgroup;
 use crate::freezer::Freezer;
 
 mod direct;
+pub(crate) mod entries;
 mod guards;
 mod inject;
 pub(crate) mod mappings;
@@ -52,7 +53,7 @@ mod sys;
 mod tracee;
 mod write_protect;
 
-pub(crate) use guards::{guards, mapped, text};
+pub(crate) use guards::{guards, mapped};
 pub use ranges::Ranges;
 pub use rounds::{RoundError, Rounds, Unchanged};
 pub use soft_dirty::SoftDirty;

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use crate::carry::Process;
 use crate::criu::page_server::{PAGE_LEN, PE_LAZY, PE_PRESENT, PageOwner};
 use crate::dirty::reader::Reader;
-use crate::dirty::{self, Ranges};
+use crate::dirty::{Ranges, mappings, scan};
 
 mod areas;
 mod entries;
@@ -118,7 +118,7 @@ impl PageSource {
 impl Task {
     fn open(process: Process) -> io::Result<Option<Self>> {
         let pid = process.pid;
-        let areas = areas::parse(&dirty::text(pid, "smaps")?)?;
+        let areas = areas::parse(&mappings::text(pid, "smaps")?)?;
         if areas.is_empty() {
             return Ok(None);
         }
@@ -132,7 +132,7 @@ impl Task {
 
     /// Pages with content.
     fn held(&self, area: &Area) -> io::Result<Ranges> {
-        match dirty::scan::own_pages(self.pagemap.as_fd(), area.mapping) {
+        match scan::own_pages(self.pagemap.as_fd(), area.mapping) {
             // Before Linux 6.7.
             Err(Errno::ENOTTY) => entries::own_pages(&self.pagemap, area.mapping),
             found => Ok(found?),

@@ -169,9 +169,7 @@ pub fn judge(
     if let Some(destination) = destination {
         refusals.extend(judge_destination(source, service, destination));
     }
-    let technique = options
-        .technique
-        .unwrap_or_else(|| plan::best_technique(source));
+    let technique = plan::technique(options, source);
     let predicted = plan::predict(service, destination, technique, estimates);
     refusals.extend(max_downtime(&predicted, technique, options));
     refusals

@@ -1,13 +1,12 @@
 //! Where a process has anything at all, and where it has guards.
 
-use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
 use super::Ranges;
-use super::mappings::{Line, Mapping};
+use super::mappings::{self, Line, Mapping};
 use super::scan;
 
 /// Addresses above those of processes, which are the kernel's (`vsyscall`).
@@ -18,9 +17,9 @@ const KERNELS_FROM: u64 = 1 << 63;
 /// # Errors
 /// When they can't be read; a process that has ended has none.
 pub(crate) fn mapped(pid: i32) -> io::Result<Ranges> {
-    let text = text(pid, "maps")?;
+    let text = mappings::text(pid, "maps")?;
     let ranges = text.lines().map(|line| {
-        let line = Line::parse(line).ok_or_else(|| malformed(line))?;
+        let line = Line::understood(line)?;
         Ok((line.mapping.start, line.mapping.end))
     });
     let all: io::Result<Ranges> = ranges.collect();
@@ -41,14 +40,4 @@ pub(crate) fn guards(pagemap: BorrowedFd<'_>, among: &Ranges) -> io::Result<Rang
         }
     }
     Ok(all)
-}
-
-/// A text about a process. Names in it may hold any byte.
-pub(crate) fn text(pid: i32, name: &str) -> io::Result<String> {
-    let bytes = fs::read(format!("/proc/{pid}/{name}"))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn malformed(line: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, line.to_owned())
 }

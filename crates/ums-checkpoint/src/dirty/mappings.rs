@@ -31,6 +31,12 @@ pub(super) struct Maps {
     pub(super) has_aio_ring: bool,
 }
 
+/// A text about the memory of a process (`maps`, `smaps`). Names in it may hold any byte.
+pub(crate) fn text(pid: i32, name: &str) -> io::Result<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/{name}"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Takes the text apart.
 ///
 /// # Errors
@@ -38,8 +44,7 @@ pub(super) struct Maps {
 pub(super) fn parse(text: &str) -> io::Result<Maps> {
     let mut maps = Maps::default();
     for line in text.lines() {
-        let line = Line::parse(line)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line.to_owned()))?;
+        let line = Line::understood(line)?;
         maps.has_aio_ring |= line.name.starts_with(AIO_RING);
         if line.is_private_anonymous() {
             maps.private.push(line.mapping);
@@ -63,7 +68,13 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    pub(crate) fn parse(line: &'a str) -> Option<Self> {
+    /// Takes it apart; one that isn't understood is an error.
+    pub(crate) fn understood(line: &'a str) -> io::Result<Self> {
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, line.to_owned());
+        Self::parse(line).ok_or_else(malformed)
+    }
+
+    fn parse(line: &'a str) -> Option<Self> {
         // Fields are separated by one blank each; the name is padded, and may hold blanks.
         let mut fields = line.splitn(6, ' ');
         let (start, end) = fields.next()?.split_once('-')?;

@@ -16,16 +16,16 @@ const REGIONS: usize = 2048;
 
 /// What a scan has found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(super) struct Found {
     /// Pages with content.
-    pub(crate) held: Ranges,
+    pub(super) held: Ranges,
     /// Those of them that were written since the last scan that protected them.
-    pub(crate) written: Ranges,
+    pub(super) written: Ranges,
 }
 
 /// What a scan does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(super) enum Mode {
     /// Protects what it tells: what is written now is told again only when it is written again.
     Protect,
     /// Only asks, of a mapping that is tracked.
@@ -40,32 +40,36 @@ pub(crate) enum Mode {
 /// Of the call. With [`Mode::Protect`] it is not known then what was protected already: all of the
 /// mapping counts as written. `EPERM`, not with
 /// [`Mode::Ask`]: a part of it is not tracked.
-pub(crate) fn mapping(pagemap: BorrowedFd<'_>, of: Mapping, mode: Mode) -> Result<Found, Errno> {
-    // A guard reads as nothing. Before Linux 6.15 it can't be told, and can't be read.
-    match with_query(pagemap, of, query(mode, IS_GUARD)) {
-        Err(Errno::EINVAL) => with_query(pagemap, of, query(mode, 0)),
-        other => other,
-    }
+pub(super) fn mapping(pagemap: BorrowedFd<'_>, of: Mapping, mode: Mode) -> Result<Found, Errno> {
+    without_guards(pagemap, of, |none_of| query(mode, none_of))
 }
 
-/// Pages with content that a private mapping of a file has of its own.
+/// Pages with content that a private mapping has of its own: neither its file's nor the kernel's zeros.
 ///
 /// # Errors
 /// Of the call.
 pub(crate) fn own_pages(pagemap: BorrowedFd<'_>, of: Mapping) -> Result<Ranges, Errno> {
     let own = |none_of| query(Mode::Ask, IS_FILE | none_of);
-    let found = match with_query(pagemap, of, own(IS_GUARD)) {
-        Err(Errno::EINVAL) => with_query(pagemap, of, own(0)),
+    without_guards(pagemap, of, own).map(|found| found.held)
+}
+
+/// A guard reads as nothing. Before Linux 6.15 it can't be told, and can't be read.
+fn without_guards(
+    pagemap: BorrowedFd<'_>,
+    of: Mapping,
+    query: impl Fn(u64) -> Query,
+) -> Result<Found, Errno> {
+    match with_query(pagemap, of, query(IS_GUARD)) {
+        Err(Errno::EINVAL) => with_query(pagemap, of, query(0)),
         other => other,
-    };
-    found.map(|found| found.held)
+    }
 }
 
 /// Guards of a mapping.
 ///
 /// # Errors
 /// Of the call: `EINVAL` and `ENOTTY` where the kernel can't tell.
-pub(crate) fn guards(pagemap: BorrowedFd<'_>, of: Mapping) -> Result<Ranges, Errno> {
+pub(super) fn guards(pagemap: BorrowedFd<'_>, of: Mapping) -> Result<Ranges, Errno> {
     let guards = Query {
         flags: 0,
         any_of: IS_GUARD,

@@ -12,26 +12,14 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use super::entries::{EXCLUSIVE, FILE_OR_SHARED, PRESENT, SOFT_DIRTY};
 use super::mappings::{self, Mapping};
-use super::{Moment, PAGE, Seen, Tracker, direct};
+use super::{Moment, PAGE, Seen, Tracker, direct, entries};
 use crate::carry::Process;
 use crate::freezer::Freezer;
 
-/// Bits of an entry (`admin-guide/mm/pagemap.rst`).
-const SOFT_DIRTY: u64 = 1 << 55;
-const EXCLUSIVE: u64 = 1 << 56;
-const FILE_OR_SHARED: u64 = 1 << 61;
-const SWAPPED: u64 = 1 << 62;
-const PRESENT: u64 = 1 << 63;
-/// A guard region (Linux 6.15).
-const GUARD: u64 = 1 << 58;
-/// Length of an entry.
-const ENTRY: u64 = 8;
-/// Entries read at once.
-const ENTRIES: usize = 64 << 10;
 /// How long a service may take to freeze for a look.
 const FREEZE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -48,8 +36,11 @@ pub(super) fn is_here() -> bool {
         // The compiler must not leave it out.
         std::hint::black_box(&mut pages)[at] = 2;
         let pagemap = File::open("/proc/self/pagemap")?;
-        let is_marked =
-            |address| entries(&pagemap, address / PAGE, 1).map(|entry| entry[0] & SOFT_DIRTY != 0);
+        let is_marked = |start| {
+            let (mut marked, end) = (false, start + PAGE);
+            let look = |_, entry| marked = entry & SOFT_DIRTY != 0;
+            entries::each(&pagemap, Mapping { start, end }, look).map(|()| marked)
+        };
         Ok::<_, io::Error>(!is_marked(first)? && is_marked(first + APART)?)
     };
     tried().unwrap_or(false)
@@ -120,7 +111,7 @@ fn look_at(process: Process, known: &BTreeSet<(i32, u64)>) -> io::Result<Option<
     let Some(started) = started(pid) else {
         return Ok(None);
     };
-    let text = super::text(pid, "maps")?;
+    let text = mappings::text(pid, "maps")?;
     if text.is_empty() {
         return Ok(None);
     }
@@ -139,24 +130,17 @@ fn look_at(process: Process, known: &BTreeSet<(i32, u64)>) -> io::Result<Option<
 }
 
 fn read(pagemap: &File, mapping: Mapping, seen: &mut Seen) -> io::Result<()> {
-    let (mut page, end) = (mapping.start / PAGE, mapping.end / PAGE);
-    while page < end {
-        let count = (end - page).min(ENTRIES as u64) as usize;
-        let entries = entries(pagemap, page, count)?;
-        for (entry, page) in entries.iter().zip(page..) {
-            let (from, to) = (page * PAGE, (page + 1) * PAGE);
-            match state(*entry) {
-                State::Nothing => {}
-                State::Unchanged => seen.held.insert(from, to),
-                State::Written => {
-                    seen.held.insert(from, to);
-                    seen.written.insert(from, to);
-                }
+    entries::each(pagemap, mapping, |from, entry| {
+        let to = from + PAGE;
+        match state(entry) {
+            State::Nothing => {}
+            State::Unchanged => seen.held.insert(from, to),
+            State::Written => {
+                seen.held.insert(from, to);
+                seen.written.insert(from, to);
             }
         }
-        page += count as u64;
-    }
-    Ok(())
+    })
 }
 
 /// What an entry says of its page.
@@ -168,7 +152,7 @@ enum State {
 }
 
 fn state(entry: u64) -> State {
-    if entry & (PRESENT | SWAPPED) == 0 || entry & GUARD != 0 {
+    if !entries::has_content(entry) {
         return State::Nothing;
     }
     let own = entry & (SOFT_DIRTY | EXCLUSIVE | FILE_OR_SHARED | PRESENT) == EXCLUSIVE | PRESENT;
@@ -176,15 +160,6 @@ fn state(entry: u64) -> State {
         true => State::Unchanged,
         false => State::Written,
     }
-}
-
-fn entries(pagemap: &File, page: u64, count: usize) -> io::Result<Vec<u64>> {
-    let mut bytes = vec![0; count * ENTRY as usize];
-    pagemap.read_exact_at(&mut bytes, page * ENTRY)?;
-    let words = bytes.chunks_exact(ENTRY as usize);
-    Ok(words
-        .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
-        .collect())
 }
 
 fn reset(pid: i32) -> io::Result<()> {
@@ -205,6 +180,7 @@ fn started(pid: i32) -> Option<u64> {
 
 #[cfg(test)]
 mod test {
+    use super::super::entries::{GUARD, SWAPPED};
     use super::*;
 
     #[test]

@@ -349,7 +349,7 @@ struct Memory {
 impl Memory {
     /// `None` when the process has ended.
     fn open(pid: i32) -> io::Result<Option<Self>> {
-        let text = super::text(pid, "maps")?;
+        let text = mappings::text(pid, "maps")?;
         if text.is_empty() {
             return Ok(None);
         }
@@ -374,7 +374,7 @@ impl Memory {
 
 /// The mappings of a process as of now; none when it has ended.
 fn listed(pid: i32) -> Maps {
-    let text = super::text(pid, "maps").unwrap_or_default();
+    let text = mappings::text(pid, "maps").unwrap_or_default();
     // Who can't be understood is told so when it is looked at.
     mappings::parse(&text).unwrap_or_default()
 }

@@ -133,7 +133,8 @@ fn pagemap(pid: i32) -> PathBuf {
 fn not_hidden(error: &io::Error) -> String {
     format!(
         "the service's memory can't be hidden from CRIU, which would read all of it in the freeze: {error}; \
-         the keeper mounts below /proc for it, in a mount namespace of its own"
+         see whether the agent runs with CAP_SYS_ADMIN, the C/R bundle is whole (`ums doctor`), and nothing \
+         forbids mounts below /proc (a security module's profile)"
     )
 }
 

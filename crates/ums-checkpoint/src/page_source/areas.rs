@@ -29,8 +29,7 @@ pub(super) fn parse(text: &str) -> io::Result<Vec<Area>> {
         }
         let first = line.split_whitespace().next().unwrap_or_default();
         if !first.ends_with(':') {
-            let malformed = || io::Error::new(io::ErrorKind::InvalidData, line.to_owned());
-            current = Some(Line::parse(line).ok_or_else(malformed)?);
+            current = Some(Line::understood(line)?);
         }
     }
     Ok(areas)

@@ -59,8 +59,15 @@ struct Frozen {
 }
 
 impl From<SendError> for Error {
+    /// That pages can't be read is no fault of the data path.
     fn from(error: SendError) -> Self {
-        Self::Send(error)
+        match error {
+            SendError::Read { what, source } => {
+                let text = format!("{what}: {source}");
+                Self::Memory(io::Error::new(source.kind(), text))
+            }
+            error => Self::Send(error),
+        }
     }
 }
 
@@ -355,6 +362,15 @@ fn from_sink(broken: Option<SendError>, error: page_server::Error) -> Error {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn pages_that_cannot_be_read_are_no_fault_of_the_peer() {
+        let source = Arc::new(io::Error::from(io::ErrorKind::UnexpectedEof));
+        let what = "3 pages".to_owned();
+        let error = Error::from(SendError::Read { what, source });
+        assert!(matches!(error, Error::Memory(told) if told.to_string().contains("3 pages")));
+        assert!(matches!(Error::from(SendError::Closed), Error::Send(_)));
+    }
 
     #[test]
     fn parents_come_before_their_children() {
