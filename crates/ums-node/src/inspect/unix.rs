@@ -22,7 +22,7 @@ pub(super) fn look(init: i32, sockets: &Held) -> Result<(Vec<Obstacle>, Vec<Loss
     let mut obstacles = foreign(init, &all, sockets)?;
     obstacles.extend(waiting(init, sockets));
     let places = places(init)?;
-    let mut losses = losses(&all, sockets, |inode| is_of_another(&places, inode));
+    let mut losses = losses(&all, sockets, |inode| credentials(&places, inode));
     if all
         .iter()
         .any(|(inode, socket)| sockets.contains_key(inode) && has_unread(socket))
@@ -163,24 +163,30 @@ fn waiting(init: i32, sockets: &Held) -> Vec<Obstacle> {
 
 /// What CRIU makes otherwise: it makes both ends of a connection by `socketpair(2)`, in one process and
 /// as root. Each is told once for the service, however many connections there are.
-/// `is_of_another` says whether the kernel names another process at its other end than the one that has both,
-/// as it does where that one was given them.
-fn losses(all: &Sockets, sockets: &Held, is_of_another: impl Fn(u64) -> bool) -> Vec<Loss> {
-    let connected = || {
-        let connected = all.iter().filter(|(_, socket)| socket.is_connected());
-        connected.filter_map(|(inode, socket)| {
+/// `credentials` says whom the kernel names at its other end: another than the process that has both ends
+/// where that one was given them.
+fn losses(
+    all: &Sockets,
+    sockets: &Held,
+    credentials: impl Fn(u64) -> Option<Credentials>,
+) -> Vec<Loss> {
+    let pairs = || {
+        all.iter().filter_map(|(inode, socket)| {
             let (own, peer) = (*sockets.get(inode)?, *sockets.get(&socket.peer)?);
             Some((*inode, socket, own, peer))
         })
     };
-    let between: Vec<(i32, u32)> = connected()
+    let between: Vec<(i32, u32)> = pairs()
         .filter(|(inode, socket, own, peer)| {
-            own != peer || socket.user != 0 || is_of_another(*inode)
+            let told = credentials(*inode);
+            let differ = own != peer || socket.user != 0 || told == Some(Credentials::Another);
+            // The two ends of a pair of datagram sockets know each other, those that connect(2) made do not.
+            differ && (socket.is_connected() || told.is_some())
         })
         .map(|(_, socket, own, _)| (own, socket.user))
         .collect();
-    let named: Vec<(i32, String)> = connected()
-        .filter(|(_, socket, ..)| !socket.name.is_empty())
+    let named: Vec<(i32, String)> = pairs()
+        .filter(|(_, socket, ..)| socket.is_connected() && !socket.name.is_empty())
         .map(|(_, socket, own, _)| (own, readable(&socket.name)))
         .collect();
     let mut losses = Vec::new();
@@ -212,14 +218,24 @@ fn losses(all: &Sockets, sockets: &Held, is_of_another: impl Fn(u64) -> bool) ->
     losses
 }
 
-/// Whether the kernel names another process at the other end of a socket than the one that has it, or another
-/// user or group than root.
-fn is_of_another(places: &Places, inode: u64) -> bool {
-    let place = places.get(&inode);
-    let told = place.and_then(|place| unix_queue::peer_credentials(place.pid, place.fd));
-    told.is_some_and(|(pid, user, group)| {
-        place.is_some_and(|place| pid != place.pid) || (user, group) != (0, 0)
-    })
+/// Whom the kernel names at the other end of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Credentials {
+    /// The process that has this end, and root.
+    Own,
+    /// Another process, user or group.
+    Another,
+}
+
+/// Whom the kernel names at the other end; nobody, where it was told nobody.
+fn credentials(places: &Places, inode: u64) -> Option<Credentials> {
+    let place = places.get(&inode)?;
+    let told = unix_queue::peer_credentials(place.pid, place.fd)?;
+    match told {
+        (0, u32::MAX, u32::MAX) => None,
+        (pid, 0, 0) if pid == place.pid => Some(Credentials::Own),
+        _ => Some(Credentials::Another),
+    }
 }
 
 /// Whose peer has been closed: CRIU makes it without one.
