@@ -12,9 +12,11 @@
 
 mod held;
 mod raw;
+mod section;
 mod thread;
 
 pub(crate) use held::{After, hold};
+pub(crate) use section::Section;
 pub(crate) use thread::{Inside, PAGE};
 
 #[cfg(test)]

@@ -281,6 +281,39 @@ static void rseq(void) {
     sched_setaffinity(0, sizeof all, &all);
 }
 
+/* A thread that is in a critical section nearly all the time: whoever interrupts it there sends it to the abort
+   handler, and it never goes on to the section's end. */
+enum { WHOLE, ABORTED, BROKEN };
+static void be_critical(int nothing) {
+    (void)nothing;
+    struct rseq *mine = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+    uint64_t left;
+    for (;;) {
+        asm goto(
+            ".pushsection __rseq_cs, \"aw\"\n .balign 32\n 3: .long 0, 0\n .quad 1f, 2f - 1f, 4f\n .popsection\n"
+            "leaq 3b(%%rip), %%rax\n movq %%rax, %[section]\n"
+            "1: movq $400000, %%rcx\n 5: decq %%rcx\n jnz 5b\n movq %[section], %%rax\n movq %%rax, %[left]\n 2:\n"
+            ".pushsection __rseq_failure, \"ax\"\n .byte 0x0f, 0xb9, 0x3d\n .long 0x53053053\n"
+            "4: jmp %l[aborted]\n .popsection\n"
+            : : [section] "m"(mine->rseq_cs), [left] "m"(left) : "memory", "cc", "rax", "rcx" : aborted);
+        shared[left ? WHOLE : BROKEN]++;
+        continue;
+    aborted:
+        shared[ABORTED]++;
+    }
+}
+static void critical_begin(void) {
+    share();
+    if (__rseq_size) child(be_critical, 0);
+}
+static void critical(void) {
+    if (!__rseq_size) return;
+    if (shared[BROKEN]) bad("%d critical sections were interrupted and went on", shared[BROKEN]);
+    shared[WHOLE] = shared[ABORTED] = 0;
+    for (int times = 0; !(shared[WHOLE] && shared[ABORTED]) && times < 2000; times++) usleep(1000);
+    if (!shared[WHOLE] || !shared[ABORTED]) bad("%d sections, %d aborted", shared[WHOLE], shared[ABORTED]);
+}
+
 /* A thread in a handler, on its own stack for signals. */
 static _Atomic int in_handler, leave;
 static char *stack_for_signals;
@@ -535,7 +568,8 @@ static void messages_check(void) {
 static const struct state states[] = {
     {"reuseport", reuseport_begin, reuseport}, {"v6only", v6only_begin, v6only}, {"bound", bound_begin, bound},
     {"robust", robust_begin, robust_check}, {"priority", priority_begin, priority}, {"joins", joins_begin, joins},
-    {"rseq", rseq_begin, rseq}, {"handler", handler_begin, handler}, {"mapped", mapped_begin, mapped},
+    {"rseq", rseq_begin, rseq}, {"critical", critical_begin, critical},
+    {"handler", handler_begin, handler}, {"mapped", mapped_begin, mapped},
     {"fifo", fifo_begin, fifo}, {"semaphore", semaphore_begin, semaphore}, {"lock", lock_begin, lock},
     {"title", title_begin, title}, {"packets", packets_begin, packets}, {"capabilities", capabilities_begin, capabilities},
     {"messages", messages_begin, messages_check},

@@ -15,6 +15,7 @@ use nix::sys::ptrace;
 use nix::unistd::Pid;
 
 use super::{Untracked, sys};
+use crate::inside::Section;
 use crate::restart;
 
 /// How long a thread may take to stop: it only has to be scheduled.
@@ -38,6 +39,7 @@ pub(super) struct Tracee {
     /// What it goes on with.
     registers: user_regs_struct,
     mask: u64,
+    section: Option<Section>,
     /// Address of a `syscall` instruction in it.
     instruction: u64,
 }
@@ -86,6 +88,7 @@ impl Tracee {
             options,
             registers,
             mask,
+            section: Section::of(thread),
             instruction,
         };
         ptrace::setoptions(thread, options | ptrace::Options::PTRACE_O_EXITKILL)
@@ -144,6 +147,9 @@ impl Tracee {
             registers.rax = again.cast_unsigned();
         }
         ptrace::setregs(self.thread, registers)?;
+        if let Some(section) = self.section {
+            section.put_back(self.thread)?;
+        }
         sys::set_signal_mask(self.thread.as_raw(), self.mask)?;
         ptrace::setoptions(self.thread, self.options)
     }

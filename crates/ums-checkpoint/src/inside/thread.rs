@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use super::held::{stopped, unsupported};
 use super::raw;
+use super::section::Section;
 
 /// Code segment of a 64-bit program (`arch/x86/include/asm/segment.h`, `__USER_CS`).
 const CS_NATIVE: u64 = 0x33;
@@ -26,8 +27,6 @@ const EVENT_STOP: i32 = 128;
 const STOPS_MAX: usize = 16;
 /// Most bytes of the vDSO that are looked at.
 const VDSO_MAX: usize = 64 << 10;
-/// Where a thread's `struct rseq` has the pointer to its critical section (rseq(2)).
-const RSEQ_CS: u64 = 8;
 /// Length of the page that is lent.
 pub(crate) const PAGE: usize = 4096;
 
@@ -41,8 +40,7 @@ pub(crate) struct Inside {
     mask: u64,
     /// Extended registers, where a call changes them.
     xstate: Option<Vec<u8>>,
-    /// Where its restartable sequence has its pointer, and that pointer.
-    sequence: Option<(u64, [u8; 8])>,
+    section: Option<Section>,
     gate: u64,
     memory: File,
     page: Option<u64>,
@@ -69,11 +67,7 @@ impl Inside {
             .write(true)
             .open(format!("/proc/{pid}/mem"))?;
         let gate = gate(pid, &memory)?;
-        let sequence = raw::rseq(thread).and_then(|at| {
-            let mut pointer = [0; 8];
-            memory.read_exact_at(&mut pointer, at + RSEQ_CS).ok()?;
-            (pointer != [0; 8]).then_some((at + RSEQ_CS, pointer))
-        });
+        let section = Section::of(thread);
         let mask = raw::mask(thread)?;
         raw::bind(thread)?;
         raw::set_mask(thread, !0)?;
@@ -83,7 +77,7 @@ impl Inside {
             registers,
             mask,
             xstate: None,
-            sequence,
+            section,
             gate,
             memory,
             page: None,
@@ -207,8 +201,8 @@ impl Inside {
             raw::set_xstate(self.thread, xstate)?;
         }
         raw::set_mask(self.thread, self.mask)?;
-        if let Some((at, pointer)) = self.sequence {
-            self.memory.write_all_at(&pointer, at)?;
+        if let Some(section) = self.section {
+            section.put_back(self.thread)?;
         }
         // A last stop where the kernel looks for signals, after which it looks at the registers for a call
         // that has to be started again.

@@ -178,6 +178,7 @@ pub const ALL: &[Specimen] = &[
     specimen!("further-priority", "further", &["priority"]),
     specimen!("further-joins", "further", &["joins"]),
     specimen!("further-rseq", "further", &["rseq"]),
+    specimen!("further-critical", "further", &["critical"]),
     specimen!("further-handler", "further", &["handler"]),
     specimen!("further-mapped", "further", &["mapped"]),
     specimen!("further-fifo", "further", &["fifo"]),

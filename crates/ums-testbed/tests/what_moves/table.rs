@@ -429,6 +429,12 @@ const PROCESSES: &[Row] = &[
         Specimen("further-rseq"),
     ),
     row(
+        "thread in a critical section of a restartable sequence",
+        Carried,
+        "it goes on at the section's abort handler, also after a call that it made for UMS",
+        Specimen("further-critical"),
+    ),
+    row(
         "thread in a handler on its own signal stack",
         Carried,
         "CRIU",
