@@ -27,6 +27,7 @@ mod link_remap;
 mod loopback;
 pub mod memory_dir;
 pub mod message;
+pub mod nf_tables;
 pub mod page_source;
 mod repair;
 mod restart;

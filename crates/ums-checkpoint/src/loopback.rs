@@ -22,19 +22,10 @@
 //! Messages: kernel `include/uapi/linux/netfilter/nf_tables.h`, `nfnetlink.h`; netlink(7).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-    sockopt,
-};
-use nix::sys::time::TimeVal;
-
-use message::{Message, attribute, nested};
-
-mod message;
+use crate::nf_tables::{Message, Socket, attribute, expression, nested};
 
 /// The table, in the service's namespace.
 const TABLE: &[u8] = b"ums-loopback\0";
@@ -47,11 +38,6 @@ const CRIU_MARK: u32 = 0xc114;
 const PRIORITY: i32 = -310;
 /// The loopback device of every namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK_INDEX: u32 = 1;
-/// The kernel answers at once.
-const ANSWER_WITHIN_SECONDS: i64 = 5;
-/// Answers are a header and the header that they answer.
-const ANSWER_LEN_MAX: usize = 8192;
-
 /// What is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
@@ -63,12 +49,12 @@ pub(crate) enum What {
 
 /// Who holds, of one network namespace.
 #[derive(Debug, Default)]
-pub(crate) struct Holder(Mutex<Option<OwnedFd>>);
+pub(crate) struct Holder(Mutex<Option<Socket>>);
 
 /// While it lives nothing is sent over the loopback device of a network namespace.
 #[derive(Debug)]
 pub(crate) struct Hold<'a> {
-    socket: Option<OwnedFd>,
+    socket: Option<Socket>,
     holder: &'a Holder,
 }
 
@@ -79,17 +65,17 @@ impl Holder {
     /// The namespace can't be entered, or the kernel has no nf_tables, or none with owners.
     pub(crate) fn hold(&self, netns: BorrowedFd<'_>, what: What) -> io::Result<Hold<'_>> {
         let kept = self.kept().take();
-        let socket = kept.map_or_else(|| socket_in(netns), Ok)?;
+        let socket = kept.map_or_else(|| Socket::in_namespace(netns), Ok)?;
         let mut changes = vec![table(true), chain(), rule(to_itself())];
         if what == What::Connections {
             changes.push(rule(by_tcp()));
         }
-        ask(&socket, &changes)?;
+        socket.change(&changes)?;
         let (socket, holder) = (Some(socket), self);
         Ok(Hold { socket, holder })
     }
 
-    fn kept(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+    fn kept(&self) -> MutexGuard<'_, Option<Socket>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -105,7 +91,7 @@ impl Hold<'_> {
             return Ok(());
         };
         // If this fails, the end of the socket does it.
-        ask(&socket, &[table(false)])?;
+        socket.change(&[table(false)])?;
         *self.holder.kept() = Some(socket);
         Ok(())
     }
@@ -117,36 +103,6 @@ impl Drop for Hold<'_> {
             tracing::warn!(%error, "what the service sends to itself was held a moment longer");
         }
     }
-}
-
-/// Makes changes in one transaction, and waits until it is made.
-fn ask(socket: &OwnedFd, changes: &[Message]) -> io::Result<()> {
-    let batch = message::batch(changes);
-    send(socket.as_raw_fd(), &batch, MsgFlags::empty())?;
-    let mut answer = vec![0; ANSWER_LEN_MAX];
-    for _ in changes {
-        let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        message::verdict(&answer[..len])?;
-    }
-    Ok(())
-}
-
-/// A netlink socket of another network namespace than ours.
-fn socket_in(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let netns = netns.try_clone_to_owned()?;
-    // In a thread of its own: the namespace is a thread's, and this process stays where it is.
-    let thread = std::thread::spawn(move || -> io::Result<OwnedFd> {
-        setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
-        let (raw, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
-        let protocol = SockProtocol::NetlinkNetFilter;
-        let netlink = socket(AddressFamily::Netlink, raw, flags, protocol)?;
-        let patience = TimeVal::new(ANSWER_WITHIN_SECONDS, 0);
-        setsockopt(&netlink, sockopt::ReceiveTimeout, &patience)?;
-        Ok(netlink)
-    });
-    thread
-        .join()
-        .map_err(|_| io::Error::other("network namespace thread"))?
 }
 
 // Numbers of the messages and their attributes are the kernel's, by the names beside them.
@@ -220,14 +176,6 @@ fn rule(kind: Vec<u8>) -> Message {
     }
 }
 
-fn expression(name: &[u8], data: &[u8]) -> Vec<u8> {
-    let parts = [
-        attribute(1, name), // NFTA_EXPR_NAME
-        nested(2, data),    // NFTA_EXPR_DATA
-    ];
-    nested(1, &parts.concat()) // NFTA_LIST_ELEM
-}
-
 /// The register that a rule works with, `NFT_REG_1`.
 const REGISTER: u32 = 1;
 
@@ -263,10 +211,12 @@ fn drop_packet() -> Vec<u8> {
 mod test {
     use std::fs::File;
     use std::net::UdpSocket;
+    use std::os::fd::AsFd;
     use std::process::Command;
     use std::time::Duration;
 
-    use nix::sched::unshare;
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::socket::{setsockopt, sockopt};
 
     use super::*;
 

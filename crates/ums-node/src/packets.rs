@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+mod chooser;
 mod inside;
 mod operations;
 mod sockets;
 mod tool;
 
+use chooser::Chooser;
 use inside::Set;
 pub use inside::{IN_DEVICE, OUT_DEVICE, Policy};
 pub use operations::Packets;
@@ -123,10 +125,11 @@ pub enum PacketError {
     Sockets(#[source] std::io::Error),
 }
 
-/// Does it with `ip`, `nft` and the kernel's socket diagnostics.
+/// Does it with `ip`, `nft`, messages of nf_tables and the kernel's socket diagnostics.
 #[derive(Debug)]
 pub struct Inside {
     tools: Tools,
+    chooser: Chooser,
 }
 
 impl Inside {
@@ -134,6 +137,7 @@ impl Inside {
     pub fn new(bin_dir: Option<PathBuf>) -> Self {
         Self {
             tools: Tools::new(bin_dir),
+            chooser: Chooser::default(),
         }
     }
 
@@ -174,12 +178,31 @@ impl Inside {
     /// A frozen service's kernel would acknowledge data that no copy of it will ever see: so
     /// nothing is delivered to it from before the freeze until it is thawed.
     pub async fn direct(&self, netns: &Path, packets: Policy) -> Result<(), PacketError> {
-        self.nft(&inside::rules(packets), Some(netns)).await
+        self.choose(netns, packets, false).await
+    }
+
+    /// Chooses among the rules that are there. Where they are not (somebody has flushed them, or an older release has
+    /// made them) or the kernel refuses, they are made, by a program.
+    async fn choose(&self, netns: &Path, policy: Policy, afresh: bool) -> Result<(), PacketError> {
+        let Err(error) = self.chooser.choose(netns, policy, afresh).await else {
+            return Ok(());
+        };
+        tracing::debug!(%error, ?policy, "the service's rules are made anew");
+        let forgotten = if afresh {
+            inside::empty(Set::Closing)
+        } else {
+            String::new()
+        };
+        let rules = inside::rules(policy);
+        self.nft(&format!("{rules}{forgotten}"), Some(netns)).await
     }
 
     /// Keeps connections that no process has any more where they are, and holds or leads all others:
     /// [`Policy::Frozen`] with the connections that are winding up.
     pub async fn freeze(&self, netns: &Path, closing: &BTreeSet<Flow>) -> Result<(), PacketError> {
+        if closing.is_empty() {
+            return self.choose(netns, Policy::Frozen, true).await;
+        }
         let (clear, keep) = (
             inside::empty(Set::Closing),
             inside::add(Set::Closing, closing),

@@ -21,10 +21,12 @@ mod address;
 mod kept;
 mod links;
 mod route;
+mod rtnetlink;
 mod rules;
 mod translation;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +84,9 @@ pub enum NetworkError {
     /// By the tools, or by the kernel.
     #[error(transparent)]
     Packets(#[from] PacketError),
+    /// The kernel does not tell of links, or does not change them.
+    #[error("the links of services can't be looked at or changed: is this root?")]
+    Links(#[source] io::Error),
     /// A service that has no connection to join with.
     #[error("`{0}` has lost its place in the network: migrate it again, or remove it (`ums rm`)")]
     NotWired(ServiceName),
@@ -339,6 +344,14 @@ fn forward_v6() -> Result<(), NetworkError> {
         }
     }
     Ok(set(setting, "1")?)
+}
+
+/// Runs what blocks where it may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(NetworkError::Links(io::Error::other(error))))
 }
 
 fn is_missing(error: &PacketError) -> bool {

@@ -37,8 +37,7 @@ pub async fn run(node: &Arc<Node>, id: MigrationId) -> Result<Running, Problem> 
     });
     let has_place = incoming.view().has_place;
     let resumed = if has_place {
-        // Not both at once: who changes rules of a namespace waits for others who do (`nft` for 5 to 20 ms at
-        // its end), and its keeper has one to lift.
+        // Not both at once: who changes rules of a namespace waits for others who do, and its keeper has one to lift.
         let resumed = resuming.await?;
         open_to_clients(node, &service).await.map(|()| resumed)
     } else {

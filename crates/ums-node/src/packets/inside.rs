@@ -14,7 +14,9 @@
 //!
 //! Two devices lead out of it besides `eth0`: `ums-out` to the place that the service moves to, and
 //! `ums-in` from the place that it came from. Marks choose between them, before the kernel asks
-//! whether an address is its own; so the rules decide alone, and changing them is one transaction.
+//! whether an address is its own; so the rules decide alone, and changing them is one transaction. The rules of every
+//! [`Policy`] are there from the beginning, in chains of their own; which of them is in force is one rule of two chains, which is
+//! changed without a program (`choose`): it is done while clients wait.
 //! A packet that is marked for a device that is not there is dropped, never delivered.
 //!
 //! *Carried* are the connections that came through `ums-in`: their answers go back the same way,
@@ -26,6 +28,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
+use ums_checkpoint::nf_tables;
 use ums_core::specification::Transport;
 
 use super::sockets::Flow;
@@ -70,9 +73,52 @@ pub enum Policy {
 }
 
 impl Policy {
+    const ALL: [Self; 6] = [
+        Self::Pass,
+        Self::HoldNew,
+        Self::Hold,
+        Self::LastMoment,
+        Self::Frozen,
+        Self::OnlyResets,
+    ];
+
     fn are_held(self) -> bool {
         matches!(self, Self::Hold | Self::LastMoment | Self::Frozen)
     }
+
+    /// The last part of the names of its chains.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::HoldNew => "hold-new",
+            Self::Hold => "hold",
+            Self::LastMoment => "last-moment",
+            Self::Frozen => "frozen",
+            Self::OnlyResets => "only-resets",
+        }
+    }
+}
+
+/// The chains by which a policy is chosen: each has one rule, which goes on in the policy's own chain.
+const CHOOSERS: [&str; 2] = ["arrive", "leave"];
+
+fn chain_of(chooser: &str, policy: Policy) -> String {
+    format!("{chooser}-{}", policy.name())
+}
+
+/// What chooses a policy in a namespace that has the [`rules`]; `afresh` forgets which connections were winding up.
+pub(super) fn choose(policy: Policy, afresh: bool) -> Vec<nf_tables::Message> {
+    let chosen = CHOOSERS.into_iter().flat_map(|chooser| {
+        let chain = chain_of(chooser, policy);
+        [
+            nf_tables::flush_chain(TABLE, chooser),
+            nf_tables::goto(TABLE, chooser, &chain),
+        ]
+    });
+    let closing = FAMILIES.map(|(.., family)| format!("{}{family}", Set::Closing.name()));
+    let forgotten = closing.iter().filter(|_| afresh);
+    let forgotten = forgotten.map(|set| nf_tables::flush_set(TABLE, set));
+    forgotten.chain(chosen).collect()
 }
 
 /// Rules of policy routing, for `ip -batch`, once for each family. The local table comes after the
@@ -104,8 +150,9 @@ pub(super) fn route(device: &str, default: &str) -> String {
 /// A family's words: nftables' name, type of an address, ending of our sets.
 const FAMILIES: [(&str, &str, &str); 2] = [("ip", "ipv4_addr", "4"), ("ip6", "ipv6_addr", "6")];
 
-/// The table with its rules; repeating it changes nothing, and its sets keep their elements.
-pub(super) fn rules(packets: Policy) -> String {
+/// The table with the rules of all policies, and this one chosen; repeating it changes nothing, and its sets keep their
+/// elements.
+pub(super) fn rules(chosen: Policy) -> String {
     let mut text = format!("add table inet {TABLE}\n");
     for (_, address, family) in FAMILIES {
         for (set, flags) in SETS {
@@ -124,72 +171,99 @@ pub(super) fn rules(packets: Policy) -> String {
 add chain inet {TABLE} arrive {{ type filter hook prerouting priority -150; policy accept; }}
 add chain inet {TABLE} leave {{ type route hook output priority -150; policy accept; }}
 add chain inet {TABLE} deliver {{ type filter hook input priority 0; policy accept; }}
+add chain inet {TABLE} known
 add chain inet {TABLE} carry
-flush table inet {TABLE}
 "
     );
+    for policy in Policy::ALL {
+        for chooser in CHOOSERS {
+            let chain = chain_of(chooser, policy);
+            let _ = writeln!(text, "add chain inet {TABLE} {chain}");
+        }
+    }
+    let _ = writeln!(text, "flush table inet {TABLE}");
     let mut rule = |chain: &str, rule: &str| {
         let _ = writeln!(text, "add rule inet {TABLE} {chain} {rule}");
     };
-    if packets == Policy::LastMoment {
-        rule("arrive", &format!("iifname \"lo\" {NEW} drop"));
+    always(&mut rule);
+    for policy in Policy::ALL {
+        of(policy, &mut rule);
     }
-    rule("arrive", "iifname \"lo\" accept");
+    for chooser in CHOOSERS {
+        rule(chooser, &format!("goto {}", chain_of(chooser, chosen)));
+    }
+    text
+}
+
+/// What holds under every policy. Neither chain is left without a verdict for what it is about.
+fn always(rule: &mut impl FnMut(&str, &str)) {
+    rule("known", "iifname \"lo\" accept");
     // The neighbours' questions are answered whatever happens: the address stays here.
-    rule("arrive", &format!("{NEIGHBOURS} accept"));
+    rule("known", &format!("{NEIGHBOURS} accept"));
     // Answers from the next place, on their way to whoever asked.
-    rule("arrive", &format!("iifname \"{OUT_DEVICE}\" goto carry"));
+    rule("known", &format!("iifname \"{OUT_DEVICE}\" goto carry"));
     for (ip, _, family) in FAMILIES {
         let flow = arriving(ip);
         let from_in = format!("iifname \"{IN_DEVICE}\"");
         let learn = format!("update @carried{family} {{ {flow} timeout {CARRIED_FOR} }}");
         let new = format!("@learned{family} {{ {flow} timeout {CARRIED_FOR} }}");
-        rule("arrive", &format!("{from_in} {NEW} update {new}"));
+        rule("known", &format!("{from_in} {NEW} update {new}"));
         let again = format!("{from_in} {flow} @learned{family} update {new}");
-        rule("arrive", &again);
+        rule("known", &again);
         // It was held on its way while its client's own way changed: that counts from now on.
         let forget = format!("delete @learned{family} {{ {flow} }}");
-        rule("arrive", &format!("iifname \"eth0\" {NEW} {forget}"));
+        rule("known", &format!("iifname \"eth0\" {NEW} {forget}"));
         let stranger = format!("meta l4proto udp {flow} != @home{family}");
-        rule("arrive", &format!("{from_in} {stranger} {learn}"));
+        rule("known", &format!("{from_in} {stranger} {learn}"));
         let seen = format!("update @seen{family} {{ {flow} timeout {SEEN_FOR} }}");
         rule(
-            "arrive",
+            "known",
             &format!("iifname \"eth0\" meta l4proto udp {seen}"),
         );
-        let own = format!("{flow} @closing{family} accept");
-        if packets.are_held() {
-            rule("arrive", &own);
-        }
         let answer = leaving(ip);
         for set in ["carried", "learned"] {
             let mark = format!("{answer} @{set}{family} meta mark set {IN_MARK} accept");
             rule("carry", &mark);
         }
-        if matches!(packets, Policy::Frozen) {
-            rule("leave", &format!("{answer} @closing{family} goto carry"));
+    }
+    rule("carry", "accept");
+    rule("deliver", &format!("meta mark {OUT_MARK} drop"));
+}
+
+/// The chains of a policy.
+fn of(policy: Policy, rule: &mut impl FnMut(&str, &str)) {
+    let [arrive, leave] = CHOOSERS.map(|chooser| chain_of(chooser, policy));
+    if policy == Policy::LastMoment {
+        rule(&arrive, &format!("iifname \"lo\" {NEW} drop"));
+    }
+    rule(&arrive, "jump known");
+    for (ip, _, family) in FAMILIES {
+        if policy.are_held() {
+            let flow = arriving(ip);
+            rule(&arrive, &format!("{flow} @closing{family} accept"));
+        }
+        if policy == Policy::Frozen {
+            let answer = leaving(ip);
+            rule(&leave, &format!("{answer} @closing{family} goto carry"));
         }
     }
-    match packets {
+    let to_next = format!("meta mark set {OUT_MARK}");
+    match policy {
         Policy::Pass => {}
-        Policy::HoldNew => rule("arrive", &format!("{NEW} meta mark set {OUT_MARK}")),
-        Policy::Hold | Policy::LastMoment => {
-            rule("arrive", &format!("meta mark set {OUT_MARK}"));
-        }
+        Policy::HoldNew => rule(&arrive, &format!("{NEW} {to_next}")),
+        Policy::Hold | Policy::LastMoment => rule(&arrive, &to_next),
         Policy::Frozen => {
-            rule("arrive", &format!("meta mark set {OUT_MARK}"));
-            rule("leave", &format!("{NEIGHBOURS} accept"));
-            rule("leave", "drop");
+            rule(&arrive, &to_next);
+            rule(&leave, &format!("{NEIGHBOURS} accept"));
+            rule(&leave, "drop");
         }
         Policy::OnlyResets => {
-            rule("arrive", "drop");
-            rule("leave", "tcp flags & rst == rst goto carry");
-            rule("leave", "drop");
+            rule(&arrive, "drop");
+            rule(&leave, "tcp flags & rst == rst goto carry");
+            rule(&leave, "drop");
         }
     }
-    rule("leave", "goto carry");
-    rule("deliver", &format!("meta mark {OUT_MARK} drop"));
-    text
+    rule(&leave, "goto carry");
 }
 
 const SETS: [(&str, &str); 5] = [
@@ -308,10 +382,12 @@ mod test {
 
     #[test]
     fn a_connection_to_itself_begins_at_every_time_but_the_last_moment() {
-        let begins = |packets| !rules(packets).contains("iifname \"lo\" tcp flags");
-        assert!(!begins(Policy::LastMoment));
-        for packets in [Policy::Pass, Policy::HoldNew, Policy::Hold] {
-            assert!(begins(packets), "{packets:?}");
+        let rules = rules(Policy::Pass);
+        for policy in Policy::ALL {
+            let ends = format!("{} iifname \"lo\" tcp flags", chain_of("arrive", policy));
+            assert_eq!(rules.contains(&ends), policy == Policy::LastMoment);
+            let chain = format!("add chain inet ums {}\n", chain_of("leave", policy));
+            assert!(rules.contains(&chain), "{policy:?}");
         }
     }
 

@@ -63,8 +63,14 @@ pub(super) fn v6_network(network: Network) -> String {
 
 /// The hardware address that belongs to an address: locally administered, and the same everywhere.
 pub fn mac(address: Ipv4Addr) -> String {
+    let octets = mac_octets(address);
+    octets.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+/// The same as the kernel has it.
+pub(super) fn mac_octets(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    format!("02:75:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    [2, 0x75, a, b, c, d]
 }
 
 /// Names of the system's ends of a service's veth pairs: one that is on its way here has the name

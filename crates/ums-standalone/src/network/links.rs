@@ -9,7 +9,8 @@ use serde_json::Value;
 use ums_core::id::ServiceName;
 use ums_node::packets::{MTU, PacketError, has_v6, set, within};
 
-use super::{Address, BRIDGE, Driver, NetworkError, address, mac, translation};
+use super::rtnetlink::{Link, Links};
+use super::{Address, BRIDGE, Driver, NetworkError, address, blocking, mac, translation};
 
 impl Driver {
     /// Connects a service's network namespace to the bridge.
@@ -140,28 +141,8 @@ impl Driver {
         address: Address,
     ) -> Result<(), NetworkError> {
         let _changing = self.changing.lock().await;
-        let mac = mac(address.on_bridge);
-        let (ours, links) = tokio::join!(self.end_of(service, netns, &mac), self.links());
-        let links = links?;
-        let not_wired = || NetworkError::NotWired(service.clone());
-        let ours = ours?.ok_or_else(not_wired)?;
-        let join = format!(
-            "link set dev {ours} master {BRIDGE}\n\
-             link set dev {ours} type bridge_slave hairpin on\n"
-        );
-        let mut others = address::veths(service).into_iter();
-        let Some(other) = others.find(|name| *name != ours && has_place(&links, name)) else {
-            return self.batch(&["-batch", "-"], &join, None).await;
-        };
-        // Only then, so that no packet finds nobody; the bridge sends each to the one that it knows.
-        let replace = format!("{join}link set dev {other} nomaster\n");
-        match self.batch(&["-batch", "-"], &replace, None).await {
-            // It went with its namespace meanwhile.
-            Err(_) if !self.has_link(&other).await? => {
-                self.batch(&["-batch", "-"], &join, None).await
-            }
-            done => done,
-        }
+        let (service, netns) = (service.clone(), netns.to_owned());
+        blocking(move || join_now(&service, &netns, address)).await
     }
 
     /// The system's end of the service's veth pair, of the one that ends in `netns`.
@@ -259,6 +240,38 @@ impl Driver {
             Err(_) if !self.has_link(name).await? => Ok(()),
             done => done.map(drop),
         }
+    }
+}
+
+/// No program is started: clients wait for it, and nobody answers them yet.
+fn join_now(service: &ServiceName, netns: &Path, address: Address) -> Result<(), NetworkError> {
+    let failed = NetworkError::Links;
+    let links = Links::here().map_err(failed)?;
+    let inside = Links::of(netns).and_then(|links| links.link("eth0"));
+    let is_wired = |eth0: &Link| eth0.address == address::mac_octets(address.on_bridge);
+    let not_wired = || NetworkError::NotWired(service.clone());
+    let inside = inside
+        .map_err(failed)?
+        .filter(is_wired)
+        .ok_or_else(not_wired)?;
+    let bridge = links.link(BRIDGE).map_err(failed)?.ok_or_else(not_wired)?;
+    let ends = address::veths(service).map(|name| links.link(&name));
+    let (mut ours, mut other) = (None, None);
+    for end in ends {
+        match end.map_err(failed)? {
+            Some(end) if (end.index, end.peer) == (inside.peer, inside.index) => ours = Some(end),
+            Some(end) if end.master == bridge.index => other = Some(end),
+            _ => {}
+        }
+    }
+    let ours = ours.ok_or_else(not_wired)?;
+    links.set_master(ours.index, bridge.index).map_err(failed)?;
+    links.set_hairpin(ours.index).map_err(failed)?;
+    // Only then, so that no packet finds nobody; the bridge sends each to the one that it knows.
+    match other.map(|other| links.set_master(other.index, 0)) {
+        // It went with its namespace meanwhile.
+        Some(Err(error)) if error.raw_os_error() != Some(nix::libc::ENODEV) => Err(failed(error)),
+        _ => Ok(()),
     }
 }
 

@@ -72,7 +72,7 @@ impl Namespace {
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         let namespace = Self(Arc::new(made.join().unwrap()));
-        namespace.ip_now("link set lo up");
+        namespace.run("ip", "link set lo up");
         namespace
     }
 
@@ -92,9 +92,9 @@ impl Namespace {
         })
     }
 
-    fn ip_now(&self, words: &str) -> String {
+    fn run(&self, tool: &'static str, words: &str) -> String {
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-        let ran = self.enter(move || Command::new("ip").args(words).output().unwrap());
+        let ran = self.enter(move || Command::new(tool).args(words).output().unwrap());
         let output = ran.join().unwrap();
         assert!(
             output.status.success(),
@@ -106,7 +106,12 @@ impl Namespace {
 
     pub(crate) async fn ip(&self, words: &str) -> String {
         let (own, words) = (self.clone(), words.to_owned());
-        blocking(move || own.ip_now(&words)).await
+        blocking(move || own.run("ip", &words)).await
+    }
+
+    pub(crate) async fn nft(&self, words: &str) -> String {
+        let (own, words) = (self.clone(), words.to_owned());
+        blocking(move || own.run("nft", &words)).await
     }
 
     pub(crate) async fn connect(&self, to: SocketAddrV4) -> std::io::Result<TcpStream> {
@@ -181,13 +186,14 @@ impl Fixture {
         ] {
             let path = far.path();
             let path = path.display();
-            system.ip_now(&format!(
-                "link add {name} type veth peer name eth0 netns {path}"
-            ));
-            system.ip_now(&format!("addr add {near} dev {name}"));
-            system.ip_now(&format!("link set {name} up"));
-            far.ip_now(&format!("addr add {there} dev eth0"));
-            far.ip_now("link set eth0 up");
+            system.run(
+                "ip",
+                &format!("link add {name} type veth peer name eth0 netns {path}"),
+            );
+            system.run("ip", &format!("addr add {near} dev {name}"));
+            system.run("ip", &format!("link set {name} up"));
+            far.run("ip", &format!("addr add {there} dev eth0"));
+            far.run("ip", "link set eth0 up");
         }
     }
 

@@ -2,15 +2,16 @@
 
 mod fixture;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use fixture::{Echo, Fixture, Outcome, ask, eventually, outcome, skip_unless_root};
 use ums_core::specification::{PublishedPort, Transport};
 use ums_frontman::control::{Phase, Upstreams};
 use ums_node::facts::Port;
-use ums_node::packets::Policy;
+use ums_node::packets::{Inside, Policy};
 use ums_standalone::network::Address;
 
 #[test]
@@ -428,6 +429,51 @@ fn held_packets_arrive_after_all() {
             let netns = service.path();
             f.inside.direct(&netns, Policy::Pass).await.unwrap();
         }
+        assert_eq!(asked.await.unwrap(), "web: 2");
+    });
+}
+
+/// While clients wait no program is started; and where the rules are not there, a program makes them.
+#[test]
+fn a_policy_is_chosen_without_a_program() {
+    skip_unless_root!("a_policy_is_chosen_without_a_program");
+    Fixture::run(async |f| {
+        let service = f.service("web", 5).await;
+        let _echo = Echo::start(&service.namespace, 80, "web");
+        let (netns, nobody) = (service.path(), BTreeSet::new());
+        let broken = tempfile::tempdir().unwrap();
+        for tool in ["nft", "ip"] {
+            let tool = broken.path().join(tool);
+            std::fs::write(&tool, "#!/bin/false\n").unwrap();
+            std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let without = Inside::new(Some(broken.path().to_owned()));
+        let mut client = f.client.connect(f.endpoint(8080)).await.unwrap();
+        for policy in [
+            Policy::HoldNew,
+            Policy::Pass,
+            Policy::LastMoment,
+            Policy::Pass,
+        ] {
+            without.direct(&netns, policy).await.unwrap();
+        }
+        assert_eq!(ask(&mut client, "1").await, "web: 1");
+        without.freeze(&netns, &nobody).await.unwrap();
+        let asked = tokio::spawn(async move { ask(&mut client, "2").await });
+        let mut chain = service.namespace.nft("list chain inet ums arrive").await;
+        assert!(chain.contains("goto arrive-frozen"), "{chain}");
+        assert!(!asked.is_finished(), "a packet passed");
+        // As an older release has made them.
+        service.namespace.nft("flush table inet ums").await;
+        service
+            .namespace
+            .nft("delete chain inet ums arrive-pass")
+            .await;
+        let refused = without.direct(&netns, Policy::Pass).await.unwrap_err();
+        assert!(refused.to_string().contains("nft"), "{refused}");
+        f.inside.direct(&netns, Policy::Pass).await.unwrap();
+        chain = service.namespace.nft("list chain inet ums arrive").await;
+        assert!(chain.contains("goto arrive-pass"), "{chain}");
         assert_eq!(asked.await.unwrap(), "web: 2");
     });
 }
