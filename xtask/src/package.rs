@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::{bundle, paths, run};
 
 /// Programs of the package, each in `/usr/bin`.
-const PROGRAMS: [&str; 3] = ["ums", "ums-agent", "ums-frontman"];
+const PROGRAMS: [&str; 4] = ["ums", "ums-agent", "ums-frontman", "ums-runtime"];
 
 /// Shells, and where each looks for completions of `ums`.
 const COMPLETIONS: [(&str, &str); 3] = [

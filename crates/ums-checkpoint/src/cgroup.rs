@@ -65,6 +65,23 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// The groups that a process is in which somebody else has put there.
+    ///
+    /// # Errors
+    /// As [`at`](Self::at); and when the process has ended, or is in no group of its own.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = own_path(&groups).ok_or_else(|| {
+            unsupported("the container has no control group of its own: its engine must make one")
+        })?;
+        Self::at(path)
+    }
+
+    /// The common path below the hierarchies.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     fn dir(&self, hierarchy: &Hierarchy) -> PathBuf {
         hierarchy.mount.join(self.path.trim_start_matches('/'))
     }
@@ -81,7 +98,12 @@ impl Cgroup {
     /// else the v1 freezer.
     pub fn freezer_dir(&self) -> Option<PathBuf> {
         let unified = self.hierarchies.iter().find(|h| h.unified);
-        let hierarchy = unified.or_else(|| self.home("freezer"));
+        let own = self.home("freezer").filter(|h| !h.unified);
+        // Some engines make no group in a unified hierarchy beside those of version 1.
+        let only_own = |own: &&Hierarchy| {
+            unified.is_none_or(|h| !self.dir(h).exists() && self.dir(own).exists())
+        };
+        let hierarchy = own.filter(only_own).or(unified);
         hierarchy.map(|h| self.dir(h))
     }
 
@@ -307,6 +329,51 @@ fn inherit_cpuset(above: &Path, dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Moves a process into the groups of another one, in every hierarchy (`/proc/PID/cgroup`, cgroups(7)).
+///
+/// # Errors
+/// When one of the two has ended, or a group takes no process.
+pub fn follow(pid: u32, other: u32) -> io::Result<()> {
+    let hierarchies = parse_hierarchies(&fs::read_to_string("/proc/self/mountinfo")?);
+    let groups = fs::read_to_string(format!("/proc/{other}/cgroup"))?;
+    for (controllers, path) in groups.lines().filter_map(group_of) {
+        let is_it = |h: &&Hierarchy| match controllers.is_empty() {
+            true => h.unified,
+            false => {
+                !h.unified
+                    && controllers
+                        .split(',')
+                        .all(|it| h.controllers.iter().any(|c| c == it))
+            }
+        };
+        let Some(hierarchy) = hierarchies.iter().find(is_it) else {
+            continue;
+        };
+        let file = hierarchy
+            .mount
+            .join(path.trim_start_matches('/'))
+            .join("cgroup.procs");
+        fs::write(&file, pid.to_string())
+            .map_err(|error| naming(&file, "takes no process", &error))?;
+    }
+    Ok(())
+}
+
+/// Controllers and path of a line of `/proc/PID/cgroup`.
+fn group_of(line: &str) -> Option<(&str, &str)> {
+    line.split_once(':')?.1.split_once(':')
+}
+
+/// The path of the group that a process was put into: the one in the hierarchy that freezes.
+fn own_path(groups: &str) -> Option<&str> {
+    let path = |wanted: &str| {
+        let mut all = groups.lines().filter_map(group_of);
+        let found = all.find(|(controllers, _)| controllers.split(',').any(|it| it == wanted));
+        found.map(|(_, path)| path).filter(|path| *path != "/")
+    };
+    path("freezer").or_else(|| path(""))
 }
 
 fn naming(path: &Path, what: &str, error: &io::Error) -> io::Error {

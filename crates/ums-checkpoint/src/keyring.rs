@@ -11,7 +11,7 @@ use std::io;
 /// # Errors
 /// `ENOSYS` in a kernel without keys; `EDQUOT` when there are too many.
 #[expect(unsafe_code, reason = "keyctl(2) has no wrapper in what is there")]
-pub(crate) fn leave() -> io::Result<()> {
+pub fn leave() -> io::Result<()> {
     const JOIN_SESSION_KEYRING: i32 = 1;
     // SAFETY: with a null name the call takes nothing else, and makes an anonymous keyring.
     let serial = unsafe {

@@ -126,6 +126,22 @@ pub(crate) fn own(raw: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
+/// A descriptor that this process was started with, by its number: a copy of it. Neither is handed on to programs
+/// that are started from now on.
+///
+/// # Errors
+/// `EBADF` where there is none.
+#[expect(unsafe_code, reason = "what is inherited comes as a number")]
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    use nix::libc::{F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, fcntl};
+    // SAFETY: the call takes numbers alone, and refuses one that is not open.
+    let copy = unsafe { fcntl(number, F_DUPFD_CLOEXEC, 3) };
+    let copy = own(Errno::result(copy)?);
+    // SAFETY: as above.
+    Errno::result(unsafe { fcntl(number, F_SETFD, FD_CLOEXEC) })?;
+    Ok(copy)
+}
+
 #[cfg(test)]
 mod test {
     use std::os::fd::AsFd;

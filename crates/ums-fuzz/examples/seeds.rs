@@ -368,6 +368,7 @@ fn keeper(corpora: &Corpora) -> Done {
         restore_us: Some(9),
         spans: Vec::new(),
         lost: vec![],
+        placed: false,
     };
     corpora.put_json(&["keeper"], "done", &Reply::Done(status.clone()))?;
     let reason = "CRIU could not dump".to_owned();

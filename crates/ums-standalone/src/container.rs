@@ -86,6 +86,7 @@ pub fn start_keeper(
         devices: bundle::ALLOWED_DEVICES.map(str::to_owned).to_vec(),
         log: places.log(),
         mounts: mounts.collect(),
+        placed: false,
     };
     Ok(Keeper::start(&[program, "keeper".to_owned()], &keeper)?)
 }

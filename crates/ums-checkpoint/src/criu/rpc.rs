@@ -41,6 +41,17 @@ pub struct InheritFd {
     pub fd: i32,
 }
 
+/// `ext_mount_map`: what is mounted for a name in the image.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExtMount {
+    /// The name.
+    #[prost(string, required, tag = "1")]
+    pub key: String,
+    /// A path here.
+    #[prost(string, required, tag = "2")]
+    pub val: String,
+}
+
 /// `criu_opts`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Opts {
@@ -86,6 +97,9 @@ pub struct Opts {
     /// Give a name to an open file that has lost its own and has another.
     #[prost(bool, optional, tag = "18")]
     pub link_remap: Option<bool>,
+    /// Mounts for names in the image; how runc says [`external`](Self::external).
+    #[prost(message, repeated, tag = "23")]
+    pub ext_mnt: Vec<ExtMount>,
     /// Restore the root task as our child, not CRIU's.
     #[prost(bool, optional, tag = "26")]
     pub rst_sibling: Option<bool>,

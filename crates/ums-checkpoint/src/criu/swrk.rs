@@ -170,6 +170,26 @@ impl Criu {
 }
 
 impl Swrk {
+    /// A `criu swrk` that somebody else has started, at the other end of `socket`, with descriptors of
+    /// these numbers. Directories of a request it finds in the process that has made the socket pair.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn of_another(
+        socket: OwnedFd,
+        id: u32,
+        inherited: Vec<i32>,
+        patience: Patience,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            process: Watched::of_another(id)?,
+            patience,
+            end: None,
+            socket,
+            inherited,
+        })
+    }
+
     /// Numbers in CRIU of the descriptors that it was started with, in their order.
     pub fn inherited(&self) -> &[i32] {
         &self.inherited

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
@@ -19,6 +20,9 @@ use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
 };
+
+/// How long the end of a killed process is waited for that somebody else collects.
+const DEATH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is done when CRIU is about to end.
 pub type LastMoment = Box<dyn Fn() + Send>;
@@ -76,6 +80,20 @@ impl Watched {
         })
     }
 
+    /// Watches a process that somebody else has started, and will collect.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn of_another(id: u32) -> io::Result<Self> {
+        let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self {
+            id,
+            process: pidfd_open(pid, PidfdFlags::empty())?,
+            watcher: None,
+        })
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.id
@@ -97,6 +115,35 @@ impl Watched {
     }
 }
 
+/// Waits until a process has ended, whoever's child it is.
+///
+/// # Errors
+/// When it can't be watched; one that has ended already has none of them.
+pub fn wait(pid: i32) -> io::Result<()> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => until_dead(&process, None).map(drop),
+        Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until a process has ended; false when it has not within this time.
+fn until_dead(process: &OwnedFd, within: Option<Duration>) -> io::Result<bool> {
+    let within = within.map(|time| Timespec {
+        tv_sec: time.as_secs() as i64,
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    loop {
+        let mut death = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut death, within.as_ref()) {
+            Ok(ended) => return Ok(ended > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Ends a watched process from wherever it is held; says nothing of whether it still ran.
 #[derive(Debug)]
 pub struct Killer(OwnedFd);
@@ -112,8 +159,9 @@ impl Drop for Watched {
     /// Ends it if it still runs, and collects it.
     fn drop(&mut self) {
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
-        if let Some(watcher) = self.watcher.take() {
-            let _ = watcher.join();
+        match self.watcher.take() {
+            Some(watcher) => drop(watcher.join()),
+            None => drop(until_dead(&self.process, Some(DEATH_PATIENCE))),
         }
     }
 }
@@ -202,7 +250,7 @@ mod test {
     use std::process::Command;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

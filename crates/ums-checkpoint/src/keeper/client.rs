@@ -164,6 +164,11 @@ impl Keeper {
         }
     }
 
+    /// The connection, for who speaks [`placing`](super::placing) over it.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
     /// Makes one request and waits for its answer.
     pub fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Status, Error> {
         message::send(self.socket.as_fd(), request, fds).map_err(Error::Lost)?;

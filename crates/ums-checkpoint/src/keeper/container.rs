@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -13,23 +13,37 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::log;
 use super::protocol::{KeeperConfig, Phase};
 use super::server::Shared;
+use super::{log, place};
 use crate::cgroup::Cgroup;
+use crate::criu::watch;
 use crate::freezer::Freezer;
 use crate::loopback::{Hold, Holder, What};
 
 /// How long a start is waited for by whoever wants the container killed: runc takes a part of a second.
 const START_MAX: Duration = Duration::from_secs(30);
 
+/// The exit code of an init whose code nobody tells.
+const UNKNOWN_CODE: i32 = -1;
+
 /// What exists of a container besides its processes.
 pub(super) struct Container {
-    pub(super) netns: OwnedFd,
-    pub(super) cgroup: Cgroup,
-    /// Write ends of standard output and standard error, for runc or CRIU to hand on.
-    pub(super) stdio: [OwnedFd; 2],
+    netns: OwnedFd,
+    cgroup: Cgroup,
+    /// What a container runtime has made instead.
+    given: OnceLock<Given>,
+    /// Write ends of standard output and standard error, for runc or CRIU to hand on; none where a container
+    /// runtime has them.
+    pub(super) stdio: Vec<OwnedFd>,
     loopback: Holder,
+}
+
+/// What a container runtime makes of a container.
+pub(super) struct Given {
+    pub(super) cgroup: Cgroup,
+    /// Its network namespace, where it is not the keeper's.
+    pub(super) netns: Option<OwnedFd>,
 }
 
 impl Container {
@@ -39,6 +53,15 @@ impl Container {
         let none: Option<&str> = None;
         // Unmounts on the host go on reaching us, our mounts never reach the host.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        if config.placed {
+            return Ok(Self {
+                netns: new_netns()?,
+                cgroup: Cgroup::at(&config.cgroup)?,
+                given: OnceLock::new(),
+                stdio: Vec::new(),
+                loopback: Holder::default(),
+            });
+        }
         let shm_options = format!("mode=1777,size={}", config.shm_bytes);
         let shm_flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(
@@ -56,12 +79,31 @@ impl Container {
         Ok(Self {
             netns,
             cgroup,
-            stdio,
+            given: OnceLock::new(),
+            stdio: stdio.into(),
             loopback: Holder::default(),
         })
     }
 
-    /// Removes the control groups; the rest goes with the keeper's process.
+    /// Takes over what a container runtime has made. Only once: it is not exchanged for another.
+    pub(super) fn give(&self, given: Given) -> Result<(), String> {
+        let again =
+            |_| "a container was made for this service before: it takes a new keeper".to_owned();
+        self.given.set(given).map_err(again)
+    }
+
+    /// Its control groups; before a container runtime has made them, some that are not there.
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        self.given.get().map_or(&self.cgroup, |given| &given.cgroup)
+    }
+
+    /// Its network namespace.
+    pub(super) fn netns(&self) -> &OwnedFd {
+        let given = self.given.get().and_then(|given| given.netns.as_ref());
+        given.unwrap_or(&self.netns)
+    }
+
+    /// Removes the control groups that it has made; the rest goes with the keeper's process.
     pub(super) fn remove(&self) -> Result<(), String> {
         self.cgroup
             .remove()
@@ -70,7 +112,7 @@ impl Container {
 
     /// Holds what the service sends to itself, and in a dump what its connections send.
     pub(super) fn hold(&self, what: What) -> Result<Hold<'_>, String> {
-        let held = self.loopback.hold(self.netns.as_fd(), what);
+        let held = self.loopback.hold(self.netns().as_fd(), what);
         held.map_err(|error| {
             format!(
                 "what the service sends to itself can't be held: {error}; it takes Linux 5.12 or later with \
@@ -80,7 +122,7 @@ impl Container {
     }
 
     pub(super) fn freezer(&self) -> Result<Freezer, String> {
-        Freezer::of(&self.cgroup).map_err(|error| format!("no freezer: {error}"))
+        Freezer::of(self.cgroup()).map_err(|error| format!("no freezer: {error}"))
     }
 
     /// CRIU's names of the two output pipes.
@@ -91,7 +133,7 @@ impl Container {
 
     /// The network namespace's number, as CRIU's `net[…]` wants it.
     pub(super) fn netns_inode(&self) -> io::Result<u64> {
-        Ok(nix::sys::stat::fstat(&self.netns)?.st_ino)
+        Ok(nix::sys::stat::fstat(self.netns())?.st_ino)
     }
 }
 
@@ -143,6 +185,9 @@ fn new_netns() -> io::Result<OwnedFd> {
 
 /// Creates and starts the container with runc. One that was started before is left as it is.
 pub(super) fn start(shared: &Arc<Shared>, bundle: &Path) -> Result<(), String> {
+    if shared.config.placed {
+        return Err("a container runtime starts it, and not its keeper".to_owned());
+    }
     let begins = shared.wait_for(|state| {
         let begins = state.phase == Phase::Created;
         (!state.starting).then(|| {
@@ -196,7 +241,7 @@ fn confine(shared: &Shared, pid_file: &Path) -> Result<i32, String> {
         .trim()
         .parse()
         .map_err(|_| "runc wrote no process id".to_owned())?;
-    let cgroup = &shared.container.cgroup;
+    let cgroup = shared.container.cgroup();
     let confined = cgroup
         .enter(pid.unsigned_abs())
         .and_then(|()| cgroup.confine(&shared.config.devices));
@@ -207,7 +252,9 @@ fn confine(shared: &Shared, pid_file: &Path) -> Result<i32, String> {
 
 fn runc(shared: &Shared, root: &Path, args: &[&str]) -> Result<(), String> {
     let log = root.with_extension("log");
-    let [out, err] = &shared.container.stdio;
+    let [out, err] = &shared.container.stdio[..] else {
+        return Err("its keeper has no log".to_owned());
+    };
     let clone = |fd: &OwnedFd| {
         fd.try_clone()
             .map(Stdio::from)
@@ -250,12 +297,12 @@ pub(super) fn begin(shared: &Arc<Shared>, pid: i32) {
     });
     let shared = Arc::clone(shared);
     std::thread::spawn(move || {
-        let code = loop {
-            match waitpid(Pid::from_raw(pid), None) {
-                Ok(WaitStatus::Exited(_, code)) => break code,
-                Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + signal as i32,
-                Ok(_) | Err(nix::Error::EINTR) => {}
-                Err(_) => break -1,
+        let code = match shared.config.placed {
+            false => collect(pid),
+            // Whoever made the container is told, and tells it.
+            true => {
+                let _ = watch::wait(pid);
+                UNKNOWN_CODE
             }
         };
         shared.update(|state| {
@@ -265,12 +312,25 @@ pub(super) fn begin(shared: &Arc<Shared>, pid: i32) {
     });
 }
 
+/// Waits for a child, and gives its exit code, or 128 plus the signal.
+fn collect(pid: i32) -> i32 {
+    loop {
+        match waitpid(Pid::from_raw(pid), None) {
+            Ok(WaitStatus::Exited(_, code)) => return code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as i32,
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(_) => return UNKNOWN_CODE,
+        }
+    }
+}
+
 /// Kills the container, frozen, held or running, and waits until its init is gone. One that is being
 /// started is waited for, since what runc has begun would else be left.
 pub(super) fn kill(shared: &Arc<Shared>) -> Result<(), String> {
     shared.wait_at_most(START_MAX, |state| (!state.starting).then_some(()));
     // It is in the control groups, which are to be empty.
     drop(shared.update(|state| state.ready.take()));
+    place::give_up(shared, "the migration was abandoned");
     let held = shared.update(|state| {
         let held = matches!(state.phase, Phase::Held | Phase::Restoring);
         if held {

@@ -116,15 +116,15 @@ fn freeze_and_dump(
     images
         .write(CONFIG.0, CONFIG.1)
         .map_err(|error| format!("images directory: {error}"))?;
-    let watched = watches::paths(&shared.container.cgroup.processes(), init);
+    let watched = watches::paths(&shared.container.cgroup().processes(), init);
     let mut before = Before {
         watched: watched.map_err(|error| error.to_string())?,
-        known: carry::Known::of(&carry::processes(&shared.container.cgroup)),
+        known: carry::Known::of(&carry::processes(shared.container.cgroup())),
         stranger: match request.memory {
             MemoryBy::Criu => None,
             MemoryBy::Agent => Some(Stranger::start(
                 &shared.config.bundle_bin,
-                &carry::processes(&shared.container.cgroup),
+                &carry::processes(shared.container.cgroup()),
             )?),
         },
     };
@@ -160,7 +160,7 @@ fn freeze_and_dump(
     let mut unseen = None;
     // Until CRIU has read the settings.
     let mut eased = carry::Eased::default();
-    let cgroup = &shared.container.cgroup;
+    let cgroup = shared.container.cgroup();
     let mut laps = Laps::begin(0);
     let result = swrk.run(RequestType::Dump, opts, &log, |swrk, notify| {
         match notify.script.as_deref() {
@@ -217,13 +217,13 @@ fn freeze_and_dump(
             hidden::add_guards(images, &carry::processes(cgroup))
                 .map_err(|error| format!("guards of its memory can't be read: {error}"))?;
         }
-        let kept = link_remap::keep(&shared.container.cgroup.processes());
+        let kept = link_remap::keep(&shared.container.cgroup().processes());
         names = kept.map_err(|error| names_lost(&error))?;
         Ok(())
     });
     let untraced = match &result {
         Err(swrk::Error::Stuck { .. }) => {
-            stuck::untraced(&shared.container.cgroup.processes(), criu_id)
+            stuck::untraced(&shared.container.cgroup().processes(), criu_id)
         }
         _ => Vec::new(),
     };
@@ -281,7 +281,7 @@ fn can_be_taken_over(shared: &Shared, freezer: &Freezer) -> Result<(), String> {
     if freezer.is_unified() {
         return Ok(());
     }
-    let stopped = stuck::stopped(&shared.container.cgroup.processes());
+    let stopped = stuck::stopped(&shared.container.cgroup().processes());
     match stopped.is_empty() {
         true => Ok(()),
         false => Err(format!(
@@ -414,7 +414,7 @@ pub(super) fn thaw(shared: &Arc<Shared>) -> Result<(), String> {
         Phase::Running | Phase::Frozen => {}
         ref phase => return Err(format!("a container that is {phase:?} can't be thawed")),
     }
-    link_remap::remove(&shared.container.cgroup.processes());
+    link_remap::remove(&shared.container.cgroup().processes());
     shared
         .container
         .freezer()?

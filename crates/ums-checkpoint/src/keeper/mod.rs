@@ -30,6 +30,8 @@ pub mod log;
 mod moment;
 mod nonlocal;
 mod pages;
+mod place;
+pub mod placing;
 pub mod protocol;
 mod ready;
 mod restore;

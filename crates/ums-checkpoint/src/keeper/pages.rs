@@ -37,7 +37,7 @@ pub(super) fn serve(
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path)
         .map_err(|error| format!("no socket for CRIU's userfaultfd descriptors: {error}"))?;
-    let guard = Guard::spawn(&shared.config.guard, &shared.config.cgroup)
+    let guard = Guard::spawn(&shared.config.guard, shared.container.cgroup().path())
         .map_err(|error| format!("the guard can't be started: {error}"))?;
     // Before the service can run: until every page is in, it says so.
     let all = index.values().flatten().map(|extent| extent.pages).sum();
@@ -130,7 +130,7 @@ impl Pages {
         let failed = matches!(state.phase, Phase::Created | Phase::Dead { .. });
         let never_ran = state.resumed_at_ns.is_none();
         drop(state);
-        failed && never_ran && self.shared.container.cgroup.processes().is_empty()
+        failed && never_ran && self.shared.container.cgroup().processes().is_empty()
     }
 
     /// CRIU's connection; `None` when the restore failed before it made one.

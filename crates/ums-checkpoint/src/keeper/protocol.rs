@@ -61,6 +61,11 @@ pub struct KeeperConfig {
     pub log: PathBuf,
     /// Bind mounts of the container.
     pub mounts: Vec<ExternalMount>,
+    /// Whether a container runtime makes the container, which then comes with [`Request::Place`]: nothing of it is
+    /// made by the keeper but a network namespace, in case the runtime has none. Of what is said above only
+    /// `service`, `socket`, `bundle_bin`, `guard` and `mounts` count; there must be nothing at `cgroup`.
+    #[serde(default)]
+    pub placed: bool,
 }
 
 /// A bind mount that CRIU leaves to us.
@@ -110,12 +115,27 @@ pub enum Request {
     /// A restore will come: have ready what can be. Unknown to keepers of an earlier release, and only
     /// saves time.
     Prepare,
+    /// From a container runtime that is restoring it, in CRIU's place: take a CRIU that it places. Descriptor: the
+    /// container's network namespace, if the runtime has one. What follows on this connection is
+    /// [`placing`](super::placing)'s. Unknown to keepers of an earlier release, who are never asked.
+    Place(PlaceRequest),
+    /// Leave a container that runs, with all its pages, to the container runtime that has made it, and end.
+    Leave,
     /// Restore it and hold it. Descriptors: images directory, stored pages.
     Restore(RestoreRequest),
     /// Let the held one execute.
     Resume,
     /// Kill what there is, and end.
     Quit,
+}
+
+/// What a container runtime has told its CRIU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceRequest {
+    /// Root filesystem, mounted.
+    pub root: String,
+    /// Its mounts: names in an image, and what is mounted there.
+    pub mounts: Vec<(String, String)>,
 }
 
 /// What a dump needs beside its descriptors.
@@ -222,6 +242,9 @@ pub struct Status {
     /// What the last restore could not set again.
     #[serde(default)]
     pub lost: Vec<Lost>,
+    /// Whether a container runtime has made the container, and waits with it for the restore.
+    #[serde(default)]
+    pub placed: bool,
 }
 
 /// What a container is doing.

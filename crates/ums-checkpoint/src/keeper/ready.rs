@@ -15,7 +15,7 @@ use crate::criu::patience::Patience;
 use crate::criu::swrk::{Criu, Error, Swrk};
 
 /// How long CRIU, and the processes that it restores, may do nothing during a restore.
-const STILL_MAX: Duration = Duration::from_secs(30);
+pub(super) const STILL_MAX: Duration = Duration::from_secs(30);
 
 /// Starts the CRIU of a restore that will come. Content when there is one already.
 pub(super) fn prepare(shared: &Arc<Shared>) -> Result<(), String> {
@@ -46,15 +46,15 @@ pub(super) fn take(shared: &Shared, inherited: Inherited) -> Option<Swrk> {
 /// the network namespace and the output pipes.
 pub(super) fn start(shared: &Shared) -> Result<Swrk, Error> {
     let container = &shared.container;
-    let group = container.cgroup.clone();
+    let group = container.cgroup().clone();
     let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));
     let criu = Criu {
         bin: shared.config.bundle_bin.clone(),
         patience,
     };
-    let inherit: Vec<_> = std::iter::once(&container.netns)
+    let inherit: Vec<_> = std::iter::once(container.netns())
         .chain(&container.stdio)
         .map(AsFd::as_fd)
         .collect();
-    criu.spawn(|pid| container.cgroup.enter(pid), &inherit, None)
+    criu.spawn(|pid| container.cgroup().enter(pid), &inherit, None)
 }

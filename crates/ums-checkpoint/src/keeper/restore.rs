@@ -13,12 +13,13 @@ use super::container::{begin, mount_root, raw, unmount_root};
 use super::dump::{GHOST_LIMIT, NETNS_KEY, keep_log, lift};
 use super::nonlocal::AnyAddress;
 use super::pages;
+use super::place::{self, Link};
 use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
 use super::ready;
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
 use crate::criu::rpc::{CGROUPS_IGNORE, InheritFd, NETWORK_LOCK_SKIP, Opts, RequestType};
-use crate::criu::swrk::log_text;
+use crate::criu::swrk::{Swrk, log_text};
 use crate::freezer::Freezer;
 use crate::loopback::What;
 use crate::memory_dir::MemoryDir;
@@ -159,7 +160,7 @@ impl Restore {
         let shared = &self.shared;
         // From before the first socket is there until all are.
         let mut loopback = Some(shared.container.hold(What::Loopback)?);
-        let any_address = AnyAddress::allow(shared.container.netns.as_fd());
+        let any_address = AnyAddress::allow(shared.container.netns().as_fd());
         let mut any_address = Some(any_address.map_err(|error| {
             format!("the service's network can't be told to bind any address: {error}")
         })?);
@@ -168,12 +169,8 @@ impl Restore {
         self.tell(ended.into_iter().map(call_ended).collect());
         let words = restart::futex::words(&self.images)
             .map_err(|error| format!("calls under way at the freeze: {error}"))?;
-        mount_root(&shared.config)?;
-        let inherited = self.carry.inherited();
-        let start = || inherited.hand_on(|| ready::start(shared));
-        let swrk = ready::take(shared, inherited).map_or_else(start, Ok);
-        let mut swrk = swrk.map_err(|error| error.to_string())?;
-        let opts = self.options(swrk.inherited());
+        let (mut swrk, mut link) = self.criu()?;
+        let opts = self.options(swrk.inherited(), link.as_ref());
         let log = || log_text(&self.images.path(), LOG_NAME);
         let mut laps = self.laps.clone();
         laps.lap(Part::Start, monotonic_ns());
@@ -195,6 +192,12 @@ impl Restore {
                         restart::futex::bring_in(&words, &self.processes());
                     }
                     laps.lap(Part::Complete, monotonic_ns());
+                    if let Some(link) = link.take() {
+                        let pid = notify.pid.or(init).ok_or("CRIU named no init")?;
+                        init = Some(pid);
+                        link.restored(pid)?;
+                        place::watch_held(shared, pid);
+                    }
                     self.hold(laps.clone().into_spans())
                 }
                 // All sockets are there with all that they had. CRIU takes them out of repair mode
@@ -238,10 +241,28 @@ impl Restore {
                 keep_log(&shared.config.service, &log());
                 // As if it had never been attempted: what CRIU left of the tree is killed.
                 let _ = shared.container.freezer().map(|freezer| freezer.kill());
-                unmount_root(&shared.config);
+                match link {
+                    Some(link) => link.failed(&error.to_string()),
+                    None if shared.config.placed => {}
+                    None => unmount_root(&shared.config),
+                }
                 Err(error.to_string())
             }
         }
+    }
+
+    /// The CRIU that restores, with the way to who has placed it.
+    fn criu(&self) -> Result<(Swrk, Option<Link>), String> {
+        let shared = &self.shared;
+        if shared.config.placed {
+            let placement = place::take(shared)?;
+            return Ok((placement.swrk, Some(placement.link)));
+        }
+        mount_root(&shared.config)?;
+        let inherited = self.carry.inherited();
+        let start = || inherited.hand_on(|| ready::start(shared));
+        let swrk = ready::take(shared, inherited).map_or_else(start, Ok);
+        Ok((swrk.map_err(|error| error.to_string())?, None))
     }
 
     /// Has the processes stay where they are when CRIU lets go of them. CRIU is among them in their control
@@ -279,7 +300,7 @@ impl Restore {
     }
 
     fn processes(&self) -> Vec<carry::Process> {
-        carry::processes(&self.shared.container.cgroup)
+        carry::processes(self.shared.container.cgroup())
     }
 
     /// Keeps what could not be set again for whoever asks for the status.
@@ -316,11 +337,14 @@ impl Restore {
         });
         match self.shared.wait_for(|state| state.decision) {
             true => Ok(()),
+            false if self.shared.config.placed => Err(
+                "the migration was abandoned before its commit, or the container was ended by its engine".to_owned(),
+            ),
             false => Err("the migration was abandoned before its commit".to_owned()),
         }
     }
 
-    fn options(&self, inherited: &[i32]) -> Opts {
+    fn options(&self, inherited: &[i32], link: Option<&Link>) -> Opts {
         let names = std::iter::once(NETNS_KEY).chain(self.info.stdio.iter().map(String::as_str));
         let inherit_fd = names.zip(inherited);
         let inherit_fd = inherit_fd.map(|(key, fd)| InheritFd {
@@ -328,9 +352,17 @@ impl Restore {
             fd: *fd,
         });
         let mounts = &self.shared.config.mounts;
-        let external = mounts
+        let ours = mounts
             .iter()
             .map(|mount| format!("mnt[{}]:{}", mount.key, mount.source.display()));
+        let of_runtime = link.map_or(&[][..], Link::mounts).iter();
+        let is_ours = |key: &str| mounts.iter().any(|mount| mount.key == key);
+        let external = ours.chain(
+            of_runtime
+                .filter(|(key, _)| !is_ours(key))
+                .map(|(key, source)| format!("mnt[{key}]:{source}")),
+        );
+        let merged = || self.shared.config.merged.display().to_string();
         Opts {
             images_dir_fd: raw(&self.images),
             work_dir_fd: Some(raw(&self.images)),
@@ -341,7 +373,7 @@ impl Restore {
             log_level: Some(2),
             log_file: Some(LOG_NAME.to_owned()),
             notify_scripts: Some(true),
-            root: Some(self.shared.config.merged.display().to_string()),
+            root: Some(link.map_or_else(merged, |link| link.root().to_owned())),
             rst_sibling: Some(true),
             inherit_fd: inherit_fd.collect(),
             manage_cgroups_mode: Some(CGROUPS_IGNORE),

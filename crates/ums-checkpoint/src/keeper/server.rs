@@ -14,6 +14,7 @@ use nix::sys::socket::{
 use ums_core::budget::Span;
 
 use super::container::{self, Container};
+use super::place::{self, Placement};
 use super::protocol::{KeeperConfig, PROTOCOL, Phase, Reply, Request, Status};
 use super::{dump, guard, ready, restore};
 use crate::carry::Lost;
@@ -65,6 +66,8 @@ pub(super) struct State {
     pub(super) dumping: Option<Killer>,
     /// The CRIU of a restore that will come.
     pub(super) ready: Option<Swrk>,
+    /// The CRIU that a container runtime has placed for it.
+    pub(super) placement: Option<Placement>,
     /// Whether somebody wants that dump to end.
     pub(super) cut: bool,
     /// Set once the keeper is to end.
@@ -124,7 +127,7 @@ impl Shared {
             protocol: PROTOCOL,
             phase: state.phase.clone(),
             keeper_pid: std::process::id() as i32,
-            netns_fd: self.container.netns.as_raw_fd(),
+            netns_fd: self.container.netns().as_raw_fd(),
             init_pid: state.init_pid,
             pages_missing: state.pages_missing,
             frozen_at_ns: state.frozen_at_ns,
@@ -133,6 +136,7 @@ impl Shared {
             restore_us: state.restore_us,
             spans: state.spans.clone(),
             lost: state.lost.clone(),
+            placed: state.placement.is_some(),
         }
     }
 }
@@ -178,6 +182,7 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             decision: None,
             dumping: None,
             ready: None,
+            placement: None,
             cut: false,
             quitting: false,
         }),
@@ -272,7 +277,12 @@ impl Drop for Place {
 
 fn serve_connection(connection: &OwnedFd, shared: &Arc<Shared>) {
     while let Ok(Some((request, fds))) = message::receive_any::<Request>(connection.as_fd()) {
-        let quit = matches!(request, Ok(Request::Quit));
+        let quit = matches!(request, Ok(Request::Quit | Request::Leave));
+        let request = match request {
+            // From now on the connection is about nothing else.
+            Ok(Request::Place(request)) => return place::place(connection, &request, fds, shared),
+            request => request,
+        };
         let served = request
             .map_err(|error| not_understood(&error))
             .and_then(|request| serve(request, fds, shared));
@@ -312,6 +322,9 @@ fn serve(request: Request, fds: Vec<OwnedFd>, shared: &Arc<Shared>) -> Result<()
         Request::Thaw => dump::thaw(shared),
         Request::Kill => container::kill(shared),
         Request::Prepare => ready::prepare(shared),
+        // Never comes here: it takes a connection of its own.
+        Request::Place(_) => Err("a container is placed over a connection of its own".to_owned()),
+        Request::Leave => place::leave(shared),
         Request::Restore(request) => restore::restore(shared, &request, fds),
         Request::Resume => restore::resume(shared),
         Request::Quit => container::kill(shared).and_then(|()| shared.container.remove()),
