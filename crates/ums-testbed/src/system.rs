@@ -236,6 +236,31 @@ impl System {
         bytes.context("`ip` does not tell how many bytes were sent")
     }
 
+    /// From now on the agent's peak is counted anew (`proc_pid_clear_refs(5)`).
+    pub fn forget_agents_peak(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.agent()?);
+        std::fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
+    }
+
+    /// The most memory that the agent has had resident, MiB.
+    pub fn agents_peak_mib(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent()?))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.split_whitespace().next());
+        let kib: f64 = kib.context("the kernel tells no peak")?.parse()?;
+        Ok(kib / 1024.0)
+    }
+
+    fn agent(&self) -> Result<i32> {
+        let mut members = self.namespace.members().into_iter();
+        let serves = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("ums-agent\0serve") && !line.starts_with("nsenter")
+        };
+        members.find(serves).context("no agent serves")
+    }
+
     /// A path of the system, as it is reached from outside.
     pub fn outside(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.namespace.init()));

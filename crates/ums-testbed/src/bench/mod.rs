@@ -7,6 +7,7 @@ pub mod budget_report;
 pub mod clients;
 pub mod clients_report;
 mod container;
+mod criu_way;
 pub mod gap;
 pub mod paper_way;
 pub mod plan;
@@ -16,6 +17,7 @@ pub mod run;
 pub mod runc_lazy;
 pub mod stats;
 pub mod svg;
+pub mod throughput;
 pub mod ums_way;
 pub mod wire_floor;
 
@@ -39,6 +41,8 @@ pub enum Technique {
     RuncLazy,
     /// `podman container checkpoint --export`, copy, `restore --import`.
     Podman,
+    /// CRIU's own dump and restore on one node, with nothing in between.
+    Criu,
     /// The same bytes over one plain TCP stream.
     WireFloor,
 }
@@ -65,6 +69,7 @@ impl Technique {
             Self::Paper => "paper",
             Self::RuncLazy => "runc-lazy",
             Self::Podman => "podman",
+            Self::Criu => "criu",
             Self::WireFloor => "wire-floor",
         }
     }
@@ -79,6 +84,7 @@ impl Technique {
             Self::Paper => "paper's way",
             Self::RuncLazy => "runc and CRIU, lazy pages",
             Self::Podman => "podman",
+            Self::Criu => "CRIU's own dump and restore, one node",
             Self::WireFloor => "wire floor",
         }
     }
@@ -143,6 +149,9 @@ pub struct Sample {
     pub after_p99_ms: Option<f64>,
     /// Bytes that went over the link.
     pub wire_bytes: u64,
+    /// The most memory that the source's agent had in the move, MiB.
+    #[serde(default)]
+    pub agent_mib: Option<f64>,
 }
 
 /// A way that could not be measured, and why.

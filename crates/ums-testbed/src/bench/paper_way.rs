@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::container::{NAME, Place, address};
 use super::gap::Clients;
-use super::{Cell, Sample, Technique, runc_lazy};
+use super::{Cell, Sample, Technique, criu_way, runc_lazy};
 use crate::hog::{self, Request};
 use crate::testbed::Testbed;
 use crate::tools::{run, text, wait_for};
@@ -147,6 +147,7 @@ fn watched(way: &Way<'_>) -> Result<Sample> {
     let sent = way.from.system.peer_bytes()?;
     let moved = match way.technique {
         Technique::RuncLazy => runc_lazy::moved(way),
+        Technique::Criu => criu_way::moved(way),
         _ => moved(way),
     };
     let wire_bytes = way.from.system.peer_bytes()?.saturating_sub(sent);
@@ -165,13 +166,13 @@ fn moved(way: &Way<'_>) -> Result<Sample> {
     checkpoint(&way.from)?;
     rsync(&way.from, &way.to, way.ssh)?;
     restore(&way.to)?;
-    verified(way, began.elapsed())
+    verified(way, &way.to, began.elapsed())
 }
 
-/// The sample, once the hog has said that it has all its memory.
-pub(super) fn verified(way: &Way<'_>, total: Duration) -> Result<Sample> {
+/// The sample, once the hog has said where it is now that it has all its memory.
+pub(super) fn verified(way: &Way<'_>, at: &Place<'_>, total: Duration) -> Result<Sample> {
     let status = wait_for("the restored hog's answer", PATIENCE, || {
-        ask(&way.to, Request::Verify).ok()
+        ask(at, Request::Verify).ok()
     })?;
     ensure!(
         status.intact == Some(true),
@@ -187,6 +188,7 @@ pub(super) fn verified(way: &Way<'_>, total: Duration) -> Result<Sample> {
         before_p99_ms: None,
         after_p99_ms: None,
         wire_bytes: 0,
+        agent_mib: None,
     })
 }
 
@@ -202,7 +204,7 @@ fn start(place: &Place<'_>) -> Result<()> {
     .map(|_| ())
 }
 
-fn checkpoint(place: &Place<'_>) -> Result<()> {
+pub(super) fn checkpoint(place: &Place<'_>) -> Result<()> {
     let mut runc = place.runc();
     runc.args(["checkpoint", "--tcp-established", "--image-path"])
         .arg(place.images());
@@ -218,7 +220,7 @@ pub(super) fn rsync(from: &Place<'_>, to: &Place<'_>, ssh: &SshServer) -> Result
     run(rsync.arg(target)).map(|_| ())
 }
 
-fn restore(place: &Place<'_>) -> Result<()> {
+pub(super) fn restore(place: &Place<'_>) -> Result<()> {
     let mut runc = place.runc();
     runc.args(["restore", "--detach", "--tcp-established", "--image-path"])
         .arg(place.images());

@@ -10,10 +10,11 @@ pub const FIGURE_6: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
 pub const DIRTY: [u64; 4] = [50, 100, 200, 400];
 
 /// Ways beside ours.
-const OTHERS: [Technique; 4] = [
+const OTHERS: [Technique; 5] = [
     Technique::Paper,
     Technique::RuncLazy,
     Technique::Podman,
+    Technique::Criu,
     Technique::WireFloor,
 ];
 

@@ -110,6 +110,7 @@ pub(super) mod test {
             before_p99_ms: Some(0.2),
             after_p99_ms: Some(0.3),
             wire_bytes: 1000,
+            agent_mib: None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::clients::{self, ClientSample};
 use super::paper_way::{self, SshServer};
 use super::plan::Task;
 use super::results::{self, Row};
+use super::throughput::{self, ThroughputSample};
 use super::{
     Absent, OURS, Sample, Technique, budget_report, clients_report, report, ums_way, wire_floor,
 };
@@ -53,6 +54,7 @@ struct Seen {
     absent: Vec<Absent>,
     clients: Vec<ClientSample>,
     budget: Vec<BudgetSample>,
+    throughput: Vec<ThroughputSample>,
 }
 
 /// Measures all ways in all circumstances, interleaved, so that whatever else the machine does meanwhile
@@ -74,6 +76,7 @@ pub fn run(tools: &Tools, options: &Options) -> Result<Outcome> {
         if options.closely {
             seen.budget.extend(budget::measure(&testbed, number)?);
             seen.clients.extend(clients::measure(&testbed, number)?);
+            seen.throughput.push(throughput::measure(&testbed, number)?);
         }
         let elapsed = began.elapsed();
         if elapsed + elapsed / number > options.within {
@@ -109,7 +112,7 @@ fn one_task(
             continue;
         }
         let measured = match technique {
-            Technique::Paper | Technique::RuncLazy => {
+            Technique::Paper | Technique::RuncLazy | Technique::Criu => {
                 // A way of others that fails is told, and is no reason to end.
                 let measured = paper_way::measure(testbed, ssh, *technique, task.cell, number);
                 measured.map_err(|error| lacking(task, *technique, &error))
@@ -170,6 +173,8 @@ fn write(options: &Options, seen: &Seen) -> Result<(Vec<Row>, Vec<Aim>, String)>
     let rows = results::rows(&seen.samples);
     let mut all_aims = aims::of(&rows);
     all_aims.extend(clients_report::aims(&seen.clients));
+    all_aims.push(throughput::aim(&seen.throughput));
+    all_aims.push(aims::agents_memory(&seen.samples));
     let (figures, mut pictures) = report::figures(&rows)?;
     let mut markdown = format!(
         "# Moving services\n\nOne run of the benchmark, the ways interleaved. {}.\n",
@@ -189,6 +194,7 @@ fn write(options: &Options, seen: &Seen) -> Result<(Vec<Row>, Vec<Aim>, String)>
     let samples = json!({
         "machine": machine(), "paper": report::paper_figures()?, "samples": seen.samples,
         "absent": seen.absent, "aims": all_aims, "clients": seen.clients, "budget": seen.budget,
+        "throughput": seen.throughput,
     });
     let results = serde_json::to_vec_pretty(&results::json(&rows))?;
     put(&options.out.join("results.json"), &results)?;

@@ -36,7 +36,7 @@ pub(super) fn moved(way: &Way<'_>) -> Result<Sample> {
     wait(&mut pages.0, "the end of the lazy pages")?;
     let total = began.elapsed();
     wait(&mut dumping.0, "the end of the dump")?;
-    verified(way, total)
+    verified(way, to, total)
 }
 
 /// A program that is not left behind.

@@ -30,11 +30,13 @@ pub fn measure(
     ask_hog(testbed, &testbed.a, Request::Reset)?;
     let clients = Clients::start(&[(&testbed.world, address(testbed))], PATIENCE)?;
     let sent = testbed.a.peer_bytes()?;
+    testbed.a.forget_agents_peak()?;
     let began = Instant::now();
     let options = ["--technique", technique.name()];
     let report = testbed.migrate(&testbed.a, &testbed.b, NAME, &options)?;
     let total = began.elapsed();
     let wire_bytes = testbed.a.peer_bytes()?.saturating_sub(sent);
+    let agent_mib = testbed.a.agents_peak_mib()?;
     if report.outcome != Outcome::Completed {
         drop(clients.stop());
         testbed.a.ums_ok(&["rm", NAME])?;
@@ -66,6 +68,7 @@ pub fn measure(
         before_p99_ms: seen.map(|seen| seen.before_p99_ms),
         after_p99_ms: seen.map(|seen| seen.after_p99_ms),
         wire_bytes,
+        agent_mib: Some(agent_mib),
     }))
 }
 

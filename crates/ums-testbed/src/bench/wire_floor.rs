@@ -29,6 +29,7 @@ pub fn measure(testbed: &Testbed, cell: Cell, bytes: u64, run: u32) -> Result<Sa
         before_p99_ms: None,
         after_p99_ms: None,
         wire_bytes: bytes,
+        agent_mib: None,
     })
 }
 

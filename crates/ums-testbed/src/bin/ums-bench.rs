@@ -45,6 +45,8 @@ enum Name {
     Paper,
     RuncLazy,
     Podman,
+    /// CRIU's own dump and restore, on one node
+    Criu,
     Floor,
     /// What clients on open connections see, and where the downtime goes
     Closely,
@@ -113,6 +115,7 @@ fn techniques(way: Name) -> Vec<Technique> {
         Name::Paper => vec![Technique::Paper],
         Name::RuncLazy => vec![Technique::RuncLazy],
         Name::Podman => vec![Technique::Podman],
+        Name::Criu => vec![Technique::Criu],
         Name::Floor => vec![Technique::WireFloor],
         Name::Closely => Vec::new(),
     }
