@@ -10,6 +10,9 @@ use super::report::Picture;
 use super::stats::Spread;
 use super::svg::{Bar, bars};
 
+/// Parts that have a colour of their own in the picture.
+const SHOWN: usize = 7;
+
 /// The Markdown section: for each part its median on the way there and on the way back.
 pub fn markdown(samples: &[BudgetSample]) -> Result<String> {
     let mut text = "\n## Where the downtime goes\n\nA service without memory, milliseconds, medians of the moves \
@@ -47,18 +50,28 @@ pub fn markdown(samples: &[BudgetSample]) -> Result<String> {
     Ok(text)
 }
 
-/// The same as bars.
+/// The same as bars: the largest parts by their names, the others as one.
 pub fn picture(samples: &[BudgetSample]) -> Picture {
-    let parts = parts(samples);
-    let names: Vec<&str> = parts.iter().map(|part| part.name()).collect();
-    let bar = |to: String| Bar {
-        parts: parts
+    let (parts, ways) = (parts(samples), ways(samples));
+    let of = |to: &str, part: &Part| median(samples, to, *part).unwrap_or(0.0);
+    let widest = |part: &Part| ways.iter().map(|to| of(to, part)).fold(0.0, f64::max);
+    let mut by_size = parts.clone();
+    by_size.sort_by(|one, other| widest(other).total_cmp(&widest(one)));
+    by_size.truncate(SHOWN);
+    let (shown, others): (Vec<Part>, Vec<Part>) =
+        parts.into_iter().partition(|part| by_size.contains(part));
+    let together = format!("{} others", others.len());
+    let mut names: Vec<&str> = shown.iter().map(|part| part.name()).collect();
+    names.push(&together);
+    let bar = |to: &String| Bar {
+        parts: shown
             .iter()
-            .map(|part| median(samples, &to, *part).unwrap_or(0.0))
+            .map(|part| of(to, part))
+            .chain([others.iter().map(|part| of(to, part)).sum()])
             .collect(),
         name: format!("to {to}"),
     };
-    let all: Vec<Bar> = ways(samples).into_iter().map(bar).collect();
+    let all: Vec<Bar> = ways.iter().map(bar).collect();
     let title = "Where the downtime of a service without memory goes";
     let picture = bars(title, ("", "downtime, ms"), &names, &all);
     ("budget.svg", picture)

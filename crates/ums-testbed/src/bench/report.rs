@@ -144,7 +144,9 @@ pub fn figures(rows: &[Row]) -> Result<(String, Vec<Picture>)> {
         let _ = writeln!(text, "![{caption}]({name})\n");
         pictures.push((name, picture));
     };
-    let total = |row: &Row| Some(row.total_ms.median / 1e3);
+    // A wire without anything to carry is no measure.
+    let is_empty = |row: &Row| row.technique == Technique::WireFloor && row.cell.memory_mib == 0;
+    let total = |row: &Row| (!is_empty(row)).then_some(row.total_ms.median / 1e3);
     let downtime = |row: &Row| row.downtime_ms.map(|spread| spread.median);
     let labels =
         |cells: &[Cell], label: fn(&Cell) -> String| cells.iter().map(label).collect::<Vec<_>>();
@@ -184,6 +186,7 @@ fn ours(rows: &[Row], cells: &[Cell], value: impl Fn(&Row) -> Option<f64>) -> Ve
         Technique::Paper,
         Technique::RuncLazy,
         Technique::Podman,
+        Technique::Criu,
         Technique::WireFloor,
     ];
     let series = |technique: &Technique| {

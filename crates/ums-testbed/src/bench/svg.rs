@@ -102,7 +102,7 @@ pub struct Bar {
     pub parts: Vec<f64>,
 }
 
-/// Bars of parts, each part in its own colour.
+/// Bars of parts, each part in its own colour, as far as there are some: no more than eight are told apart.
 pub fn bars(title: &str, axes: (&str, &str), names: &[&str], bars: &[Bar]) -> String {
     let sum = |bar: &Bar| bar.parts.iter().sum::<f64>();
     let most = bars.iter().map(sum).fold(1.0, f64::max);
@@ -132,7 +132,7 @@ pub fn bars(title: &str, axes: (&str, &str), names: &[&str], bars: &[Bar]) -> St
                  stroke='white' stroke-width='0.5'/>",
                 room * 0.6,
                 bottom - top,
-                shade(number)
+                COLOURS[number % COLOURS.len()]
             );
         }
         let _ = writeln!(
@@ -144,16 +144,9 @@ pub fn bars(title: &str, axes: (&str, &str), names: &[&str], bars: &[Bar]) -> St
         );
     }
     for (number, name) in names.iter().enumerate() {
-        text += &key(number, &shade(number), name);
+        text += &key(number, COLOURS[number % COLOURS.len()], name);
     }
     text + "</svg>\n"
-}
-
-/// Neighbours differ, in hue and in lightness.
-fn shade(number: usize) -> String {
-    let hue = number * 137 % 360;
-    let light = 40 + number % 3 * 14;
-    format!("hsl({hue},60%,{light}%)")
 }
 
 fn begin(title: &str, (x, y): (&str, &str)) -> String {
