@@ -2,7 +2,8 @@
 //!
 //! - [`criu`] speaks CRIU's RPC, its page-server protocol and its image format;
 //! - [`store`] holds arrived pages in memory, [`uffd`] installs them in the restored service;
-//! - [`dirty`] tells which pages of a running service change, [`page_source`] which a frozen one has;
+//! - [`dirty`] tells which pages of a running service change, [`shared`] those of what processes share, and
+//!   [`page_source`] which a frozen one has;
 //! - [`cgroup`] and [`devices`] confine it;
 //! - [`freezer`] is the freeze that outlives CRIU and the agent;
 //! - [`carry`] carries what CRIU doesn't; [`unix_diag`] tells who is connected to whom;
@@ -32,6 +33,7 @@ pub mod offers;
 pub mod page_source;
 mod repair;
 mod restart;
+pub mod shared;
 mod sock_diag;
 pub mod store;
 pub mod stuck;

@@ -32,6 +32,9 @@ pub struct Bytes {
     pub wire: u64,
     /// Content of files.
     pub filesystem: u64,
+    /// What of the wire's bytes went over after the rounds, in the freeze but for its first moment.
+    #[serde(default)]
+    pub frozen: u64,
 }
 
 /// When a step ran, in milliseconds since the migration was asked for.

@@ -9,8 +9,9 @@ use ums_api::agent as api;
 use ums_api::problem::Problem;
 use ums_checkpoint::carry::{Process, processes};
 use ums_checkpoint::cgroup::Cgroup;
-use ums_checkpoint::criu::page_server::PE_LAZY;
+use ums_checkpoint::criu::page_server::{PE_LAZY, PE_PRESENT};
 use ums_checkpoint::dirty::{self, RoundError, Rounds, Unchanged};
+use ums_checkpoint::shared::{Known, SharedRounds};
 use ums_checkpoint::store::READ_RUNNING;
 use ums_core::converge::{self, Bounds, Next, Round};
 use ums_sync::send::{PageWriter, SendError, Sender};
@@ -22,6 +23,8 @@ use crate::task::blocking;
 pub(crate) struct Copied {
     cgroup: Cgroup,
     rounds: Rounds,
+    /// Of what processes share; `None` where the destination takes none of it, or has got all that it will.
+    shared: Option<SharedRounds>,
     /// How many there were.
     pub(crate) count: u32,
 }
@@ -43,8 +46,9 @@ pub(crate) async fn copy(
         return Ok(None);
     }
     let (cgroup, mut pages) = (service.container.cgroup.clone(), sender.pages());
+    let takes_shared = sender.takes_shared_rounds();
     blocking(move || {
-        let copied = Copied::begin(&cgroup).and_then(|mut copied| {
+        let copied = Copied::begin(&cgroup, takes_shared).and_then(|mut copied| {
             copied.run(&mut pages, begun)?;
             Ok(copied)
         });
@@ -62,7 +66,7 @@ pub(crate) async fn copy(
 
 impl Copied {
     /// Nothing is copied yet.
-    fn begin(cgroup: &str) -> Result<Self, RoundError<SendError>> {
+    fn begin(cgroup: &str, takes_shared: bool) -> Result<Self, RoundError<SendError>> {
         let begun = Cgroup::at(cgroup).and_then(|cgroup| {
             let backend = dirty::choose(dirty::features());
             let tracker =
@@ -71,6 +75,7 @@ impl Copied {
             Ok(Self {
                 cgroup,
                 rounds: Rounds::new(tracker),
+                shared: takes_shared.then(SharedRounds::new).transpose()?,
                 count: 0,
             })
         });
@@ -84,10 +89,7 @@ impl Copied {
     ) -> Result<(), RoundError<SendError>> {
         let mut done = Vec::new();
         loop {
-            let left = self
-                .rounds
-                .look(&self.processes())
-                .map_err(RoundError::Read)?;
+            let left = self.look().map_err(RoundError::Read)?;
             let next = converge::next(&done, left, &Bounds::default());
             if next == Next::Freeze {
                 tracing::info!(
@@ -102,9 +104,7 @@ impl Copied {
                 bytes: left,
             });
             let begin = Instant::now();
-            let flags = PE_LAZY | READ_RUNNING;
-            self.rounds
-                .send(|owner, address, bytes| pages.write(owner.0, address, flags, bytes))?;
+            self.send(pages)?;
             let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
             done.push(Round { bytes: left, ms });
             self.count += 1;
@@ -113,6 +113,28 @@ impl Copied {
                 return Ok(());
             }
         }
+    }
+
+    /// How many bytes are to be sent.
+    fn look(&mut self) -> std::io::Result<u64> {
+        let processes = self.processes();
+        let shared = self.shared.as_mut().map_or(0, |it| it.look(&processes));
+        Ok(self.rounds.look(&processes)? + shared)
+    }
+
+    fn send(&mut self, pages: &mut PageWriter) -> Result<(), RoundError<SendError>> {
+        if let Some(shared) = &mut self.shared {
+            let flags = PE_PRESENT | READ_RUNNING;
+            shared.send(|owner, offset, bytes| pages.write(owner.0, offset, flags, bytes))?;
+        }
+        let flags = PE_LAZY | READ_RUNNING;
+        self.rounds
+            .send(|owner, address, bytes| pages.write(owner.0, address, flags, bytes))
+    }
+
+    /// What the destination has got of what processes share, once there are no more rounds.
+    pub(crate) fn take_shared(&mut self) -> Option<Known> {
+        self.shared.take().map(SharedRounds::into_known)
     }
 
     fn processes(&self) -> Vec<Process> {

@@ -8,6 +8,7 @@ use ums_checkpoint::keeper::protocol as keeper;
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_core::budget::{Laps, Part};
 use ums_core::id::{MigrationId, ServiceName};
+use ums_core::report::Bytes;
 use ums_core::technique::Technique;
 use ums_sync::files;
 
@@ -139,6 +140,7 @@ async fn freeze_and_send(
         copied,
     } = path;
     let rounds = copied.as_ref().map_or(0, |copied| copied.count);
+    let wire_before = sender.meter().bytes().wire;
     let status = service.container.status_async().await?;
     if let keeper::Phase::Dead { code } = status.phase {
         return Err(problem::exited(&service.specification.name, code));
@@ -187,7 +189,10 @@ async fn freeze_and_send(
         dumped_at_ns: status.dumped_at_ns.unwrap_or(0),
         delivered_at_ns,
         digest: hex(&delivered.digest),
-        bytes: delivered.bytes,
+        bytes: Bytes {
+            frozen: delivered.bytes.wire.saturating_sub(wire_before),
+            ..delivered.bytes
+        },
         rounds,
         spans: [status.spans, laps.into_spans()].concat(),
     })

@@ -23,6 +23,8 @@ impl Meter {
             memory: self.0.memory.load(Ordering::Relaxed),
             wire: self.0.wire.load(Ordering::Relaxed),
             filesystem: self.0.filesystem.load(Ordering::Relaxed),
+            // For who knows when the freeze began.
+            frozen: 0,
         }
     }
 

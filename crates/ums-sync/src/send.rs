@@ -23,7 +23,10 @@ use tokio::task::JoinHandle;
 use ums_core::id::MigrationId;
 use ums_core::report::Bytes;
 
-use crate::frame::{Counts, Digest, Frame, FrameError, Hello, ROUNDS_VERSION, VERSIONS, shortened};
+use crate::frame::{
+    Counts, Digest, Frame, FrameError, Hello, ROUNDS_VERSION, SHARED_ROUNDS_VERSION, VERSIONS,
+    shortened,
+};
 use crate::link::{LinkError, read_frame, write_frame};
 use crate::meter::Meter;
 use task::Message;
@@ -206,6 +209,11 @@ impl Sender {
     /// Whether the destination takes pages while the service runs, and their confirmation in the freeze.
     pub fn takes_rounds(&self) -> bool {
         self.version >= ROUNDS_VERSION
+    }
+
+    /// Whether it takes those of shared memory too.
+    pub fn takes_shared_rounds(&self) -> bool {
+        self.version >= SHARED_ROUNDS_VERSION
     }
 
     /// A writer of pages, for a blocking thread.

@@ -1,5 +1,5 @@
-//! Random data that a workload holds in shared memory, so that it goes over in the freeze whatever the technique: what
-//! a test does in the middle of the freeze finds it there.
+//! Random data that a workload holds in shared memory, which CRIU reads in the freeze: what a test does in the middle
+//! of a freeze without rounds finds it there.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

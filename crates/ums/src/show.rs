@@ -13,7 +13,7 @@ use ums_core::budget::{Place, Span};
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::plan::{Choice, Plan};
 use ums_core::preflight::Refusal;
-use ums_core::report::{MigrationReport, Outcome};
+use ums_core::report::{Bytes, MigrationReport, Outcome};
 use ums_core::step::Step;
 use ums_core::technique::{Approach, Technique};
 
@@ -46,6 +46,17 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     text
+}
+
+fn on_the_wire(moved: &Bytes) -> String {
+    match moved.frozen {
+        0 => bytes(moved.wire),
+        frozen => format!(
+            "{}, {} of it in the freeze",
+            bytes(moved.wire),
+            bytes(frozen)
+        ),
+    }
 }
 
 /// An amount: `0 B`, `12.5 MiB`.
@@ -407,7 +418,7 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     }
     rows.push(("memory", bytes(report.bytes.memory)));
     rows.push(("files", bytes(report.bytes.filesystem)));
-    rows.push(("on the wire", bytes(report.bytes.wire)));
+    rows.push(("on the wire", on_the_wire(&report.bytes)));
     if let Some(endpoint) = &report.endpoint {
         rows.push(("answers at", endpoint.clone()));
     }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use nix::sys::stat::{major, minor};
+
 /// Addresses of one mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mapping {
@@ -59,10 +61,20 @@ pub(super) fn parse(text: &str) -> io::Result<Maps> {
     Ok(maps)
 }
 
+/// Mappings of files of one device (`st_dev`), with the files' inodes. A line that isn't understood is passed over.
+pub(crate) fn of_device(text: &str, device: u64) -> impl Iterator<Item = (Mapping, u64)> {
+    let device = format!("{:02x}:{:02x}", major(device), minor(device));
+    let lines = text.lines().filter_map(Line::parse);
+    let lines = lines.filter(move |line| line.device == device);
+    lines.filter_map(|line| Some((line.mapping, line.inode.parse().ok()?)))
+}
+
 /// A line of it.
 pub(crate) struct Line<'a> {
     pub(crate) mapping: Mapping,
     permissions: &'a str,
+    /// Major and minor number, in hexadecimal.
+    device: &'a str,
     inode: &'a str,
     name: &'a str,
 }
@@ -79,7 +91,7 @@ impl<'a> Line<'a> {
         let mut fields = line.splitn(6, ' ');
         let (start, end) = fields.next()?.split_once('-')?;
         let permissions = fields.next()?;
-        let (_offset, _device) = (fields.next()?, fields.next()?);
+        let (_offset, device) = (fields.next()?, fields.next()?);
         let inode = fields.next()?;
         let number = |text| u64::from_str_radix(text, 16).ok();
         Some(Self {
@@ -88,6 +100,7 @@ impl<'a> Line<'a> {
                 end: number(end)?,
             },
             permissions,
+            device,
             inode,
             name: fields.next().unwrap_or_default().trim_start(),
         })
@@ -147,6 +160,18 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             .map(|mapping| mapping.start)
             .collect();
         assert_eq!(code, [0x40_0000, 0x7ffd_0010_4000]);
+    }
+
+    #[test]
+    fn those_of_one_device() {
+        let of = |device| of_device(TEXT, device).collect::<Vec<_>>();
+        let shared = Mapping {
+            start: 0x7f00_0010_0000,
+            end: 0x7f00_0012_1000,
+        };
+        assert_eq!(of(nix::sys::stat::makedev(0, 1)), [(shared, 77)]);
+        assert_eq!(of(nix::sys::stat::makedev(0xfd, 1)).len(), 1);
+        assert_eq!(of(nix::sys::stat::makedev(0xfd, 2)), []);
     }
 
     #[test]

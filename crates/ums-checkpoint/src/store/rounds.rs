@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use super::extents::Run;
 use super::staged::Part;
 use super::{Error, PageStore, check_range, mapped};
-use crate::criu::image::byte_len;
+use crate::criu::image::{self, byte_len};
 use crate::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
 use crate::memory_dir::MemoryDir;
 
@@ -25,7 +25,7 @@ impl PageStore {
     /// As of [`push`](Self::push).
     pub fn stage(&mut self, owner: PageOwner, address: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = check_range(address, bytes.len() as u64)?;
-        if owner.process().is_none() {
+        if image::pagemap_name(owner).is_none() {
             return Err(Error::Nonsense(format!("a round of owner {:#x}", owner.0)));
         }
         let parts = self.staged.entry(owner).or_default().parts(address, end);

@@ -264,6 +264,35 @@ fn a_round_that_is_confirmed_is_shared_with_the_parent() {
 
 /// What is here at once is bounded, not what has come.
 #[test]
+fn rounds_of_shared_memory_are_there_at_the_restore() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED rounds_of_shared_memory_are_there_at_the_restore: needs root");
+        return;
+    }
+    let object = PageOwner((77 << 8) | 2);
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let mut store = PageStore::new(1 << 20, true).unwrap();
+    let page = PAGE_LEN as u64;
+    store.stage(object, 0, &[1; 4 * PAGE_LEN]).unwrap();
+    store.stage(object, page, &[2; PAGE_LEN]).unwrap();
+    // The freeze confirms some, sends one, and does not name the rest.
+    store.keep(object, 0, PE_PRESENT, 2, &images).unwrap();
+    store
+        .push(object, 2 * page, PE_PRESENT, &[3; PAGE_LEN], &images)
+        .unwrap();
+    assert!(store.stage(PageOwner(9), 0, &[1; PAGE_LEN]).is_err());
+    let stored = store.finish(&images).unwrap();
+    assert!(stored.index.is_empty());
+    let file = std::fs::read(images.path().join("pagemap-shmem-77.img")).unwrap();
+    let (pages_id, map) = image::read_pagemap(&file);
+    let covered: Vec<_> = map.iter().map(|it| (it.address / page, it.pages)).collect();
+    assert_eq!(covered, [(0, 3)]);
+    let pages = std::fs::read(images.path().join(image::pages_name(pages_id))).unwrap();
+    let first: Vec<u8> = pages.chunks(PAGE_LEN).map(|page| page[0]).collect();
+    assert_eq!(first, [1, 2, 3]);
+}
+
+#[test]
 fn rounds_have_the_bound_of_the_memory() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED rounds_have_the_bound_of_the_memory: needs root");

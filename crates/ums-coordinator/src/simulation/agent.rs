@@ -439,6 +439,7 @@ impl Agent {
                 memory: 4096,
                 wire: 5000,
                 filesystem: 10,
+                frozen: 0,
             },
             rounds: 0,
             spans: Vec::new(),

@@ -357,7 +357,8 @@ fn checkpoint(world: &mut Inner, me: &str, id: MigrationId, request: &Checkpoint
         bytes: Moved {
             memory: 4096,
             wire: 5000,
-            filesystem: 10
+            filesystem: 10,
+            frozen: 0,
         },
         rounds: 0,
         spans: vec![spent(Part::Dump, 3)],

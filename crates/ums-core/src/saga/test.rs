@@ -41,6 +41,7 @@ fn output(step: Step) -> Output {
                 memory: 3,
                 wire: 2,
                 filesystem: 1,
+                frozen: 1,
             },
             rounds: 0,
             spans: Vec::new(),

@@ -1,8 +1,8 @@
 //! Step 9: the frozen service's memory leaves.
 //!
 //! Private memory is read by us, while CRIU dumps the rest, and only what the destination has no right copy
-//! of. What CRIU reads itself comes over its page socket: shared memory, and the kernel's own code in each process. A
-//! keeper of an earlier release has CRIU read everything.
+//! of. What CRIU reads itself comes over its page socket: shared memory, of which only what has changed goes over, and
+//! the kernel's own code in each process. A keeper of an earlier release has CRIU read everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -16,6 +16,7 @@ use ums_checkpoint::criu::page_server::{self, PAGE_LEN, PageOwner, Run};
 use ums_checkpoint::dirty::{Ranges, Unchanged};
 use ums_checkpoint::keeper::protocol::MemoryBy;
 use ums_checkpoint::page_source::{Held, PageSource, When};
+use ums_checkpoint::shared::Known;
 use ums_checkpoint::tree::{self, Parents};
 use ums_sync::send::{ImageWriter, PageWriter, SendError, Sender};
 
@@ -23,6 +24,9 @@ use crate::rounds::Copied;
 
 /// The most that CRIU may send of processes whose memory we read, bytes: what it does not look for in a pagemap.
 const ASIDE_MAX: u64 = 64 << 20;
+
+/// Pages of shared memory that are looked at together.
+const SHARED_PAGES: usize = 64;
 
 /// Why memory can't be sent.
 #[derive(Debug)]
@@ -39,8 +43,14 @@ pub(super) enum Error {
 pub(super) struct Memory {
     by: MemoryBy,
     ours: Ours,
-    /// What CRIU reads.
-    theirs: PageWriter,
+    theirs: Theirs,
+}
+
+/// What CRIU reads.
+struct Theirs {
+    pages: PageWriter,
+    /// What the destination has already of what processes share.
+    known: Option<Known>,
 }
 
 /// What is read by us, or known to be right at the destination.
@@ -72,14 +82,22 @@ impl From<SendError> for Error {
 }
 
 impl Memory {
-    pub(super) fn new(cgroup: &str, sender: &Sender, by: MemoryBy, copied: Option<Copied>) -> Self {
+    pub(super) fn new(
+        cgroup: &str,
+        sender: &Sender,
+        by: MemoryBy,
+        mut copied: Option<Copied>,
+    ) -> Self {
+        let theirs = Theirs {
+            pages: sender.pages(),
+            known: copied.as_mut().and_then(Copied::take_shared),
+        };
         let ours = Ours {
             cgroup: cgroup.to_owned(),
             images: sender.images(),
             pages: sender.pages(),
             copied,
         };
-        let theirs = sender.pages();
         Self { by, ours, theirs }
     }
 
@@ -96,7 +114,7 @@ impl Memory {
     pub(super) fn send(&mut self, mut criu: UnixStream) -> Result<BTreeSet<PageOwner>, Error> {
         let Self { by, ours, theirs } = self;
         match by {
-            MemoryBy::Criu => ours.send_what_criu_reads(&mut criu),
+            MemoryBy::Criu => ours.send_what_criu_reads(theirs, &mut criu),
             MemoryBy::Agent => {
                 std::thread::scope(|scope| send_both(scope, ours, theirs, &mut criu))
             }
@@ -108,7 +126,7 @@ impl Memory {
 fn send_both<'scope>(
     scope: &'scope Scope<'scope, '_>,
     ours: &'scope mut Ours,
-    theirs: &mut PageWriter,
+    theirs: &mut Theirs,
     criu: &mut UnixStream,
 ) -> Result<BTreeSet<PageOwner>, Error> {
     let mut reading: Option<ScopedJoinHandle<'scope, _>> = None;
@@ -119,7 +137,8 @@ fn send_both<'scope>(
         || reading = Some(scope.spawn(|| ours.send_while_dumping().map(|frozen| (ours, frozen)))),
         |run, stream| match run.owner.process() {
             Some(_) => aside.put(run, stream),
-            None => send_run(theirs, run, run.pages, &mut *stream)
+            None => theirs
+                .send(run, stream)
                 .map_err(|error| to_sink(&mut broken, error)),
         },
     );
@@ -199,6 +218,7 @@ impl Ours {
     /// Everything comes from CRIU; of what the destination has only where it is goes over.
     fn send_what_criu_reads(
         &mut self,
+        theirs: &mut Theirs,
         criu: &mut UnixStream,
     ) -> Result<BTreeSet<PageOwner>, Error> {
         let mut broken = None;
@@ -207,6 +227,10 @@ impl Ours {
             criu,
             || {},
             |run, stream| {
+                if run.owner.process().is_none() {
+                    let sent = theirs.send(run, stream);
+                    return sent.map_err(|error| to_sink(&mut broken, error));
+                }
                 let sent = match unchanged.take().map_or_else(|| self.begin(), Ok) {
                     Ok(known) => {
                         let known = unchanged.insert(known);
@@ -219,6 +243,56 @@ impl Ours {
         );
         served.map_err(|error| from_sink(broken, error))
     }
+}
+
+impl Theirs {
+    /// Sends a run of pages of an object; of those that the destination has got as they are only where they are.
+    fn send(&mut self, run: Run, stream: &mut UnixStream) -> Result<(), SendError> {
+        let Some(known) = self.known.as_ref().filter(|known| known.has(run.owner)) else {
+            return send_run(&mut self.pages, run, run.pages, stream);
+        };
+        let mut buffer = vec![0; SHARED_PAGES * PAGE_LEN];
+        let (mut at, mut left) = (run.address, run.pages);
+        while left > 0 {
+            let pages = left.min(SHARED_PAGES as u64);
+            let bytes = &mut buffer[..pages as usize * PAGE_LEN];
+            stream
+                .read_exact(bytes)
+                .map_err(|error| not_read(pages, error))?;
+            send_known(&mut self.pages, known, Run { address: at, ..run }, bytes)?;
+            at += bytes.len() as u64;
+            left -= pages;
+        }
+        Ok(())
+    }
+}
+
+/// Sends pages that are in memory, in parts of which the destination has all or nothing.
+fn send_known(
+    pages: &mut PageWriter,
+    known: &Known,
+    run: Run,
+    bytes: &[u8],
+) -> Result<(), SendError> {
+    let is_right: Vec<bool> = bytes
+        .chunks_exact(PAGE_LEN)
+        .zip((run.address..).step_by(PAGE_LEN))
+        .map(|(page, offset)| known.is_right(run.owner, offset, page))
+        .collect();
+    let mut at = 0;
+    for part in is_right.chunk_by(|one, other| one == other) {
+        let address = run.address + (at * PAGE_LEN) as u64;
+        let behind = at + part.len();
+        match part[0] {
+            true => pages.absent(run.owner.0, address, run.flags, part.len() as u32)?,
+            false => {
+                let bytes = &bytes[at * PAGE_LEN..behind * PAGE_LEN];
+                pages.write(run.owner.0, address, run.flags, bytes)?;
+            }
+        }
+        at = behind;
+    }
+    Ok(())
 }
 
 /// Runs of processes from CRIU, until it is known which of them we have read ourselves.
@@ -338,10 +412,14 @@ fn skip(stream: &mut UnixStream, pages: u64) -> Result<(), SendError> {
         true => Ok(()),
         false => Err(io::ErrorKind::UnexpectedEof.into()),
     });
-    whole.map_err(|source| SendError::Read {
-        what: format!("{pages} pages that have not changed"),
-        source: Arc::new(source),
-    })
+    whole.map_err(|error| not_read(pages, error))
+}
+
+fn not_read(pages: u64, error: io::Error) -> SendError {
+    SendError::Read {
+        what: format!("{pages} pages from CRIU"),
+        source: Arc::new(error),
+    }
 }
 
 /// An error of the data path goes through CRIU's page server as a text.

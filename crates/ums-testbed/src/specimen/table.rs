@@ -288,6 +288,11 @@ pub const ALL: &[Specimen] = &[
         .refused(RefusalKind::Descriptor, &["O_PATH", "/bin/files"]),
     specimen!("files-replaced", "files", &["replaced-exe"])
         .declared(LossKind::FilePath, &["/bin/files"]),
+    // What processes write to together, while it goes over in rounds.
+    specimen!("sharing-anonymous", "sharing", &["anonymous", "24"]),
+    specimen!("sharing-segment", "sharing", &["segment", "24"]),
+    specimen!("sharing-memfd", "sharing", &["memfd", "24"]),
+    specimen!("sharing-shm", "sharing", &["shm", "24"]),
     specimen!("leases", "leases", &["read", "write"]),
     specimen!("leases-mapped", "leases", &["mapped"])
         .refused(RefusalKind::Descriptor, &["/leased-mapped", "is mapped"]),

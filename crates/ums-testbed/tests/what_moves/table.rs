@@ -219,6 +219,30 @@ const MEMORY: &[Row] = &[
         Specimen("memory-objects"),
     ),
     row(
+        "shared anonymous mapping that several processes write to while it moves",
+        Carried,
+        "in rounds before the freeze; there CRIU, and what has changed is sent",
+        Specimen("sharing-anonymous"),
+    ),
+    row(
+        "System V segment, the same",
+        Carried,
+        "the same",
+        Specimen("sharing-segment"),
+    ),
+    row(
+        "memfd, the same, written by `write(2)` too",
+        Carried,
+        "the same",
+        Specimen("sharing-memfd"),
+    ),
+    row(
+        "file in `/dev/shm`, the same",
+        Carried,
+        "with the files, and in the freeze what has changed",
+        Specimen("sharing-shm"),
+    ),
+    row(
         "context of asynchronous IO (`io_setup`) with nothing under way",
         Carried,
         "CRIU",

@@ -71,6 +71,7 @@ fn completed() -> MigrationView {
         memory: 134_217_728,
         wire: 135_000_000,
         filesystem: 4096,
+        frozen: 1 << 20,
     };
     view.report.endpoint = Some("10.77.0.2:6379".to_owned());
     view

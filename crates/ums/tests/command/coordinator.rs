@@ -318,6 +318,7 @@ fn running() -> MigrationView {
                 memory: 4096,
                 wire: 5000,
                 filesystem: 0,
+                frozen: 0,
             },
             rounds: 0,
             endpoint: None,
