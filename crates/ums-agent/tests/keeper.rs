@@ -257,11 +257,6 @@ fn a_service_that_exited_can_not_be_checkpointed_and_says_so() {
     source.call(&Request::Quit, &[]).unwrap();
 }
 
-fn kill(pid: i32) {
-    let pid = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
 /// The pump that appends to a place's log.
 fn log_pump(place: &Place) -> Option<i32> {
     let log = place.config.log.display().to_string();

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use ums_checkpoint::offers::{Offer, Offers};
 
+use support::departed::{departed, program};
 use support::*;
 
 const ID: &str = "arrived-1";
@@ -20,11 +21,6 @@ struct Arrival {
     keeper: Keeper,
     offers: Offers,
     bundle: PathBuf,
-}
-
-fn program() -> Option<PathBuf> {
-    let program = Path::new(env!("CARGO_BIN_EXE_ums-agent")).with_file_name("ums-runtime");
-    program.exists().then_some(program)
 }
 
 impl Arrival {
@@ -155,58 +151,6 @@ impl Arrival {
     fn delete(&self) {
         self.succeeds(&["delete", ID]);
         wait_until("the cgroup is gone", || !self.cgroup_dir().exists());
-    }
-}
-
-/// A counting service that is frozen, its checkpoint, and its root filesystem for another place.
-struct Departed {
-    place: Place,
-    keeper: Keeper,
-    images: MemoryDir,
-    stored: Stored,
-    root: tempfile::TempDir,
-    lower: tempfile::TempDir,
-    bundle: PathBuf,
-}
-
-fn departed(name: &str) -> Option<Departed> {
-    let (bundle, lower) = ready(name)?;
-    if program().is_none() {
-        skip(name, "needs ums-runtime: `cargo build -p ums-runtime`");
-        return None;
-    }
-    let place = Place::new(&bundle, lower.path(), "departing");
-    let keeper = place.start();
-    run(&place, &keeper, COUNTING);
-    wait_until("it counts", || last_tick(&place.log()) > 5);
-    let (images, stored) = checkpoint(&keeper);
-    let root = tempfile::tempdir().unwrap();
-    for layer in [lower.path(), &place.config.upper] {
-        let mut from = layer.as_os_str().to_owned();
-        from.push("/.");
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(from)
-            .arg(root.path())
-            .status();
-        assert!(copied.unwrap().success());
-    }
-    Some(Departed {
-        place,
-        keeper,
-        images,
-        stored,
-        root,
-        lower,
-        bundle,
-    })
-}
-
-impl Departed {
-    fn over(self) {
-        self.keeper.call(&Request::Quit, &[]).unwrap();
-        wait_until("the cgroup is gone", || !self.place.cgroup_dir().exists());
-        drop(self.lower);
     }
 }
 

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{getsockopt, sockopt};
+use rustix::fs::CWD;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use ums_checkpoint::criu::rpc::{Opts, RequestType};
 use ums_checkpoint::keeper::client::Keeper;
 use ums_checkpoint::keeper::placing::{FromKeeper, FromRuntime, IMAGES_PATIENCE};
@@ -26,6 +28,8 @@ use crate::wire::Runtime;
 
 /// runc's name of a network namespace that it has been given.
 const GIVEN_NETNS: &str = "extRootNetNS";
+/// Where the tmpfs for `/dev/shm` is mounted for CRIU, in the directory of the offer.
+const SHM: &str = "shm";
 /// Why it came to nothing, in the directory of the offer.
 const WHY: &str = "why";
 /// How often is looked whether runc is still there.
@@ -70,7 +74,7 @@ fn restore(runtime: &Runtime, opts: &Opts, place: &Path) -> Result<(), String> {
     let given = opts.inherit_fd.iter().find(|it| it.key == GIVEN_NETNS);
     let given = given.map(|it| message::inherited(it.fd)).transpose();
     let given = given.map_err(|error| format!("the network namespace: {error}"))?;
-    let mut criu = start(&keeper, opts, given.as_ref())?;
+    let mut criu = start(&keeper, opts, given.as_ref(), place)?;
     let held = complete(runtime, &keeper, &criu, given.is_none(), place);
     if let Err(why) = &held {
         let reason = why.clone();
@@ -90,7 +94,12 @@ struct Criu {
 }
 
 /// Starts CRIU as the keeper wants it.
-fn start(keeper: &OwnedFd, opts: &Opts, given: Option<&OwnedFd>) -> Result<Criu, String> {
+fn start(
+    keeper: &OwnedFd,
+    opts: &Opts,
+    given: Option<&OwnedFd>,
+    place: &Path,
+) -> Result<Criu, String> {
     let mounts = opts
         .ext_mnt
         .iter()
@@ -98,6 +107,7 @@ fn start(keeper: &OwnedFd, opts: &Opts, given: Option<&OwnedFd>) -> Result<Criu,
     let request = Request::Place(PlaceRequest {
         root: opts.root.clone().unwrap_or_default(),
         mounts: mounts.collect(),
+        shm: place.join(SHM),
     });
     let fds: Vec<_> = given.iter().map(|fd| fd.as_fd()).collect();
     let gone = |error: io::Error| format!("the keeper has gone: {error}");
@@ -108,8 +118,9 @@ fn start(keeper: &OwnedFd, opts: &Opts, given: Option<&OwnedFd>) -> Result<Criu,
         Some((FromKeeper::Failed { reason }, _)) => return Err(reason),
         _ => return Err("the keeper has gone".to_owned()),
     };
-    let [socket, netns] = <[OwnedFd; 2]>::try_from(fds)
+    let [socket, netns, shm] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| "the keeper has handed over something else than a CRIU needs")?;
+    mount(shm, &place.join(SHM)).map_err(|error| format!("/dev/shm can't be mounted: {error}"))?;
     for fd in [&socket, &netns] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| error.to_string())?;
     }
@@ -136,6 +147,20 @@ fn start(keeper: &OwnedFd, opts: &Opts, given: Option<&OwnedFd>) -> Result<Criu,
         inherited: vec![netns.as_raw_fd(), 1, 2],
         netns,
     })
+}
+
+/// Mounts the tmpfs for `/dev/shm` in a mount namespace of this process and of CRIU, which goes with them. What CRIU
+/// mounts while it works does so, too, whatever ends it.
+fn mount(shm: OwnedFd, at: &Path) -> io::Result<()> {
+    fs::create_dir(at)?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // What is unmounted outside is unmounted here, and nothing of ours is seen outside.
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )?;
+    move_mount(shm, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
 }
 
 /// Has the runtime do what it does when the container's namespaces are there, waits for the processes, and has it

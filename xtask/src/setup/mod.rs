@@ -123,6 +123,18 @@ for package in "$@"; do
     case $package in
     redis-server) service=redis-server ;;
     openssh-server) service=ssh ;;
+    docker.io)
+        service=docker
+        if command -v systemctl >/dev/null; then
+            systemctl disable docker.service docker.socket containerd.service
+        fi
+        ;;
+    podman)
+        if command -v systemctl >/dev/null; then
+            systemctl disable podman.socket podman.service podman-restart.service podman-auto-update.timer
+        fi
+        continue
+        ;;
     *) continue ;;
     esac
     update-rc.d "$service" disable

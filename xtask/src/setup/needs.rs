@@ -26,7 +26,7 @@ pub(crate) enum Purpose {
 
 /// A program and the Debian package that brings it.
 pub(crate) struct Need {
-    /// The program whose presence satisfies the need, whoever installed it.
+    /// The program, by its name or its path, whose presence satisfies the need, whoever installed it.
     pub(crate) program: &'static str,
     /// The package to install if it is missing.
     pub(crate) package: &'static str,
@@ -45,7 +45,7 @@ const LONG: &[Purpose] = &[Purpose::Long];
 const MACHINES: &[Purpose] = &[Purpose::Machines, Purpose::Long];
 
 /// All needs. The rest comes with the bundle or is part of every Debian.
-const NEEDS: [Need; 17] = [
+const NEEDS: [Need; 20] = [
     Need {
         program: "tc",
         package: "iproute2",
@@ -86,6 +86,24 @@ const NEEDS: [Need; 17] = [
         program: "curl",
         package: "curl",
         why: "is the client in the documentation's walk-through",
+        purposes: &[Purpose::Test],
+    },
+    Need {
+        program: "dockerd",
+        package: "docker.io",
+        why: "is an engine whose containers services arrive in",
+        purposes: &[Purpose::Test],
+    },
+    Need {
+        program: "podman",
+        package: "podman",
+        why: "is another one",
+        purposes: &[Purpose::Test],
+    },
+    Need {
+        program: "/usr/lib/cni/bridge",
+        package: "containernetworking-plugins",
+        why: "makes the networks of Podman's containers",
         purposes: &[Purpose::Test],
     },
     Need {

@@ -8,6 +8,10 @@
     reason = "not every test uses all of it"
 )]
 
+pub mod departed;
+pub mod docker;
+pub mod podman;
+
 pub use std::os::fd::{AsFd, AsRawFd};
 pub use std::os::unix::net::UnixStream;
 pub use std::path::{Path, PathBuf};
@@ -267,4 +271,9 @@ pub fn copy_upper(a: &Place, b: &Place) {
         .status()
         .unwrap();
     assert!(copied.success());
+}
+
+pub fn kill(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }

@@ -53,15 +53,6 @@ impl Container {
         let none: Option<&str> = None;
         // Unmounts on the host go on reaching us, our mounts never reach the host.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-        if config.placed {
-            return Ok(Self {
-                netns: new_netns()?,
-                cgroup: Cgroup::at(&config.cgroup)?,
-                given: OnceLock::new(),
-                stdio: Vec::new(),
-                loopback: Holder::default(),
-            });
-        }
         let shm_options = format!("mode=1777,size={}", config.shm_bytes);
         let shm_flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(
@@ -71,6 +62,15 @@ impl Container {
             shm_flags,
             Some(&*shm_options),
         )?;
+        if config.placed {
+            return Ok(Self {
+                netns: new_netns()?,
+                cgroup: Cgroup::at(&config.cgroup)?,
+                given: OnceLock::new(),
+                stdio: Vec::new(),
+                loopback: Holder::default(),
+            });
+        }
         let netns = new_netns()?;
         let stdio = log::start(&config.log_pump, &config.log)?;
         let cgroup = Cgroup::at(&config.cgroup)?;

@@ -2,6 +2,7 @@
 //! driven from here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::TimeVal;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::container::Given;
 use super::placing::{FromKeeper, FromRuntime, RUNTIME_PATIENCE};
@@ -82,7 +85,11 @@ fn begin(
     let criu = FromKeeper::Criu {
         program: shared.config.bundle_bin.join("criu"),
     };
-    let sent = [theirs.as_fd(), shared.container.netns().as_fd()];
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let shm = open_tree(CWD, &shared.config.shm, clone)
+        .map_err(|error| failed("the tmpfs for /dev/shm can't be handed on", &error))?;
+    let netns = shared.container.netns();
+    let sent = [theirs.as_fd(), netns.as_fd(), shm.as_fd()];
     say(&socket, &criu, &sent)?;
     drop(theirs);
     let (pid, inherited) = match hear(&socket)? {
@@ -165,6 +172,14 @@ impl Link {
     /// The root filesystem.
     pub(super) fn root(&self) -> &str {
         &self.request.root
+    }
+
+    /// Where a mount is found in CRIU's mount namespace that is at this path in the keeper's.
+    pub(super) fn source<'a>(&'a self, source: &'a Path, shm: &Path) -> &'a Path {
+        match source == shm {
+            true => &self.request.shm,
+            false => source,
+        }
     }
 
     /// What the runtime mounts, by names.

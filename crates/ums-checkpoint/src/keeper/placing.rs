@@ -7,7 +7,7 @@
 //! ```text
 //!  ums-runtime                              keeper
 //!              ------- Place ------->
-//!              <------ Criu ---------       with CRIU's end of a socket pair, and the network namespace
+//!              <------ Criu ---------       with CRIU's end of a socket pair, and what the container gets
 //!   starts CRIU, has the runtime's hooks run
 //!              ------- Started ----->       … until the images are complete …
 //!              <------ Restored -----       the processes are there and held
@@ -33,7 +33,8 @@ pub const IMAGES_PATIENCE: Duration = Duration::from_secs(60 * 60);
 /// What a keeper says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromKeeper {
-    /// Start this CRIU. Descriptors: its end of the socket, the container's network namespace.
+    /// Start this CRIU, in a mount namespace of its own. Descriptors: its end of the socket, the container's network
+    /// namespace, and the tmpfs for `/dev/shm`, to be mounted there.
     Criu {
         /// The program. Its directory has what it executes.
         program: PathBuf,

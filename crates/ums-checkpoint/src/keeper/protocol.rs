@@ -62,8 +62,9 @@ pub struct KeeperConfig {
     /// Bind mounts of the container.
     pub mounts: Vec<ExternalMount>,
     /// Whether a container runtime makes the container, which then comes with [`Request::Place`]: nothing of it is
-    /// made by the keeper but a network namespace, in case the runtime has none. Of what is said above only
-    /// `service`, `socket`, `bundle_bin`, `guard` and `mounts` count; there must be nothing at `cgroup`.
+    /// made by the keeper but the tmpfs for `/dev/shm`, and a network namespace in case the runtime has none. Of what is
+    /// said above `cgroup`, the layers, `merged`, the memory limit, the devices and the log don't count then; there must
+    /// be nothing at `cgroup`.
     #[serde(default)]
     pub placed: bool,
 }
@@ -136,6 +137,8 @@ pub struct PlaceRequest {
     pub root: String,
     /// Its mounts: names in an image, and what is mounted there.
     pub mounts: Vec<(String, String)>,
+    /// Where CRIU will find the tmpfs for `/dev/shm`.
+    pub shm: PathBuf,
 }
 
 /// What a dump needs beside its descriptors.

@@ -14,7 +14,9 @@ use super::dump::{GHOST_LIMIT, NETNS_KEY, keep_log, lift};
 use super::nonlocal::AnyAddress;
 use super::pages;
 use super::place::{self, Link};
-use super::protocol::{CheckpointInfo, Connections, INDEX_NAME, INFO_NAME, Phase, RestoreRequest};
+use super::protocol::{
+    CheckpointInfo, Connections, ExternalMount, INDEX_NAME, INFO_NAME, Phase, RestoreRequest,
+};
 use super::ready;
 use super::server::{Shared, State, monotonic_ns};
 use crate::carry::{self, Carry, Lost};
@@ -352,9 +354,13 @@ impl Restore {
             fd: *fd,
         });
         let mounts = &self.shared.config.mounts;
+        let source = |of: &ExternalMount| match link {
+            Some(link) => link.source(&of.source, &self.shared.config.shm).to_owned(),
+            None => of.source.clone(),
+        };
         let ours = mounts
             .iter()
-            .map(|mount| format!("mnt[{}]:{}", mount.key, mount.source.display()));
+            .map(|mount| format!("mnt[{}]:{}", mount.key, source(mount).display()));
         let of_runtime = link.map_or(&[][..], Link::mounts).iter();
         let is_ours = |key: &str| mounts.iter().any(|mount| mount.key == key);
         let external = ours.chain(

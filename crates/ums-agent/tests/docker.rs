@@ -1,0 +1,191 @@
+//! A service arrives in a container that Docker has made, and is Docker's own afterwards.
+
+mod support;
+
+use ums_checkpoint::offers::{Offer, Offers};
+
+use support::departed::{Departed, departed};
+use support::docker::Docker;
+use support::*;
+
+const IMAGE: &str = "localhost/ums/counter:1";
+
+/// A container of Docker's for a service, and the keeper that awaits it.
+struct Arrival {
+    _place: Place,
+    keeper: Keeper,
+    offers: Offers,
+    docker: Docker,
+    id: String,
+}
+
+impl Arrival {
+    fn new(test: &str, from: &Departed) -> Option<Self> {
+        let docker = Docker::start(test, &from.bundle)?;
+        docker.import(from.lower.path(), IMAGE);
+        let id = docker.succeeds(&[
+            "create",
+            "--name",
+            "counter",
+            "--runtime",
+            "ums",
+            IMAGE,
+            "/bin/sh",
+            "-c",
+            COUNTING,
+        ]);
+        // What the service has changed is there before anybody mounts it.
+        let upper = docker.inspect(&id, "{{.GraphDriver.Data.UpperDir}}");
+        let mut changed = from.place.config.upper.clone().into_os_string();
+        changed.push("/.");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(changed)
+            .arg(upper)
+            .status();
+        assert!(copied.unwrap().success());
+        let mut place = Place::new(&from.bundle, from.lower.path(), "arrival");
+        place.config.placed = true;
+        let keeper = place.start();
+        let offers = Offers::new(docker.offers());
+        let offer = Offer {
+            keeper: place.config.socket.clone(),
+        };
+        offers.offer(&id, &offer).unwrap();
+        Some(Self {
+            _place: place,
+            keeper,
+            offers,
+            docker,
+            id,
+        })
+    }
+
+    /// Has the container started, and waits until it waits for its processes.
+    fn placed(&self) -> std::process::Child {
+        let mut start = self.docker.command(&["start", "counter"]).spawn().unwrap();
+        wait_until("Docker has made the container", || {
+            if let Some(status) = start.try_wait().unwrap() {
+                let why = std::fs::read_to_string(self.docker.offers().join(&self.id).join("why"));
+                panic!("{status}: {why:?} {}", self.docker.log());
+            }
+            self.keeper.status().unwrap().placed
+        });
+        start
+    }
+
+    fn state(&self) -> String {
+        self.docker.inspect("counter", "{{.State.Status}}")
+    }
+
+    fn logs(&self) -> String {
+        self.docker.succeeds(&["logs", "counter"])
+    }
+}
+
+#[test]
+fn a_service_arrives_in_a_container_of_docker_and_is_its_own() {
+    let name = "a_service_arrives_in_a_container_of_docker_and_is_its_own";
+    let Some(from) = departed(name) else {
+        return;
+    };
+    let Some(to) = Arrival::new(name, &from) else {
+        return from.over();
+    };
+    let frozen_at = last_tick(&from.place.log());
+    let mut start = to.placed();
+    let held = restore(&to.keeper, &from.images, &from.stored);
+    assert_eq!(held.phase, Phase::Held);
+    assert!(start.wait().unwrap().success(), "{}", to.docker.log());
+    assert_eq!((to.state().as_str(), to.logs().as_str()), ("running", ""));
+
+    to.keeper.call(&Request::Resume, &[]).unwrap();
+    wait_until("it counts on", || last_tick(&to.logs()) > frozen_at + 5);
+    assert_eq!(
+        to.logs().lines().next().unwrap(),
+        format!("tick {}", frozen_at + 1)
+    );
+    wait_until("every page is in", || {
+        to.keeper.status().unwrap().pages_missing == 0
+    });
+    let init = to.keeper.status().unwrap().init_pid.unwrap();
+    to.keeper.call(&Request::Leave, &[]).unwrap();
+    to.offers.withdraw(&to.id).unwrap();
+
+    let docker = &to.docker;
+    assert_eq!(
+        docker.inspect("counter", "{{.State.Pid}}"),
+        init.to_string()
+    );
+    let inside = docker.succeeds(&["exec", "counter", "/bin/busybox", "cat", "/proc/1/cmdline"]);
+    assert!(inside.contains("tick"), "{inside}");
+    let shm = docker.succeeds(&["exec", "counter", "/bin/busybox", "df", "/dev/shm"]);
+    assert!(
+        shm.lines().next_back().unwrap().starts_with("shm "),
+        "{shm}"
+    );
+    let address = docker.inspect("counter", "{{.NetworkSettings.IPAddress}}");
+    let has = docker.succeeds(&["exec", "counter", "/bin/busybox", "ip", "addr"]);
+    assert!(has.contains(&address), "{address}: {has}");
+    let stats = docker.succeeds(&["stats", "--no-stream", "--format", "{{.PIDs}}", "counter"]);
+    assert!(stats.parse::<u32>().unwrap() >= 1, "{stats}");
+    assert!(
+        docker
+            .succeeds(&["top", "counter"])
+            .contains(&init.to_string())
+    );
+    docker.succeeds(&["pause", "counter"]);
+    assert_eq!(to.state(), "paused");
+    docker.succeeds(&["unpause", "counter"]);
+    docker.succeeds(&[
+        "update",
+        "--memory",
+        "64m",
+        "--memory-swap",
+        "64m",
+        "counter",
+    ]);
+
+    // Its restart policy starts it anew, as any other container.
+    docker.succeeds(&["update", "--restart", "always", "counter"]);
+    kill(init);
+    wait_until("it is started anew", || {
+        docker.inspect("counter", "{{.RestartCount}}") == "1" && to.state() == "running"
+    });
+    wait_until("it counts from the beginning", || {
+        to.logs().lines().filter(|line| *line == "tick 1").count() == 1
+    });
+    docker.succeeds(&["stop", "--time", "0", "counter"]);
+    assert_eq!(to.state(), "exited");
+    docker.succeeds(&["start", "counter"]);
+    assert_eq!(to.state(), "running");
+    docker.succeeds(&["rm", "--force", "counter"]);
+    from.over();
+}
+
+#[test]
+fn a_service_that_was_given_up_is_not_started_anew_by_docker() {
+    let name = "a_service_that_was_given_up_is_not_started_anew_by_docker";
+    let Some(from) = departed(name) else {
+        return;
+    };
+    let Some(to) = Arrival::new(name, &from) else {
+        return from.over();
+    };
+    to.docker
+        .succeeds(&["update", "--restart", "always", "counter"]);
+    let mut start = to.placed();
+    restore(&to.keeper, &from.images, &from.stored);
+    assert!(start.wait().unwrap().success(), "{}", to.docker.log());
+    to.keeper.call(&Request::Quit, &[]).unwrap();
+    wait_until("Docker knows that it has ended", || to.state() != "running");
+    let refused = to.docker.run(&["start", "counter"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("arrives by a migration"),
+        "{said}"
+    );
+    assert_eq!(to.logs(), "", "it has never executed");
+    to.docker.succeeds(&["rm", "--force", "counter"]);
+    from.over();
+}

@@ -1,0 +1,61 @@
+//! A service that has been frozen and checkpointed, to arrive somewhere else.
+
+use super::*;
+
+pub fn program() -> Option<PathBuf> {
+    let program = Path::new(env!("CARGO_BIN_EXE_ums-agent")).with_file_name("ums-runtime");
+    program.exists().then_some(program)
+}
+
+/// A counting service that is frozen, its checkpoint, and its root filesystem for another place.
+pub struct Departed {
+    pub place: Place,
+    pub keeper: Keeper,
+    pub images: MemoryDir,
+    pub stored: Stored,
+    pub root: tempfile::TempDir,
+    pub lower: tempfile::TempDir,
+    pub bundle: PathBuf,
+}
+
+pub fn departed(name: &str) -> Option<Departed> {
+    let (bundle, lower) = ready(name)?;
+    if program().is_none() {
+        skip(name, "needs ums-runtime: `cargo build -p ums-runtime`");
+        return None;
+    }
+    let place = Place::new(&bundle, lower.path(), "departing");
+    let keeper = place.start();
+    run(&place, &keeper, COUNTING);
+    wait_until("it counts", || last_tick(&place.log()) > 5);
+    let (images, stored) = checkpoint(&keeper);
+    let root = tempfile::tempdir().unwrap();
+    for layer in [lower.path(), &place.config.upper] {
+        let mut from = layer.as_os_str().to_owned();
+        from.push("/.");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(from)
+            .arg(root.path())
+            .status();
+        assert!(copied.unwrap().success());
+    }
+    Some(Departed {
+        place,
+        keeper,
+        images,
+        stored,
+        root,
+        lower,
+        bundle,
+    })
+}
+
+impl Departed {
+    /// The end of it.
+    pub fn over(self) {
+        self.keeper.call(&Request::Quit, &[]).unwrap();
+        wait_until("the cgroup is gone", || !self.place.cgroup_dir().exists());
+        drop(self.lower);
+    }
+}
