@@ -2,10 +2,11 @@
 
 mod support;
 
+use serde_json::Value;
 use ums_checkpoint::offers::{Offer, Offers};
 
-use support::departed::{Departed, departed};
-use support::docker::Docker;
+use support::departed::{self, Departed, departed};
+use support::docker::{CONFIG, Docker};
 use support::*;
 
 const IMAGE: &str = "localhost/ums/counter:1";
@@ -188,4 +189,40 @@ fn a_service_that_was_given_up_is_not_started_anew_by_docker() {
     assert_eq!(to.logs(), "", "it has never executed");
     to.docker.succeeds(&["rm", "--force", "counter"]);
     from.over();
+}
+
+#[test]
+fn a_runtime_is_registered_with_a_docker_that_runs_and_taken_out_again() {
+    let name = "a_runtime_is_registered_with_a_docker_that_runs_and_taken_out_again";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    if departed::program().is_none() {
+        return skip(name, "needs ums and ums-runtime");
+    }
+    let Some(docker) = Docker::start(name, &bundle) else {
+        return;
+    };
+    // A container of nobody's migration is runc's.
+    docker.import(lower.path(), IMAGE);
+    let run = [
+        "run",
+        "--rm",
+        "--runtime",
+        "ums",
+        IMAGE,
+        "/bin/busybox",
+        "echo",
+        "hello",
+    ];
+    assert_eq!(docker.succeeds(&run), "hello");
+    docker.host("install");
+    docker.host("uninstall");
+    wait_until("the runtime is taken out", || {
+        !docker.runtimes().contains("ums")
+    });
+    assert!(!docker.run(&run).status.success());
+    let [before, after] = [CONFIG, &docker.config()].map(serde_json::from_str::<Value>);
+    assert_eq!(after.unwrap()["log-level"], before.unwrap()["log-level"]);
+    docker.host("uninstall");
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::{
-    abort, ca, completions, doctor, history, list, migrate, peer, plan, resolve, rm, run, serve,
-    status,
+    abort, ca, completions, doctor, history, host, list, migrate, peer, plan, resolve, rm, run,
+    serve, status,
 };
 use crate::config::Layer;
 use crate::exit::Exit;
@@ -85,6 +85,9 @@ pub(crate) enum Command {
     /// Add, remove and list peers
     #[command(subcommand)]
     Peer(peer::Command),
+    /// Tell container engines of this host of UMS
+    #[command(subcommand)]
+    Host(host::Command),
     /// Print what completes commands in a shell
     Completions(completions::Args),
     /// Write the man pages

@@ -5,6 +5,7 @@ pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod history;
+pub(crate) mod host;
 pub(crate) mod list;
 pub(crate) mod migrate;
 pub(crate) mod peer;
@@ -73,6 +74,7 @@ async fn dispatch(
         Command::Rm(args) => rm::execute(args, coordinator).await,
         Command::Doctor(args) => doctor::execute(args, config).await,
         Command::Peer(command) => peer::execute(command, config, coordinator).await,
+        Command::Host(command) => host::execute(&command, &config),
         Command::Ca(command) => ca::execute(command),
         Command::ExitCodes => print(&Exit::table()),
         Command::Completions(args) => completions::execute(&args),

@@ -4,7 +4,8 @@ use super::*;
 
 pub fn program() -> Option<PathBuf> {
     let program = Path::new(env!("CARGO_BIN_EXE_ums-agent")).with_file_name("ums-runtime");
-    program.exists().then_some(program)
+    let ums = program.with_file_name("ums");
+    (program.exists() && ums.exists()).then_some(program)
 }
 
 /// A counting service that is frozen, its checkpoint, and its root filesystem for another place.
@@ -21,7 +22,10 @@ pub struct Departed {
 pub fn departed(name: &str) -> Option<Departed> {
     let (bundle, lower) = ready(name)?;
     if program().is_none() {
-        skip(name, "needs ums-runtime: `cargo build -p ums-runtime`");
+        skip(
+            name,
+            "needs ums and ums-runtime: `cargo build -p ums -p ums-runtime`",
+        );
         return None;
     }
     let place = Place::new(&bundle, lower.path(), "departing");

@@ -12,6 +12,9 @@ pub struct Docker {
     daemon: Child,
 }
 
+/// What somebody has configured before.
+pub const CONFIG: &str = "{\n  \"log-level\": \"warn\"\n}\n";
+
 /// Programs that it takes.
 const PROGRAMS: [&str; 3] = ["dockerd", "containerd", "docker"];
 
@@ -34,14 +37,7 @@ impl Docker {
         ip(&["netns", "add", &netns]);
         ip(&["-n", &netns, "link", "set", "lo", "up"]);
         let at = |name: &str| dir.path().join(name);
-        let offers = at("offers");
-        let config = serde_json::json!({
-            "runtimes": { "ums": {
-                "path": program().unwrap(),
-                "runtimeArgs": ["--ums-dir", offers],
-            } },
-        });
-        std::fs::write(at("daemon.json"), config.to_string()).unwrap();
+        std::fs::write(at("daemon.json"), CONFIG).unwrap();
         let log = std::fs::File::create(at("log")).unwrap();
         let daemon = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{netns}"))
@@ -68,7 +64,36 @@ impl Docker {
             assert!(ended.is_none(), "{}", this.log());
             this.run(&["info"]).status.success()
         });
+        this.host("install");
+        wait_until("the engine has the runtime", || {
+            this.runtimes().contains("ums")
+        });
         Some(this)
+    }
+
+    /// `ums host install docker`, or its undoing; the engine runs meanwhile.
+    pub fn host(&self, command: &str) {
+        let told = Command::new(program().unwrap().with_file_name("ums"))
+            .arg("--run-dir")
+            .arg(self.at("run"))
+            .args(["host", command, "docker", "--file"])
+            .arg(self.at("daemon.json"))
+            .arg("--pid-file")
+            .arg(self.at("pid"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert!(told.status.success(), "{said}");
+    }
+
+    /// What it has for runtimes.
+    pub fn runtimes(&self) -> String {
+        self.succeeds(&["info", "--format", "{{json .Runtimes}}"])
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(self.at("daemon.json")).unwrap()
     }
 
     /// Its own log.
@@ -78,7 +103,7 @@ impl Docker {
 
     /// The directory of offers that its runtime looks into.
     pub fn offers(&self) -> PathBuf {
-        self.at("offers")
+        self.at("run/runtime")
     }
 
     fn at(&self, name: &str) -> PathBuf {
