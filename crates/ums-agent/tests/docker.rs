@@ -18,6 +18,8 @@ struct Arrival {
     offers: Offers,
     docker: Docker,
     id: String,
+    upper: String,
+    merged: String,
 }
 
 impl Arrival {
@@ -35,16 +37,8 @@ impl Arrival {
             "-c",
             COUNTING,
         ]);
-        // What the service has changed is there before anybody mounts it.
-        let upper = docker.inspect(&id, "{{.GraphDriver.Data.UpperDir}}");
-        let mut changed = from.place.config.upper.clone().into_os_string();
-        changed.push("/.");
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(changed)
-            .arg(upper)
-            .status();
-        assert!(copied.unwrap().success());
+        let layer = |name: &str| docker.inspect(&id, &format!("{{{{.GraphDriver.Data.{name}}}}}"));
+        let (upper, merged) = (layer("UpperDir"), layer("MergedDir"));
         let mut place = Place::new(&from.bundle, from.lower.path(), "arrival");
         place.config.placed = true;
         let keeper = place.start();
@@ -59,6 +53,8 @@ impl Arrival {
             offers,
             docker,
             id,
+            upper,
+            merged,
         })
     }
 
@@ -95,6 +91,14 @@ fn a_service_arrives_in_a_container_of_docker_and_is_its_own() {
     };
     let frozen_at = last_tick(&from.place.log());
     let mut start = to.placed();
+    // What has been seen of the root filesystem before the service's files came.
+    let seen = |name: &str| std::fs::read_to_string(Path::new(&to.merged).join("etc").join(name));
+    assert_eq!(
+        (seen("state").unwrap(), seen("gone").unwrap()),
+        ("old\n".into(), "old\n".into())
+    );
+    assert!(seen("made").is_err());
+    from.fill(&to.upper);
     let held = restore(&to.keeper, &from.images, &from.stored);
     assert_eq!(held.phase, Phase::Held);
     assert!(start.wait().unwrap().success(), "{}", to.docker.log());
@@ -120,6 +124,9 @@ fn a_service_arrives_in_a_container_of_docker_and_is_its_own() {
     );
     let inside = docker.succeeds(&["exec", "counter", "/bin/busybox", "cat", "/proc/1/cmdline"]);
     assert!(inside.contains("tick"), "{inside}");
+    let files = ["/etc/state", "/etc/made", "/etc/gone"];
+    let files = docker.run(&[&["exec", "counter", "/bin/busybox", "cat"], &files[..]].concat());
+    assert_eq!(String::from_utf8_lossy(&files.stdout), "new\nmade\n");
     let shm = docker.succeeds(&["exec", "counter", "/bin/busybox", "df", "/dev/shm"]);
     assert!(
         shm.lines().next_back().unwrap().starts_with("shm "),
@@ -176,6 +183,7 @@ fn a_service_that_was_given_up_is_not_started_anew_by_docker() {
     to.docker
         .succeeds(&["update", "--restart", "always", "counter"]);
     let mut start = to.placed();
+    from.fill(&to.upper);
     restore(&to.keeper, &from.images, &from.stored);
     assert!(start.wait().unwrap().success(), "{}", to.docker.log());
     to.keeper.call(&Request::Quit, &[]).unwrap();

@@ -28,14 +28,6 @@ fn a_service_arrives_in_a_container_of_podman_and_is_its_own() {
         "create", "--name", "counter", files, processes, IMAGE, "/bin/sh", "-c", COUNTING,
     ]);
     let upper = podman.inspect("counter", "{{.GraphDriver.Data.UpperDir}}");
-    let mut changed = from.place.config.upper.clone().into_os_string();
-    changed.push("/.");
-    let copied = Command::new("cp")
-        .arg("-a")
-        .arg(changed)
-        .arg(upper)
-        .status();
-    assert!(copied.unwrap().success());
     let mut place = Place::new(&from.bundle, from.lower.path(), "arrival");
     place.config.placed = true;
     let keeper = place.start();
@@ -53,6 +45,7 @@ fn a_service_arrives_in_a_container_of_podman_and_is_its_own() {
         }
         keeper.status().unwrap().placed
     });
+    from.fill(&upper);
     assert_eq!(
         restore(&keeper, &from.images, &from.stored).phase,
         Phase::Held

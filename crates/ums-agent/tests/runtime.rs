@@ -282,3 +282,48 @@ fn a_held_container_that_its_engine_kills_fails_the_restore() {
     to.delete();
     from.over();
 }
+
+#[test]
+fn an_arrival_fails_when_the_runtime_that_waits_is_killed() {
+    let Some(from) = departed("an_arrival_fails_when_the_runtime_that_waits_is_killed") else {
+        return;
+    };
+    let to = Arrival::new(&from.bundle, from.root.path());
+    let mut create = to.placed();
+    // As its engine does that does not want to wait.
+    create.kill().unwrap();
+    create.wait().unwrap();
+    wait_until("CRIU is gone", || {
+        let members = std::fs::read_to_string(to.cgroup_dir().join("cgroup.procs"));
+        members.unwrap_or_default().is_empty()
+    });
+    let request = Request::Restore(RestoreRequest {
+        lazy_bytes: from.stored.lazy_bytes,
+        lazy: true,
+        connections: Connections::Close,
+    });
+    let fds = [from.images.as_fd(), from.stored.lazy.as_fd()];
+    let refused = to.keeper.call(&request, &fds).unwrap_err().to_string();
+    assert!(
+        refused.contains("the container runtime has gone"),
+        "{refused}"
+    );
+    to.keeper.call(&Request::Quit, &[]).unwrap();
+    let group = ums_checkpoint::cgroup::Cgroup::at(&to.cgroup()).unwrap();
+    group.remove().unwrap();
+    from.over();
+}
+
+#[test]
+fn a_keeper_that_is_lost_fails_the_creation_and_leaves_nothing() {
+    let Some(from) = departed("a_keeper_that_is_lost_fails_the_creation_and_leaves_nothing") else {
+        return;
+    };
+    let to = Arrival::new(&from.bundle, from.root.path());
+    let mut create = to.placed();
+    kill(to.keeper.status().unwrap().keeper_pid);
+    assert!(!create.wait().unwrap().success());
+    wait_until("the cgroup is gone", || !to.cgroup_dir().exists());
+    assert!(!to.runtime(&["state", ID]).status.success());
+    from.over();
+}

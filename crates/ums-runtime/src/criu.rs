@@ -23,8 +23,8 @@ use ums_checkpoint::keeper::protocol::{PlaceRequest, Request};
 use ums_checkpoint::offers::Offers;
 use ums_checkpoint::{cgroup, keyring, message};
 
-use crate::netns;
 use crate::wire::Runtime;
+use crate::{netns, rootfs};
 
 /// runc's name of a network namespace that it has been given.
 const GIVEN_NETNS: &str = "extRootNetNS";
@@ -32,6 +32,8 @@ const GIVEN_NETNS: &str = "extRootNetNS";
 const SHM: &str = "shm";
 /// Why it came to nothing, in the directory of the offer.
 const WHY: &str = "why";
+/// A keeper says something else than is its turn.
+const OUT_OF_TURN: &str = "the keeper spoke out of turn: is it of another release?";
 /// How often is looked whether runc is still there.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -91,6 +93,8 @@ struct Criu {
     bin: std::path::PathBuf,
     netns: OwnedFd,
     inherited: Vec<i32>,
+    /// The root filesystem.
+    root: String,
 }
 
 /// Starts CRIU as the keeper wants it.
@@ -145,6 +149,7 @@ fn start(
         child,
         bin,
         inherited: vec![netns.as_raw_fd(), 1, 2],
+        root: opts.root.clone().unwrap_or_default(),
         netns,
     })
 }
@@ -191,11 +196,13 @@ fn complete(
     };
     let gone = |error: io::Error| format!("the keeper has gone: {error}");
     message::send(keeper.as_fd(), &started, &[]).map_err(gone)?;
-    wait(runtime, keeper)?;
-    let pid = match message::receive(keeper.as_fd()).map_err(gone)? {
-        Some((FromKeeper::Restored { pid }, _)) => pid,
-        Some((FromKeeper::Failed { reason }, _)) => return Err(reason),
-        _ => return Err("the keeper has gone".to_owned()),
+    match hear(runtime, keeper)? {
+        FromKeeper::Complete => rootfs::forget(Path::new(&criu.root))?,
+        _ => return Err(OUT_OF_TURN.to_owned()),
+    }
+    message::send(keeper.as_fd(), &FromRuntime::Ready, &[]).map_err(gone)?;
+    let FromKeeper::Restored { pid } = hear(runtime, keeper)? else {
+        return Err(OUT_OF_TURN.to_owned());
     };
     runtime.notify("post-restore", pid)?;
     Offers::restored(place).map_err(|error| format!("it can't be written down: {error}"))?;
@@ -203,6 +210,17 @@ fn complete(
     runtime
         .restored(pid)
         .map_err(|error| format!("runc has gone: {error}"))
+}
+
+/// What the keeper says next, unless that is that it comes to nothing.
+fn hear(runtime: &Runtime, keeper: &OwnedFd) -> Result<FromKeeper, String> {
+    wait(runtime, keeper)?;
+    match message::receive(keeper.as_fd()) {
+        Ok(Some((FromKeeper::Failed { reason }, _))) => Err(reason),
+        Ok(Some((word, _))) => Ok(word),
+        Ok(None) => Err("the keeper has gone".to_owned()),
+        Err(error) => Err(format!("the keeper has gone: {error}")),
+    }
 }
 
 /// Waits until the keeper has something to say, as long as runc waits too.

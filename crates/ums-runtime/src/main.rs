@@ -9,6 +9,7 @@ mod command;
 mod create;
 mod criu;
 mod netns;
+mod rootfs;
 mod runc;
 mod wire;
 

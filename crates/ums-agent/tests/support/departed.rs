@@ -30,7 +30,7 @@ pub fn departed(name: &str) -> Option<Departed> {
     }
     let place = Place::new(&bundle, lower.path(), "departing");
     let keeper = place.start();
-    run(&place, &keeper, COUNTING);
+    run(&place, &keeper, CHANGING);
     wait_until("it counts", || last_tick(&place.log()) > 5);
     let (images, stored) = checkpoint(&keeper);
     let root = tempfile::tempdir().unwrap();
@@ -56,6 +56,18 @@ pub fn departed(name: &str) -> Option<Departed> {
 }
 
 impl Departed {
+    /// Puts what the service has changed into the upper layer of another container.
+    pub fn fill(&self, upper: &str) {
+        let mut changed = self.place.config.upper.clone().into_os_string();
+        changed.push("/.");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(changed)
+            .arg(upper)
+            .status();
+        assert!(copied.unwrap().success());
+    }
+
     /// The end of it.
     pub fn over(self) {
         self.keeper.call(&Request::Quit, &[]).unwrap();

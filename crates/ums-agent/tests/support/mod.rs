@@ -134,6 +134,9 @@ pub fn rootfs() -> tempfile::TempDir {
     }
     std::fs::copy("/bin/busybox", dir.path().join("bin/busybox")).unwrap();
     std::os::unix::fs::symlink("busybox", dir.path().join("bin/sh")).unwrap();
+    for name in ["state", "gone"] {
+        std::fs::write(dir.path().join("etc").join(name), "old\n").unwrap();
+    }
     dir
 }
 
@@ -251,6 +254,10 @@ pub fn ready(name: &str) -> Option<(PathBuf, tempfile::TempDir)> {
 }
 
 pub const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.02; done";
+
+/// The same of a service that has changed files.
+pub const CHANGING: &str = "echo new > /etc/state; rm /etc/gone; echo made > /etc/made; \
+    i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.02; done";
 
 /// Says its number, its time since boot and its own process id.
 pub const TELLING: &str = "i=0; while true; do i=$((i+1)); read up rest < /proc/uptime; \

@@ -95,7 +95,7 @@ fn begin(
     let (pid, inherited) = match hear(&socket)? {
         FromRuntime::Started { pid, inherited } => (pid, inherited),
         FromRuntime::Failed { reason } => return Err(reason),
-        FromRuntime::Taken => return Err("the runtime spoke out of turn".to_owned()),
+        _ => return Err(out_of_turn()),
     };
     let group = shared.container.cgroup().clone();
     let patience = Patience::new(STILL_MAX).with_helpers(Box::new(move || group.processes()));
@@ -187,13 +187,23 @@ impl Link {
         &self.request.mounts
     }
 
+    /// Tells that the service's files are there. The root filesystem was mounted before they came.
+    pub(super) fn complete(&self) -> Result<(), String> {
+        say(&self.socket, &FromKeeper::Complete, &[])?;
+        match hear(&self.socket)? {
+            FromRuntime::Ready => Ok(()),
+            FromRuntime::Failed { reason } => Err(reason),
+            _ => Err(out_of_turn()),
+        }
+    }
+
     /// Has the runtime write down its container, whose processes are there.
     pub(super) fn restored(&self, pid: i32) -> Result<(), String> {
         say(&self.socket, &FromKeeper::Restored { pid }, &[])?;
         match hear(&self.socket)? {
             FromRuntime::Taken => Ok(()),
             FromRuntime::Failed { reason } => Err(reason),
-            FromRuntime::Started { .. } => Err("the runtime spoke out of turn".to_owned()),
+            _ => Err(out_of_turn()),
         }
     }
 
@@ -215,6 +225,10 @@ fn hear(socket: &OwnedFd) -> Result<FromRuntime, String> {
         Ok(None) => Err(gone(&std::io::ErrorKind::UnexpectedEof.into())),
         Err(error) => Err(gone(&error)),
     }
+}
+
+fn out_of_turn() -> String {
+    "the container runtime spoke out of turn: is it of another release?".to_owned()
 }
 
 fn gone(error: &std::io::Error) -> String {

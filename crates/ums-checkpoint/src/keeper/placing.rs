@@ -10,6 +10,9 @@
 //!              <------ Criu ---------       with CRIU's end of a socket pair, and what the container gets
 //!   starts CRIU, has the runtime's hooks run
 //!              ------- Started ----->       … until the images are complete …
+//!              <------ Complete -----       all files are in their places
+//!   has nobody remember how they were before
+//!              ------- Ready ------->
 //!              <------ Restored -----       the processes are there and held
 //!   has the runtime write down its container
 //!              ------- Taken ------->
@@ -39,6 +42,8 @@ pub enum FromKeeper {
         /// The program. Its directory has what it executes.
         program: PathBuf,
     },
+    /// The service's files are there, in the layer of the root filesystem that is its own.
+    Complete,
     /// The processes are there and held.
     Restored {
         /// Their init.
@@ -61,6 +66,8 @@ pub enum FromRuntime {
         /// Numbers in CRIU: of the network namespace, then of standard output and standard error.
         inherited: Vec<i32>,
     },
+    /// The root filesystem is seen as it is now.
+    Ready,
     /// The runtime has written the container down.
     Taken,
     /// It comes to nothing.

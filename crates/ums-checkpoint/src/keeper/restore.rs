@@ -258,6 +258,7 @@ impl Restore {
         let shared = &self.shared;
         if shared.config.placed {
             let placement = place::take(shared)?;
+            placement.link.complete()?;
             return Ok((placement.swrk, Some(placement.link)));
         }
         mount_root(&shared.config)?;
