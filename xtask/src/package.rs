@@ -13,6 +13,9 @@ use crate::{bundle, paths, run};
 /// Programs of the package, each in `/usr/bin`.
 const PROGRAMS: [&str; 4] = ["ums", "ums-agent", "ums-frontman", "ums-runtime"];
 
+/// What `ums-runtime` is called besides: Docker finds a runtime of this name without being told of it.
+const SHIM: &str = "usr/bin/containerd-shim-ums-v2";
+
 /// Shells, and where each looks for completions of `ums`.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions/ums"),
@@ -59,6 +62,8 @@ pub(crate) fn build() -> Result<PathBuf> {
                 .arg(place.join(program)),
         )?;
     }
+    std::os::unix::fs::symlink("ums-runtime", root.join(SHIM))
+        .with_context(|| format!("cannot make {SHIM}"))?;
     for (name, place, mode) in FILES {
         let file = paths::workspace().join("packaging").join(name);
         put(&file, &root.join(place), mode)?;

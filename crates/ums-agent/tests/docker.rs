@@ -187,7 +187,11 @@ fn a_service_that_was_given_up_is_not_started_anew_by_docker() {
     restore(&to.keeper, &from.images, &from.stored);
     assert!(start.wait().unwrap().success(), "{}", to.docker.log());
     to.keeper.call(&Request::Quit, &[]).unwrap();
-    wait_until("Docker knows that it has ended", || to.state() != "running");
+    // Its restart policy tries, and then a person.
+    wait_until("Docker was refused to start it anew", || {
+        let error = to.docker.inspect("counter", "{{.State.Error}}");
+        error.contains("arrives by a migration")
+    });
     let refused = to.docker.run(&["start", "counter"]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(
@@ -233,4 +237,92 @@ fn a_runtime_is_registered_with_a_docker_that_runs_and_taken_out_again() {
     let [before, after] = [CONFIG, &docker.config()].map(serde_json::from_str::<Value>);
     assert_eq!(after.unwrap()["log-level"], before.unwrap()["log-level"]);
     docker.host("uninstall");
+}
+
+#[test]
+fn a_docker_that_was_told_nothing_finds_the_runtime_by_its_name() {
+    let name = "a_docker_that_was_told_nothing_finds_the_runtime_by_its_name";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    if departed::program().is_none() {
+        return skip(name, "needs ums and ums-runtime");
+    }
+    let Some(docker) = Docker::start(name, &bundle) else {
+        return;
+    };
+    let version = docker.succeeds(&["version", "--format", "{{.Server.Version}}"]);
+    let release = version
+        .split('.')
+        .next()
+        .and_then(|word| word.parse::<u32>().ok());
+    if release.is_none_or(|release| release < 23) {
+        return skip(name, "needs Docker 23 or later");
+    }
+    docker.import(lower.path(), IMAGE);
+    let shim = "io.containerd.ums.v2";
+    let run = [
+        "run",
+        "--rm",
+        "--runtime",
+        shim,
+        IMAGE,
+        "/bin/busybox",
+        "echo",
+        "hello",
+    ];
+    assert_eq!(docker.succeeds(&run), "hello");
+    let id = docker.succeeds(&["create", "--runtime", shim, IMAGE, "/bin/busybox", "true"]);
+    // There is no keeper: that the runtime looks for one shows that it is ours.
+    let offer = Offer {
+        keeper: "/nonexistent".into(),
+    };
+    let offers = Offers::new(docker.offers());
+    offers.offer(&id, &offer).unwrap();
+    assert!(!docker.run(&["start", &id]).status.success());
+    let why = std::fs::read_to_string(offers.place(&id).unwrap().join("why")).unwrap();
+    assert!(why.contains("no keeper answers"), "{why}");
+}
+
+#[test]
+fn a_container_that_would_not_be_as_docker_says_is_refused() {
+    let name = "a_container_that_would_not_be_as_docker_says_is_refused";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    if departed::program().is_none() {
+        return skip(name, "needs ums and ums-runtime");
+    }
+    let Some(docker) = Docker::start(name, &bundle) else {
+        return;
+    };
+    docker.import(lower.path(), IMAGE);
+    let offers = Offers::new(docker.offers());
+    let offer = Offer {
+        keeper: "/nonexistent".into(),
+    };
+    for (option, why) in [
+        ("--network=host", "the network namespace of its host"),
+        ("--pid=host", "the pid namespace of its host"),
+        ("--ipc=host", "the ipc namespace of its host"),
+        ("--tty", "a terminal"),
+    ] {
+        let args = [
+            "create",
+            "--runtime",
+            "ums",
+            option,
+            IMAGE,
+            "/bin/busybox",
+            "true",
+        ];
+        let id = docker.succeeds(&args);
+        offers.offer(&id, &offer).unwrap();
+        let refused = docker.run(&["start", &id]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            !refused.status.success() && said.contains(why),
+            "{option}: {said}"
+        );
+    }
 }

@@ -232,7 +232,8 @@ fn a_service_that_was_given_up_while_held_leaves_nothing_and_is_not_started_anew
     assert!(!to.cgroup_dir().exists());
     // Once the migration is over it is a container as any other.
     to.offers.withdraw(ID).unwrap();
-    assert!(to.create().wait().unwrap().success());
+    let created = to.create().wait().unwrap();
+    assert!(created.success(), "{}", to.place.log());
     to.succeeds(&["start", ID]);
     wait_until("it runs", || to.place.log().contains("started anew"));
     to.succeeds(&["kill", ID, "KILL"]);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use ums_checkpoint::offers::{Found, Offers};
 
 use crate::command::{CommandLine, Create};
-use crate::{PLACE, netns, runc};
+use crate::{PLACE, netns, runc, unfit};
 
 /// Directory with nothing but this program under CRIU's name.
 const IN_ITS_PLACE: &str = "in-place-of-criu";
@@ -51,7 +51,11 @@ pub(crate) fn run(
     }
     let place = offers.place(id).map_err(|error| error.to_string())?;
     let bundle = bundle(create)?;
-    prepare(&place, &bundle).map_err(|error| {
+    let config = config(&bundle).map_err(|error| format!("config.json: {error}"))?;
+    if let Some(reason) = unfit::reason(&config, unfit::is_own_network) {
+        return Err(reason);
+    }
+    prepare(&place, &config).map_err(|error| {
         format!(
             "the restore of container {id} can't be prepared in `{}`: {error}",
             place.display()
@@ -65,7 +69,13 @@ fn bundle(create: &Create) -> Result<PathBuf, String> {
     create.bundle.clone().map_or_else(here, Ok)
 }
 
-fn prepare(place: &Path, bundle: &Path) -> io::Result<()> {
+fn config(bundle: &Path) -> io::Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(
+        bundle.join("config.json"),
+    )?)?)
+}
+
+fn prepare(place: &Path, config: &Value) -> io::Result<()> {
     for name in [IN_ITS_PLACE, IMAGES, WORK] {
         fs::create_dir(place.join(name))?;
     }
@@ -74,7 +84,6 @@ fn prepare(place: &Path, bundle: &Path) -> io::Result<()> {
         place.join(IN_ITS_PLACE).join("criu"),
     )?;
     fs::write(place.join(IMAGES).join("descriptors.json"), NO_PIPES)?;
-    let config: Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
     let sysctl = config.pointer("/linux/sysctl").cloned();
     fs::write(
         place.join(netns::SYSCTL),

@@ -11,6 +11,8 @@ mod criu;
 mod netns;
 mod rootfs;
 mod runc;
+mod shim;
+mod unfit;
 mod wire;
 
 use std::ffi::OsString;
@@ -27,7 +29,15 @@ const PLACE: &str = "UMS_RUNTIME_PLACE";
 const OFFERS: &str = "/run/ums/runtime";
 
 fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let program = match args.is_empty() {
+        true => OsString::new(),
+        false => args.remove(0),
+    };
+    if shim::is_asked_for(&program) {
+        eprintln!("{}", shim::become_it(&args, &offers()));
+        return ExitCode::FAILURE;
+    }
     if let (Some(place), Some(fd)) = (std::env::var_os(PLACE), command::swrk(&args)) {
         return criu::serve(fd, &PathBuf::from(place));
     }
@@ -40,11 +50,15 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// The directory of offers where the command line does not say.
+fn offers() -> PathBuf {
+    let given = std::env::var_os("UMS_RUNTIME_DIR");
+    given.unwrap_or_else(|| OFFERS.into()).into()
+}
+
 /// Does what was asked, mostly by becoming runc.
 fn run(line: &CommandLine) -> Result<ExitCode, String> {
-    let given = std::env::var_os("UMS_RUNTIME_DIR").map(PathBuf::from);
-    let dir = line.offers.clone().or(given);
-    let offers = Offers::new(dir.unwrap_or_else(|| OFFERS.into()));
+    let offers = Offers::new(line.offers.clone().unwrap_or_else(offers));
     match &line.action {
         Action::Create(create) => create::run(line, create, &offers),
         Action::Start { id } => match offers.start(id) {

@@ -38,6 +38,9 @@ impl Docker {
         ip(&["-n", &netns, "link", "set", "lo", "up"]);
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("daemon.json"), CONFIG).unwrap();
+        std::fs::create_dir(at("bin")).unwrap();
+        let shim = at("bin/containerd-shim-ums-v2");
+        std::os::unix::fs::symlink(program().unwrap(), shim).unwrap();
         let log = std::fs::File::create(at("log")).unwrap();
         let daemon = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{netns}"))
@@ -52,7 +55,8 @@ impl Docker {
             .arg(at("exec"))
             .arg("--pidfile")
             .arg(at("pid"))
-            .env("PATH", path)
+            .env("PATH", format!("{}:{path}", at("bin").display()))
+            .env("UMS_RUNTIME_DIR", at("run/runtime"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -24,8 +24,9 @@ use crate::criu::swrk::Swrk;
 use crate::criu::watch;
 use crate::message;
 
-/// How long a restore waits for the container that an engine is still making.
-const PLACED_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a restore waits for the container that an engine is still making. Whoever asks for the restore has seen it
+/// placed: the service is frozen by now.
+const PLACED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A CRIU that a container runtime has placed.
 pub(super) struct Placement {
