@@ -310,8 +310,14 @@ fn an_arrival_fails_when_the_runtime_that_waits_is_killed() {
         "{refused}"
     );
     to.keeper.call(&Request::Quit, &[]).unwrap();
-    let group = ums_checkpoint::cgroup::Cgroup::at(&to.cgroup()).unwrap();
-    group.remove().unwrap();
+    // Its engine has it removed, and must find nothing of the root filesystem where that removes everything.
+    wait_until("nothing is mounted", || !is_mounted_below(&to.at("state")));
+    to.succeeds(&["delete", "--force", ID]);
+    assert!(from.root.path().join("bin/busybox").exists());
+    ums_checkpoint::cgroup::Cgroup::at(&to.cgroup())
+        .unwrap()
+        .remove()
+        .unwrap();
     from.over();
 }
 

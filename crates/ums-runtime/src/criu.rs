@@ -83,6 +83,9 @@ fn restore(runtime: &Runtime, opts: &Opts, place: &Path) -> Result<(), String> {
         let _ = message::send(keeper.as_fd(), &FromRuntime::Failed { reason }, &[]);
         let _ = criu.child.kill();
         let _ = criu.child.wait();
+        if runtime.has_gone() {
+            rootfs::unmount(Path::new(&criu.root), &criu.outside);
+        }
     }
     held
 }
@@ -95,6 +98,8 @@ struct Criu {
     inherited: Vec<i32>,
     /// The root filesystem.
     root: String,
+    /// runc's mount namespace.
+    outside: fs::File,
 }
 
 /// Starts CRIU as the keeper wants it.
@@ -124,7 +129,8 @@ fn start(
     };
     let [socket, netns, shm] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| "the keeper has handed over something else than a CRIU needs")?;
-    mount(shm, &place.join(SHM)).map_err(|error| format!("/dev/shm can't be mounted: {error}"))?;
+    let outside = mount(shm, &place.join(SHM))
+        .map_err(|error| format!("/dev/shm can't be mounted: {error}"))?;
     for fd in [&socket, &netns] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| error.to_string())?;
     }
@@ -150,14 +156,17 @@ fn start(
         bin,
         inherited: vec![netns.as_raw_fd(), 1, 2],
         root: opts.root.clone().unwrap_or_default(),
+        outside,
         netns,
     })
 }
 
 /// Mounts the tmpfs for `/dev/shm` in a mount namespace of this process and of CRIU, which goes with them. What CRIU
 /// mounts while it works does so, too, whatever ends it.
-fn mount(shm: OwnedFd, at: &Path) -> io::Result<()> {
+/// Gives the one that it was in.
+fn mount(shm: OwnedFd, at: &Path) -> io::Result<fs::File> {
     fs::create_dir(at)?;
+    let outside = fs::File::open("/proc/self/ns/mnt")?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     // What is unmounted outside is unmounted here, and nothing of ours is seen outside.
     mount_change(
@@ -165,7 +174,7 @@ fn mount(shm: OwnedFd, at: &Path) -> io::Result<()> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )?;
     move_mount(shm, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(())
+    Ok(outside)
 }
 
 /// Has the runtime do what it does when the container's namespaces are there, waits for the processes, and has it

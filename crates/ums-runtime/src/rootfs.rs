@@ -1,10 +1,12 @@
 //! A root filesystem that its engine has mounted before the service's files were there.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, statfs};
-use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fspick};
+use rustix::mount::{FsPickFlags, UnmountFlags, fsconfig_reconfigure, fspick, unmount as umount};
 
 /// What statfs(2) tells of an overlay (Linux `linux/magic.h`).
 const OVERLAYFS: u64 = 0x794c_7630;
@@ -26,4 +28,17 @@ pub(crate) fn forget(root: &Path) -> Result<(), String> {
             root.display()
         )
     })
+}
+
+/// What runc calls its mount of a root filesystem for CRIU (runc `libcontainer/criu_linux.go`).
+const OF_RUNC: &str = "criu-root";
+
+/// Takes away what a runc that was killed has left mounted in its mount namespace. Its engine has runc remove its
+/// directory then, with all that is in it: the root filesystem, if it is mounted there.
+pub(crate) fn unmount(root: &Path, outside: &File) {
+    if root.file_name() == Some(OF_RUNC.as_ref()) && setns(outside, CloneFlags::CLONE_NEWNS).is_ok()
+    {
+        // Not mounted any more is as good.
+        let _ = umount(root, UnmountFlags::DETACH);
+    }
 }

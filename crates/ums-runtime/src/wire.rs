@@ -26,6 +26,12 @@ impl Runtime {
         &self.socket
     }
 
+    /// Whether nobody is at the other end any more.
+    pub(crate) fn has_gone(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(self.socket.as_raw_fd(), &mut [0], flags), Ok(0))
+    }
+
     /// What it asks; `None` when it has gone.
     pub(crate) fn request(&self) -> io::Result<Option<Request>> {
         let mut bytes = vec![0; REQUEST_LEN_MAX];

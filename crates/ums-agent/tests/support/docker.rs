@@ -53,6 +53,8 @@ impl Docker {
             .arg(at("data"))
             .arg("--exec-root")
             .arg(at("exec"))
+            .arg("--cgroup-parent")
+            .arg(format!("/{netns}"))
             .arg("--pidfile")
             .arg(at("pid"))
             .env("PATH", format!("{}:{path}", at("bin").display()))
@@ -167,6 +169,10 @@ impl Drop for Docker {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.daemon.wait();
         ip(&["netns", "delete", &self.netns]);
+        unmount_below(self.dir.path());
+        if let Ok(group) = ums_checkpoint::cgroup::Cgroup::at(&format!("/{}", self.netns)) {
+            let _ = group.remove();
+        }
     }
 }
 

@@ -284,3 +284,26 @@ pub fn kill(pid: i32) {
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
+
+/// Mount points below a directory, innermost first.
+pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let mut below: Vec<PathBuf> = points
+        .map(PathBuf::from)
+        .filter(|it| it.starts_with(dir))
+        .collect();
+    below.reverse();
+    below
+}
+
+pub fn is_mounted_below(dir: &Path) -> bool {
+    !mounts_below(dir).is_empty()
+}
+
+/// Engines leave mounts behind when they end.
+pub fn unmount_below(dir: &Path) {
+    for point in mounts_below(dir) {
+        let _ = nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH);
+    }
+}

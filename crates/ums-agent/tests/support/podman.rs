@@ -112,5 +112,6 @@ impl Drop for Podman {
     fn drop(&mut self) {
         self.run(&["rm", "--all", "--force", "--time", "0"]);
         super::docker::ip(&["netns", "delete", &self.netns]);
+        unmount_below(self.dir.path());
     }
 }
