@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use ums_checkpoint::offers::{Offer, Offers};
 
-use support::departed::{departed, program};
+use support::departed::{departed, departed_as, program};
 use support::*;
 
 const ID: &str = "arrived-1";
@@ -332,5 +332,140 @@ fn a_keeper_that_is_lost_fails_the_creation_and_leaves_nothing() {
     assert!(!create.wait().unwrap().success());
     wait_until("the cgroup is gone", || !to.cgroup_dir().exists());
     assert!(!to.runtime(&["state", ID]).status.success());
+    from.over();
+}
+
+/// Where the service was, and where its client is beside it; where it arrives, and where that is then.
+const OLD: (&str, &str) = ("10.9.0.2", "10.9.0.1");
+const NEW: (&str, &str) = ("10.8.0.2", "10.8.0.1");
+
+/// A network namespace with a name, which goes with this.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(name: &str) -> Self {
+        let name = format!("ums-{name}-{}", std::process::id());
+        docker::ip(&["netns", "add", &name]);
+        Self(name)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    /// A connection from here.
+    fn connect(&self, to: &str) -> std::net::TcpStream {
+        let (netns, to) = (std::fs::File::open(self.path()).unwrap(), to.to_owned());
+        let connect = move || {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let mut connected = None;
+            wait_until("the service listens", || {
+                connected = std::net::TcpStream::connect(&to).ok();
+                connected.is_some()
+            });
+            connected.unwrap()
+        };
+        std::thread::spawn(connect).join().unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        docker::ip(&["netns", "delete", &self.0]);
+    }
+}
+
+fn inside(netns: &Path, args: &[&str]) {
+    let mut nsenter = Command::new("nsenter");
+    nsenter
+        .arg(format!("--net={}", netns.display()))
+        .arg("ip")
+        .args(args);
+    let output = nsenter.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {said}");
+}
+
+/// A link between a container's network and the client's.
+fn link(netns: &Path, client: &Namespace, name: &str, (own, others): (&str, &str)) {
+    let (own, others) = (format!("{own}/24"), format!("{others}/24"));
+    let make = [
+        "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", &client.0,
+    ];
+    inside(netns, &make);
+    inside(netns, &["addr", "add", &own, "dev", "eth0"]);
+    inside(netns, &["link", "set", "eth0", "up"]);
+    inside(&client.path(), &["addr", "add", &others, "dev", name]);
+    inside(&client.path(), &["link", "set", name, "up"]);
+}
+
+fn echoes(connection: &mut std::net::TcpStream, word: &str) {
+    use std::io::Write;
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.write_all(word.as_bytes()).unwrap();
+    let mut answer = vec![0; word.len()];
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, word.as_bytes());
+}
+
+#[test]
+fn an_open_connection_goes_on_where_the_container_has_another_address() {
+    let name = "an_open_connection_goes_on_where_the_container_has_another_address";
+    let script = "exec /bin/busybox nc -l -p 7000 -e /bin/busybox cat";
+    if !nix::unistd::geteuid().is_root() {
+        return skip(name, "needs root");
+    }
+    let client = Namespace::new("client");
+    let mut connection = None;
+    let connect = |_: &Place, keeper: &Keeper| {
+        let netns = ums_node::container::netns_path(&keeper.status().unwrap());
+        link(&netns, &client, "old", OLD);
+        let mut open = client.connect(&format!("{}:7000", OLD.0));
+        echoes(&mut open, "before the move");
+        connection = Some(open);
+    };
+    let carry = DumpRequest {
+        connections: Connections::Carry,
+        ..CLOSE
+    };
+    let Some(from) = departed_as(name, script, connect, carry) else {
+        return;
+    };
+    let mut connection = connection.expect("it was opened");
+    // Nothing of what is left there reaches the client any more.
+    inside(&client.path(), &["link", "delete", "old"]);
+    use std::io::Write;
+    connection.write_all(b"sent meanwhile").unwrap();
+
+    let to = Arrival::new(&from.bundle, from.root.path());
+    let mut create = to.placed();
+    // The engine's network, and in it the address that the connections know.
+    let netns = ums_node::container::netns_path(&to.keeper.status().unwrap());
+    link(&netns, &client, "new", NEW);
+    inside(
+        &netns,
+        &["addr", "add", &format!("{}/32", OLD.0), "dev", "lo"],
+    );
+    inside(&netns, &["route", "add", "default", "via", NEW.1]);
+    inside(
+        &client.path(),
+        &["addr", "add", &format!("{}/32", OLD.1), "dev", "lo"],
+    );
+    inside(&client.path(), &["link", "set", "lo", "up"]);
+    inside(&client.path(), &["route", "add", OLD.0, "via", NEW.0]);
+    restore_as(&to.keeper, &from.images, &from.stored, Connections::Carry);
+    assert!(create.wait().unwrap().success());
+    to.keeper.call(&Request::Resume, &[]).unwrap();
+    let mut answer = [0; 14];
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"sent meanwhile");
+    echoes(&mut connection, "after the move");
+
+    drop(connection);
+    wait_until("it ends with its connection", || to.ended());
+    to.keeper.call(&Request::Leave, &[]).unwrap();
+    to.offers.withdraw(ID).unwrap();
+    to.delete();
     from.over();
 }

@@ -20,6 +20,19 @@ pub struct Departed {
 }
 
 pub fn departed(name: &str) -> Option<Departed> {
+    let counts = |place: &Place, _: &Keeper| {
+        wait_until("it counts", || last_tick(&place.log()) > 5);
+    };
+    departed_as(name, CHANGING, counts, CLOSE)
+}
+
+/// Another service, with what is to be true of it before it departs.
+pub fn departed_as(
+    name: &str,
+    script: &str,
+    prepare: impl FnOnce(&Place, &Keeper),
+    request: DumpRequest,
+) -> Option<Departed> {
     let (bundle, lower) = ready(name)?;
     if program().is_none() {
         skip(
@@ -30,9 +43,9 @@ pub fn departed(name: &str) -> Option<Departed> {
     }
     let place = Place::new(&bundle, lower.path(), "departing");
     let keeper = place.start();
-    run(&place, &keeper, CHANGING);
-    wait_until("it counts", || last_tick(&place.log()) > 5);
-    let (images, stored) = checkpoint(&keeper);
+    run(&place, &keeper, script);
+    prepare(&place, &keeper);
+    let (images, stored) = checkpoint_as(&keeper, request);
     let root = tempfile::tempdir().unwrap();
     for layer in [lower.path(), &place.config.upper] {
         let mut from = layer.as_os_str().to_owned();

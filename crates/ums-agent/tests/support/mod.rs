@@ -186,6 +186,11 @@ pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
 
 /// Takes a checkpoint the way an agent does, straight into a page store.
 pub fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
+    checkpoint_as(keeper, CLOSE)
+}
+
+/// The same, with connections that may be open.
+pub fn checkpoint_as(keeper: &Keeper, request: DumpRequest) -> (MemoryDir, Stored) {
     let images = MemoryDir::new(64 << 20).unwrap();
     let target = MemoryDir::new(512 << 20).unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -194,7 +199,7 @@ pub fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
     let owners = std::thread::scope(|scope| {
         let dump = scope.spawn(|| {
             keeper
-                .call(&Request::Dump(CLOSE), &[images.as_fd(), theirs.as_fd()])
+                .call(&Request::Dump(request), &[images.as_fd(), theirs.as_fd()])
                 .unwrap();
         });
         let owners = page_server::serve(
@@ -228,10 +233,20 @@ pub fn checkpoint(keeper: &Keeper) -> (MemoryDir, Stored) {
 }
 
 pub fn restore(keeper: &Keeper, images: &MemoryDir, stored: &Stored) -> Status {
+    restore_as(keeper, images, stored, Connections::Close)
+}
+
+/// The same, with connections that may be open.
+pub fn restore_as(
+    keeper: &Keeper,
+    images: &MemoryDir,
+    stored: &Stored,
+    connections: Connections,
+) -> Status {
     let request = RestoreRequest {
         lazy_bytes: stored.lazy_bytes,
         lazy: true,
-        connections: Connections::Close,
+        connections,
     };
     let fds = [images.as_fd(), stored.lazy.as_fd()];
     keeper.call(&Request::Restore(request), &fds).unwrap()
