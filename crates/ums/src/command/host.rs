@@ -20,7 +20,7 @@ pub(crate) const RUNTIME: &str = "ums";
 pub(crate) enum Command {
     /// Register ums-runtime with a container engine, so that services can arrive in containers of it
     Install(Args),
-    /// Undo that
+    /// Undo that: containers that were made with it can't be started again until it is registered anew
     Uninstall(Args),
 }
 

@@ -27,16 +27,19 @@ pub(super) fn set(args: &Args, runtime: Option<&Runtime>) -> Result<String> {
         return Ok(format!("`{}` says so already", file.display()));
     };
     replace(&file, &after)?;
-    let what = match runtime {
-        Some(_) => "registered with",
-        None => "taken out of",
+    let (what, then) = match runtime {
+        Some(_) => ("registered with", ""),
+        None => (
+            "taken out of",
+            "; containers that were made with it don't start without it",
+        ),
     };
     let told = match reload(&args.pid_file)? {
         true => "its daemon has been told to read it again: no restart is needed",
         false => "no daemon runs: it reads it when it starts",
     };
     Ok(format!(
-        "{RUNTIME} is {what} Docker in `{}`; {told}",
+        "{RUNTIME} is {what} Docker in `{}`; {told}{then}",
         file.display()
     ))
 }
