@@ -4,7 +4,7 @@ mod support;
 
 use ums_checkpoint::offers::{Offer, Offers};
 
-use support::departed::departed;
+use support::departed::{departed, program};
 use support::podman::Podman;
 use support::*;
 
@@ -89,4 +89,57 @@ fn a_service_arrives_in_a_container_of_podman_and_is_its_own() {
     });
     podman.succeeds(&["rm", "--force", "--time", "0", "counter"]);
     from.over();
+}
+
+#[test]
+fn podman_finds_the_runtime_in_the_file_that_registers_it() {
+    let name = "podman_finds_the_runtime_in_the_file_that_registers_it";
+    let Some((bundle, lower)) = ready(name) else {
+        return;
+    };
+    let Some(ums) = program().map(|runtime| runtime.with_file_name("ums")) else {
+        return skip(name, "needs ums and ums-runtime");
+    };
+    let Some(podman) = Podman::new(name, &bundle) else {
+        return;
+    };
+    podman.import(lower.path(), IMAGE);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("containers.conf.d/ums.conf");
+    let host = |command: &str| {
+        let mut host = Command::new(&ums);
+        host.args(["--run-dir", "/run/ums", "host", command, "podman", "--file"]);
+        assert!(host.arg(&file).status().unwrap().success());
+    };
+    let hello = || {
+        let [files, processes] = LIMITS;
+        let run = [
+            "run",
+            "--rm",
+            files,
+            processes,
+            IMAGE,
+            "/bin/busybox",
+            "echo",
+            "hello",
+        ];
+        let mut run = podman.command_with("ums", &run);
+        // In place of the files of this machine.
+        run.env("CONTAINERS_CONF", &file).output().unwrap()
+    };
+    host("install");
+    let said = hello();
+    assert_eq!(
+        said.stdout,
+        b"hello\n",
+        "{}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    host("uninstall");
+    assert!(!file.exists());
+    std::fs::write(&file, "").unwrap();
+    assert!(
+        !hello().status.success(),
+        "nobody knows the runtime any more"
+    );
 }

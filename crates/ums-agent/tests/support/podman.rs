@@ -52,6 +52,15 @@ impl Podman {
 
     /// The command of a person.
     pub fn command(&self, args: &[&str]) -> Command {
+        let flag = format!("--runtime-flag=ums-dir={}", self.offers().display());
+        self.command_with(
+            program().unwrap().to_str().unwrap(),
+            &[&[&*flag], args].concat(),
+        )
+    }
+
+    /// The same with a runtime by its name.
+    pub fn command_with(&self, runtime: &str, args: &[&str]) -> Command {
         let mut podman = Command::new("nsenter");
         podman
             .arg(format!("--net=/run/netns/{}", self.netns))
@@ -63,11 +72,7 @@ impl Podman {
             .arg("--tmpdir")
             .arg(self.at("tmp"))
             .arg("--runtime")
-            .arg(program().unwrap())
-            .arg(format!(
-                "--runtime-flag=ums-dir={}",
-                self.offers().display()
-            ))
+            .arg(runtime)
             .arg("--cgroup-manager=cgroupfs")
             .arg("--events-backend=file")
             .args(args)
