@@ -66,6 +66,7 @@ impl Agent {
             frontmen,
             migrations: Migrations::default(),
             machine,
+            measuring: Default::default(),
         };
         node.resume();
         Ok(Self {

@@ -14,7 +14,7 @@ use ums_api::agent::{
 use ums_api::problem::{MEDIA_TYPE, Problem, ProblemKind};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_node::task::blocking;
-use ums_node::{attendants, destination, look, problem, source};
+use ums_node::{attendants, destination, look, problem, source, writing};
 use ums_standalone::{removal, services};
 
 use crate::agent::Agent;
@@ -33,6 +33,7 @@ pub fn router(agent: Agent) -> Router {
         .route("/v1/attendants", get(attendants))
         .route("/v1/services", get(list).post(run))
         .route("/v1/services/{name}", get(describe).delete(remove))
+        .route("/v1/services/{name}/writing", get(measure))
         .route("/v1/migrations", get(migrations))
         .route("/v1/migrations/{id}", get(migration))
         .route(&operation("block"), post(block))
@@ -128,6 +129,10 @@ async fn run(State(agent): Shared, Json(request): Json<RunRequest>) -> impl Into
 
 async fn describe(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
     answer(blocking(move || look::service(&agent.node, &name)).await)
+}
+
+async fn measure(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
+    answer(blocking(move || writing::measure(&agent.node, &name)).await)
 }
 
 async fn remove(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {

@@ -11,6 +11,7 @@
 //! | `GET /v1/services` | | `Vec<`[`ServiceView`]`>` |
 //! | `POST /v1/services` | [`RunRequest`] | [`ServiceView`] |
 //! | `GET /v1/services/{name}` | | `ServiceFacts` |
+//! | `GET /v1/services/{name}/writing` | | `Writing`: measured for some tenths of a second |
 //! | `DELETE /v1/services/{name}` | | `{}`; refused while its gate is shut |
 //! | `GET /v1/attendants` | | `Vec<`[`Attendant`]`>` what outlives migrations on purpose |
 //! | source side | | |
@@ -345,6 +346,11 @@ pub mod paths {
     /// `/v1/services/{name}`
     pub fn service(name: &ServiceName) -> String {
         format!("/v1/services/{name}")
+    }
+
+    /// `/v1/services/{name}/writing`
+    pub fn writing(name: &ServiceName) -> String {
+        format!("/v1/services/{name}/writing")
     }
 
     /// `/v1/migrations/{id}`

@@ -91,6 +91,9 @@ pub struct MigrateRequest {
     /// Go ahead although the move changes how the service behaves.
     #[serde(default)]
     pub accept_loss: bool,
+    /// Of a plan: look how fast the service writes to its memory. With a longest downtime that is done anyway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub measure: bool,
 }
 
 impl MigrateRequest {

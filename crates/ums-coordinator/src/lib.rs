@@ -10,6 +10,7 @@ mod client_server;
 mod clock;
 mod config;
 mod destination;
+mod estimates;
 #[doc(hidden)]
 pub mod fuzzing;
 mod journal;

@@ -79,6 +79,47 @@ pub fn next(done: &[Round], left_bytes: u64, bounds: &Bounds) -> Next {
     }
 }
 
+/// How the rounds of a service are expected to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreseen {
+    /// How many there are.
+    pub rounds: u32,
+    /// How long they take together, milliseconds.
+    pub ms: u64,
+    /// What is left for the freeze, bytes.
+    pub left_bytes: u64,
+}
+
+/// The rounds of a service with so much memory, of which it writes to so much in a second, over a link that sends so
+/// much in a second, all in bytes.
+///
+/// # Guarantees
+/// Ends after [`ROUNDS_MAX`] rounds, whatever the numbers are.
+pub fn foresee(memory: u64, written: u64, sent: u64, bounds: &Bounds) -> Foreseen {
+    let (mut done, mut left) = (Vec::new(), memory);
+    loop {
+        let next = next(&done, left, bounds);
+        if next != Next::Freeze {
+            let ms = scaled(left, 1000, sent.max(1)).max(1);
+            done.push(Round { bytes: left, ms });
+            left = scaled(written, ms, 1000).min(memory);
+        }
+        if next != Next::Round {
+            return Foreseen {
+                rounds: u32::try_from(done.len()).unwrap_or(u32::MAX),
+                ms: sum(&done, |round| round.ms),
+                left_bytes: left,
+            };
+        }
+    }
+}
+
+/// `amount * factor / divisor` without overflow on the way.
+fn scaled(amount: u64, factor: u64, divisor: u64) -> u64 {
+    let wide = u128::from(amount) * u128::from(factor) / u128::from(divisor);
+    u64::try_from(wide).unwrap_or(u64::MAX)
+}
+
 /// How much is sent within a time, by the rounds so far.
 fn within(done: &[Round], elapsed_ms: u64, ms: u64) -> u64 {
     let bytes = sum(done, |round| round.bytes);
@@ -100,6 +141,25 @@ mod test {
 
     fn bounds() -> Bounds {
         Bounds::default()
+    }
+
+    #[test]
+    fn what_is_foreseen_is_what_the_rule_leads_to() {
+        let gigabit = 117 * MIB;
+        let idle = foresee(1024 * MIB, 0, gigabit, &bounds());
+        assert_eq!((idle.rounds, idle.left_bytes), (1, 0));
+        assert!((8700..8800).contains(&idle.ms), "{idle:?}");
+        let busy = foresee(1024 * MIB, 50 * MIB, gigabit, &bounds());
+        assert!(busy.rounds > 2 && busy.left_bytes < 4 * MIB, "{busy:?}");
+        assert!(busy.ms > idle.ms * 3 / 2, "{busy:?}");
+        // Faster than the link: most of it is left, and the rounds end soon.
+        let hopeless = foresee(1024 * MIB, 400 * MIB, gigabit, &bounds());
+        assert!(
+            hopeless.left_bytes > 900 * MIB && hopeless.rounds <= 3,
+            "{hopeless:?}"
+        );
+        assert_eq!(foresee(0, 1, 1, &bounds()).rounds, 0);
+        foresee(u64::MAX, u64::MAX, 0, &bounds());
     }
 
     /// The rounds of a service that writes so many bytes in a millisecond, over a link that sends so many:

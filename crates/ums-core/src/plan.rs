@@ -8,10 +8,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::converge::Bounds;
+use crate::converge::{self, Bounds, Foreseen};
 use crate::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use crate::id::{ServiceName, SystemName};
-use crate::preflight::{self, Estimates, MigrateOptions, Refusal};
+use crate::preflight::{self, Estimates, MigrateOptions, Refusal, Writing};
 use crate::technique::{Approach, Technique};
 
 /// Freeze, CRIU's dump of everything but pages, and its end: 76 ms at 1 MiB, 79 ms at 128 MiB.
@@ -40,7 +40,7 @@ const HANDOVER_FIXED_MS: u64 = 60;
 /// Steps 1 to 7 and 14 to 15, without the copying of files.
 const AROUND_FIXED_MS: u64 = 400;
 
-/// How fast pages are read at most, whatever the link: assumed, as no link faster than that was measured yet.
+/// How fast pages are read at most, whatever the link: assumed where it was not measured.
 const DUMP_BYTES_PER_SECOND: u64 = 1_000_000_000;
 
 /// The approaches, from the cheapest on.
@@ -72,6 +72,16 @@ pub struct Prediction {
     pub downtime_ms: u64,
     /// From the request to the end, milliseconds.
     pub total_ms: u64,
+    /// Rounds of memory before the freeze.
+    #[serde(default)]
+    pub rounds: u32,
+    /// What is left of the memory for the freeze, bytes.
+    #[serde(default)]
+    pub frozen_bytes: u64,
+    /// Memory that the service writes to in a second, bytes; `None` where it was not measured, and the rounds are
+    /// reckoned to get to their aim.
+    #[serde(default)]
+    pub written_bytes_per_second: Option<u64>,
 }
 
 /// Whether a choice can be made here, and why not.
@@ -109,6 +119,9 @@ pub struct Plan {
     pub max_downtime_ms: Option<u64>,
     /// Whether the destination was asked. Without its facts the refusals are not complete.
     pub destination_known: bool,
+    /// Why the service's writing was not measured although it was to be.
+    #[serde(default)]
+    pub unmeasured: Option<String>,
     /// What the move would change of the service.
     #[serde(default)]
     pub losses: Vec<Loss>,
@@ -160,6 +173,7 @@ pub fn make(
         prediction: predict(service, destination, technique, estimates),
         max_downtime_ms: options.max_downtime_ms,
         destination_known: destination.is_some(),
+        unmeasured: None,
         losses: service
             .losses
             .iter()
@@ -199,8 +213,8 @@ pub fn technique(options: &MigrateOptions, source: &NodeFacts) -> Technique {
 
 /// What a migration will cost: its downtime is the fixed costs and what memory is left for the freeze at the
 /// slower of the link and the reading, its total that, the files' first pass and the memory that goes before it. With
-/// pre-copy what is left is taken to be what the rounds aim at; a service that writes faster than the link
-/// sends has more.
+/// pre-copy what is left is what the service writes in the last round, by the rate that was measured; where none was,
+/// what the rounds aim at: a service that writes faster than the link sends has more.
 pub fn predict(
     service: &ServiceFacts,
     destination: Option<&NodeFacts>,
@@ -210,9 +224,11 @@ pub fn predict(
     let memory_bytes = service.memory_bytes;
     let image_bytes = destination.map_or(0, |destination| service.image_bytes_for(destination));
     let filesystem_bytes = service.filesystem_bytes.saturating_add(image_bytes);
+    let writing = estimates.writing;
+    let read = writing.and_then(|writing| writing.read_bytes_per_second);
     let bytes_per_second = estimates
         .link_bytes_per_second
-        .clamp(1, DUMP_BYTES_PER_SECOND);
+        .clamp(1, read.unwrap_or(DUMP_BYTES_PER_SECOND).max(1));
 
     let further_processes = u64::from(service.processes.saturating_sub(1));
     let mapping_ms = scaled(memory_bytes, DUMP_MS_PER_GIB, 1 << 30);
@@ -222,15 +238,19 @@ pub fn predict(
         .saturating_add(further_processes * PROCESS_MS)
         .saturating_add(mapping_ms)
         .saturating_add(scaled(memory_bytes, eager_ms_per_gib, 1 << 30));
-    let memory_ms = scaled(memory_bytes, 1000, bytes_per_second);
-    let (before_ms, frozen_ms) = match technique {
-        Technique::PreCopy => (memory_ms, memory_ms.min(Bounds::default().downtime_ms)),
-        _ => (0, memory_ms),
+    let rounds = match technique {
+        Technique::PreCopy => rounds(memory_bytes, bytes_per_second, writing),
+        _ => Foreseen {
+            rounds: 0,
+            ms: 0,
+            left_bytes: memory_bytes,
+        },
     };
+    let frozen_ms = scaled(rounds.left_bytes, 1000, bytes_per_second);
     let downtime_ms = downtime_ms.saturating_add(frozen_ms);
     let link = estimates.link_bytes_per_second.max(1);
     let total_ms = AROUND_FIXED_MS
-        .saturating_add(before_ms)
+        .saturating_add(rounds.ms)
         .saturating_add(downtime_ms)
         .saturating_add(scaled(filesystem_bytes, 1000, link));
     Prediction {
@@ -239,6 +259,28 @@ pub fn predict(
         bytes_per_second,
         downtime_ms,
         total_ms,
+        rounds: rounds.rounds,
+        frozen_bytes: rounds.left_bytes,
+        written_bytes_per_second: writing.map(|writing| writing.bytes_per_second),
+    }
+}
+
+/// How the rounds go: by what was measured of the service's writing, else as they aim to.
+fn rounds(memory_bytes: u64, bytes_per_second: u64, writing: Option<Writing>) -> Foreseen {
+    let bounds = Bounds::default();
+    let Some(writing) = writing else {
+        let aim = scaled(bytes_per_second, bounds.downtime_ms, 1000);
+        return Foreseen {
+            left_bytes: memory_bytes.min(aim),
+            ..converge::foresee(memory_bytes, 0, bytes_per_second, &bounds)
+        };
+    };
+    let untracked = writing.untracked_bytes.min(memory_bytes);
+    let (tracked, written) = (memory_bytes - untracked, writing.bytes_per_second);
+    let foreseen = converge::foresee(tracked, written, bytes_per_second, &bounds);
+    Foreseen {
+        left_bytes: foreseen.left_bytes.saturating_add(untracked),
+        ..foreseen
     }
 }
 

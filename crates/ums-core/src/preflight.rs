@@ -128,6 +128,19 @@ pub struct Estimates {
     /// Rate of the link between the two systems, or the operator's bandwidth limit where that is
     /// lower, bytes per second.
     pub link_bytes_per_second: u64,
+    /// How the service writes, where that was measured.
+    pub writing: Option<Writing>,
+}
+
+/// What a look at a service that runs has measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writing {
+    /// Memory that it writes to in a second, bytes: whole pages, each once in a look, however often it is written.
+    pub bytes_per_second: u64,
+    /// Memory of which nobody can tell whether it was written, bytes: all of it is for the freeze.
+    pub untracked_bytes: u64,
+    /// How fast its memory is read, bytes per second; `None` where there is too little of it to tell.
+    pub read_bytes_per_second: Option<u64>,
 }
 
 /// The rate assumed of a link that nobody has measured: 1 Gbps less Ethernet, IP, TCP and TLS
@@ -138,6 +151,7 @@ impl Default for Estimates {
     fn default() -> Self {
         Self {
             link_bytes_per_second: LINK_BYTES_PER_SECOND_ASSUMED,
+            writing: None,
         }
     }
 }

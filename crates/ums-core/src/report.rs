@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::budget::Span;
 use crate::facts::Loss;
 use crate::id::{MigrationId, ServiceName, SystemName};
+use crate::plan::Prediction;
+use crate::step::Step;
 use crate::technique::{Approach, Technique};
 
 /// How a migration ended, or that it has not.
@@ -90,4 +92,24 @@ pub struct MigrationReport {
     /// What the move changes of the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<Loss>,
+    /// What it was predicted to cost when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<Prediction>,
+}
+
+/// So much has to go over before the rate of it says something of the link, bytes: each migration has
+/// fixed costs.
+const RATED_BYTES_MIN: u64 = 128 << 20;
+
+impl MigrationReport {
+    /// The rate of the whole transfer, from the data path's opening to the end of the image, bytes per second; `None`
+    /// where it did not complete, or too little went over.
+    pub fn bytes_per_second(&self) -> Option<u64> {
+        let of = |step: Step| self.steps.iter().find(|it| it.step == step.number());
+        let begin = of(Step::OpenDataPath)?.started_ms;
+        let end = of(Step::ImageComplete)?.ended_ms?;
+        let ms = end.checked_sub(begin).filter(|ms| *ms > 0)?;
+        let is_rated = self.outcome == Outcome::Completed && self.bytes.wire >= RATED_BYTES_MIN;
+        is_rated.then(|| (u128::from(self.bytes.wire) * 1000 / u128::from(ms)) as u64)
+    }
 }

@@ -534,8 +534,13 @@ impl Saga {
                 technique,
                 endpoint,
                 losses,
+                ..
             }) => (Some(*approach), Some(*technique), *endpoint, losses.clone()),
             _ => (None, None, None, Vec::new()),
+        };
+        let predicted = match self.output(Step::DetermineApproach) {
+            Some(Output::Planned { predicted, .. }) => predicted.clone(),
+            _ => None,
         };
         let losses = self.losses(losses);
         let (bytes, rounds) = match self.output(Step::ImageComplete) {
@@ -566,6 +571,7 @@ impl Saga {
             endpoint: endpoint.map(|address| address.to_string()),
             error: self.error(&next),
             losses,
+            predicted,
         }
     }
 

@@ -485,6 +485,7 @@ fn output(step: Step) -> Output {
             technique: Technique::StopAndCopy,
             endpoint: Some(([10, 0, 0, 1], 80).into()),
             losses: Vec::new(),
+            predicted: None,
         },
         Step::ConfirmContainer => Output::Created {
             endpoints: vec![([10, 0, 0, 2], 80).into()],

@@ -34,3 +34,4 @@ pub(crate) mod rounds;
 pub mod source;
 pub mod task;
 pub mod tunnel;
+pub mod writing;

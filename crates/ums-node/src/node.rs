@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use ums_core::id::SystemName;
 use ums_tls::Identity;
 
@@ -50,6 +51,8 @@ pub struct Node {
     pub migrations: Migrations,
     /// What it runs on.
     pub machine: Machine,
+    /// Held while a service is measured: a migration that begins meanwhile waits for that.
+    pub measuring: Mutex<()>,
 }
 
 impl Node {

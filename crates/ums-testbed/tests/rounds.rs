@@ -3,6 +3,7 @@
 mod common;
 
 use common::{LARGE_MIB, LINK_MBIT, Moving, SLOW_MBIT, agent, hog_stayed, process, strike};
+use ums_core::plan::Plan;
 use ums_core::report::{MigrationReport, Outcome};
 use ums_core::technique::Technique;
 use ums_testbed::client::keys;
@@ -10,7 +11,9 @@ use ums_testbed::hog::Request;
 use ums_testbed::system::System;
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::skipped;
-use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_hog, start_redis};
+use ums_testbed::workload::{
+    REDIS_PORT, addresses, ask_hog, count, start_hog, start_hog_with, start_redis,
+};
 
 /// Keys that Redis holds.
 const KEYS: u64 = 20_000;
@@ -130,6 +133,55 @@ fn is_not_tracked(pid: i32) {
         link.is_some_and(|link| link.to_string_lossy().contains("userfaultfd"))
     };
     assert_eq!(links.filter(uffd).count(), 0, "descriptors that track");
+}
+
+/// What is predicted of a move of the hog, by a look at what it writes.
+fn measured(testbed: &Testbed) -> Plan {
+    let plan = ["plan", "hog", "--to", "b", "--measure", "--json"];
+    let output = testbed.a.ums(&plan).expect("a plan");
+    serde_json::from_slice(&output.stdout).expect("a plan as JSON")
+}
+
+#[test]
+fn a_plan_reckons_with_what_the_service_writes() {
+    let test = "a_plan_reckons_with_what_the_service_writes";
+    let Some(testbed) = systems(test) else {
+        return;
+    };
+    start_hog(&testbed, &testbed.a, "hog", HOG_MIB).expect("the hog runs");
+    if !can(test, &testbed, "hog") {
+        return;
+    }
+    let pid = process(&testbed.a, &["/bin/ums-hog"]);
+    let quiet = measured(&testbed);
+    is_not_tracked(pid);
+    let Some(little) = quiet.prediction.written_bytes_per_second else {
+        panic!("it was not measured: {quiet:?}");
+    };
+    assert_eq!(quiet.unmeasured, None);
+    for (from, to) in [(&testbed.a, &testbed.b), (&testbed.b, &testbed.a)] {
+        let report = migrate(&testbed, from, to, "hog");
+        let predicted = report.predicted.expect("what was predicted");
+        assert!(predicted.memory_bytes >= HOG_MIB << 20, "{predicted:?}");
+        assert!(predicted.downtime_ms > 0, "{predicted:?}");
+    }
+    let status = ask_hog(&testbed, &testbed.a, Request::Verify).expect("it answers");
+    assert_eq!(status.intact, Some(true), "{status:?}");
+    // The first migration has shown what the link is good for.
+    let rate = measured(&testbed).prediction.bytes_per_second;
+    assert_ne!(rate, quiet.prediction.bytes_per_second);
+    testbed.a.ums_ok(&["rm", "hog"]).expect("it is removed");
+
+    let busy = ["--mib", "64", "--dirty", "200"].map(str::to_owned);
+    start_hog_with(&testbed, &testbed.a, "hog", &busy).expect("a busy hog runs");
+    let busy = measured(&testbed).prediction;
+    let much = busy.written_bytes_per_second;
+    assert!(much > Some(little), "{busy:?} against {little}");
+    assert!(
+        busy.frozen_bytes > quiet.prediction.frozen_bytes,
+        "{busy:?}"
+    );
+    assert_eq!(testbed.remove().expect("removed"), Vec::<String>::new());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use ums_api::client::{
 };
 use ums_core::budget::{Place, Span};
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
-use ums_core::plan::{Choice, Plan};
+use ums_core::plan::{Choice, Plan, Prediction};
 use ums_core::preflight::Refusal;
 use ums_core::report::{Bytes, MigrationReport, Outcome};
 use ums_core::step::Step;
@@ -46,6 +46,13 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     text
+}
+
+/// What was predicted, in the order of what came of it.
+fn foretold(predicted: &Prediction) -> String {
+    let (downtime, total) = (predicted.downtime_ms, predicted.total_ms);
+    let (downtime, total) = (span_ms(downtime as f64), span_ms(total as f64));
+    format!("{downtime} of downtime, {total} in all")
 }
 
 fn on_the_wire(moved: &Bytes) -> String {
@@ -416,6 +423,13 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     if let Some(freeze) = report.freeze_ms {
         rows.push(("frozen for", span_ms(freeze)));
     }
+    if let Some(predicted) = report
+        .predicted
+        .as_ref()
+        .filter(|_| report.outcome == Outcome::Completed)
+    {
+        rows.push(("predicted", foretold(predicted)));
+    }
     rows.push(("memory", bytes(report.bytes.memory)));
     rows.push(("files", bytes(report.bytes.filesystem)));
     rows.push(("on the wire", on_the_wire(&report.bytes)));
@@ -600,6 +614,18 @@ pub(crate) fn plan(plan: &Plan) -> String {
         ),
         ("total", format!("about {}", span_ms(cost.total_ms as f64))),
     ];
+    if let Some(written) = cost.written_bytes_per_second {
+        let rounds = format!(
+            "{}, {} left for the freeze",
+            cost.rounds,
+            bytes(cost.frozen_bytes)
+        );
+        rows.push(("writes", rate(written)));
+        rows.push(("rounds", rounds));
+    }
+    if let Some(reason) = &plan.unmeasured {
+        rows.push(("writes", format!("not measured: {reason}")));
+    }
     if let Some(reason) = &plan.eager_restore {
         rows.push((
             "restore",

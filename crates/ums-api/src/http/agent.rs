@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, ServiceName};
+use ums_core::preflight::Writing;
 
 use super::{Client, ClientError, Connector, Unix};
 use crate::agent::{
@@ -78,6 +79,13 @@ impl AgentClient {
     pub async fn service(&self, name: &ServiceName) -> Answer<ServiceFacts> {
         self.client
             .get(&paths::service(name), self.request_timeout)
+            .await
+    }
+
+    /// How fast a service writes to its memory, as a look at it tells.
+    pub async fn writing(&self, name: &ServiceName) -> Answer<Writing> {
+        self.client
+            .get(&paths::writing(name), self.request_timeout)
             .await
     }
 

@@ -13,7 +13,7 @@ use ums_api::client::{
 use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::plan::{self, Route};
-use ums_core::preflight::{Estimates, MigrateOptions, Refusal};
+use ums_core::preflight::{MigrateOptions, Refusal};
 use ums_core::receiver;
 use ums_core::report::{MigrationReport, Outcome};
 use ums_core::saga::{self, Action, Event, Request};
@@ -25,7 +25,7 @@ use crate::problem::{Given, Refused, Reply, ending, json, ok, unknown};
 use crate::shared::Shared;
 use crate::source::{self, Migration, finished_view, view_of};
 use crate::status::final_progress;
-use crate::{destination, peer, policy};
+use crate::{destination, estimates, peer, policy};
 
 pub(super) async fn plan(
     State(shared): Own,
@@ -46,14 +46,17 @@ pub(super) async fn plan(
         source: shared.config.system.clone(),
         destination: destination.clone(),
     };
+    let measure = request.measure || request.max_downtime_ms.is_some();
+    let known = estimates::of(&shared, &request.service, destination, measure).await;
     let mut plan = plan::make(
         route,
         &source,
         &service,
         facts.as_ref(),
         &options,
-        &Estimates::default(),
+        &known.estimates,
     );
+    plan.unmeasured = known.unmeasured;
     plan.refusals.extend(refusal);
     Ok(ok(&plan))
 }
@@ -317,6 +320,7 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
             .map(ToString::to_string),
         error: trouble.or(incoming.reason.as_ref()).cloned(),
         losses: [service.losses.as_slice(), &incoming.losses].concat(),
+        predicted: None,
     };
     let words = format!("arriving: {}", incoming.state.name());
     let mut progress = final_progress(None, &words, report.total_ms, 0);

@@ -21,13 +21,14 @@ use ums_core::technique::Technique;
 use super::migration::{Failure, Migration, Pause, chain, without_effect};
 use crate::clock::{Stopwatch, monotonic_ns};
 use crate::journal::Write;
-use crate::{peer, policy};
+use crate::{estimates, peer, policy};
 
 /// What step 1 found, for the steps after it.
 pub(super) struct Determined {
     source: NodeFacts,
     service: ServiceFacts,
     technique: Technique,
+    estimates: Estimates,
 }
 
 /// What was asked for.
@@ -61,18 +62,14 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
             .collect();
     let options = options(&request);
     refusals.extend(preflight::judge_local(&source, &service, &options));
+    let measure = options.max_downtime_ms.is_some();
+    let of = (&request.service, &request.destination);
+    let known = estimates::of(&m.shared, of.0, of.1, measure).await;
     let route = Route {
         source: request.source,
         destination: request.destination,
     };
-    let plan = plan::make(
-        route,
-        &source,
-        &service,
-        None,
-        &options,
-        &Estimates::default(),
-    );
+    let plan = plan::make(route, &source, &service, None, &options, &known.estimates);
     let (Some(approach), Some(technique), true) =
         (plan.approach, plan.technique, refusals.is_empty())
     else {
@@ -89,6 +86,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
             technique,
             endpoint,
             losses: plan.losses,
+            predicted: Some(plan.prediction),
         },
     )
     .await?;
@@ -99,6 +97,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
         source,
         service,
         technique,
+        estimates: known.estimates,
     })
 }
 
@@ -131,7 +130,7 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Determined) -> Result<
         &plan.service,
         Some(&facts),
         &options,
-        &Estimates::default(),
+        &plan.estimates,
     );
     if !refusals.is_empty() {
         return Err(Failure::refused(step, refusals));

@@ -288,6 +288,7 @@ impl System {
             technique: None,
             max_downtime_ms: None,
             accept_loss: false,
+            measure: false,
         };
         self.client()
             .post(paths::MIGRATIONS, &request, PATIENCE)

@@ -84,6 +84,7 @@ fn predicted(memory_bytes: u64, link_bytes_per_second: u64) -> Prediction {
         Technique::StopAndCopy,
         &Estimates {
             link_bytes_per_second,
+            writing: None,
         },
     )
 }
@@ -113,6 +114,55 @@ fn with_pre_copy_it_does_not() {
     let (empty, full) = (predicted(0), predicted(1 << 30));
     assert!(full.downtime_ms < empty.downtime_ms + 100, "{full:?}");
     assert!(full.total_ms > empty.total_ms + 9000, "{full:?}");
+}
+
+#[test]
+fn what_was_measured_is_reckoned_with() {
+    let predicted = |writing| {
+        let service = ServiceFacts {
+            memory_bytes: 1 << 30,
+            ..service()
+        };
+        let estimates = Estimates {
+            writing: Some(writing),
+            ..Estimates::default()
+        };
+        predict(&service, Some(&node()), Technique::PreCopy, &estimates)
+    };
+    let idle = Writing {
+        bytes_per_second: 0,
+        untracked_bytes: 0,
+        read_bytes_per_second: None,
+    };
+    let quiet = predicted(idle);
+    assert_eq!((quiet.rounds, quiet.frozen_bytes), (1, 0));
+    let busy = predicted(Writing {
+        bytes_per_second: 50 << 20,
+        ..idle
+    });
+    assert!(
+        busy.rounds > quiet.rounds && busy.total_ms > quiet.total_ms,
+        "{busy:?}"
+    );
+    assert!(busy.downtime_ms < quiet.downtime_ms + 100, "{busy:?}");
+    let hopeless = predicted(Writing {
+        bytes_per_second: 1 << 30,
+        ..idle
+    });
+    assert!(hopeless.downtime_ms > 9000, "{hopeless:?}");
+    let untracked = predicted(Writing {
+        untracked_bytes: 1 << 29,
+        ..idle
+    });
+    assert!(
+        (4500..5000).contains(&untracked.downtime_ms),
+        "{untracked:?}"
+    );
+    let slow = predicted(Writing {
+        read_bytes_per_second: Some(50_000_000),
+        ..idle
+    });
+    assert_eq!(slow.bytes_per_second, 50_000_000);
 }
 
 #[test]

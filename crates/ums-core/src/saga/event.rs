@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::budget::Span;
 use crate::facts::Loss;
 use crate::id::{MigrationId, ServiceName, SystemName};
+use crate::plan::Prediction;
 use crate::preflight::Refusal;
 use crate::report::{Bytes, MigrationReport};
 use crate::step::Step;
@@ -176,6 +177,9 @@ pub enum Output {
         /// What the move changes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         losses: Vec<Loss>,
+        /// What it is predicted to cost.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        predicted: Option<Prediction>,
     },
     /// Of [`Step::VerifyPeer`], where there is anything to tell.
     Verified {

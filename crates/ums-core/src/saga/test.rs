@@ -30,6 +30,7 @@ fn output(step: Step) -> Output {
             technique: Technique::StopAndCopy,
             endpoint: Some("10.0.0.1:80".parse().expect("an address")),
             losses: Vec::new(),
+            predicted: None,
         },
         Step::ConfirmContainer => Output::Created {
             endpoints: vec!["10.0.0.2:80".parse().expect("an address")],

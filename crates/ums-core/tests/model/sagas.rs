@@ -136,6 +136,7 @@ fn output(step: Step) -> Output {
             technique: Technique::StopAndCopy,
             endpoint: None,
             losses: Vec::new(),
+            predicted: None,
         },
         Step::ConfirmContainer => Output::Created {
             endpoints: Vec::new(),

@@ -163,5 +163,6 @@ pub(crate) fn node(identity: Identity) -> Node {
         frontmen: Arc::new(frontmen),
         migrations: Migrations::default(),
         machine: Machine::new(nowhere, nowhere, "/ums/none", None),
+        measuring: Default::default(),
     }
 }

@@ -29,6 +29,8 @@ const PAGES_LOOK: Duration = Duration::from_millis(10);
 pub async fn open(node: &Arc<Node>, id: MigrationId, request: OpenRequest) -> Result<(), Problem> {
     let outgoing = remember(node, id, &request.service)?;
     let _operation = outgoing.operation.lock().await;
+    // Whoever measures the service, and has not seen that it migrates, is done then.
+    drop(node.measuring.lock().await);
     if outgoing.view().path.is_some() || outgoing.view().checkpointed.is_some() {
         return Ok(());
     }

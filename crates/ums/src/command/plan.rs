@@ -18,6 +18,9 @@ use crate::value::Span;
 pub(crate) struct Args {
     #[command(flatten)]
     wanted: Wanted,
+    /// Look how fast the service writes to its memory, which stops it for some milliseconds
+    #[arg(long)]
+    measure: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -54,6 +57,7 @@ impl Wanted {
             approach: self.approach.map(Approach::from),
             technique: self.technique.map(Technique::from),
             accept_loss: self.accept_loss,
+            measure: false,
             max_downtime_ms: self.max_downtime.map(|Span(time)| milliseconds(time)),
         }
     }
@@ -108,9 +112,11 @@ impl From<ApproachWord> for Approach {
 }
 
 pub(crate) async fn execute(args: Args, coordinator: Connection) -> Outcome {
-    let plan: Plan = coordinator
-        .post(paths::PLANS, &args.wanted.request())
-        .await?;
+    let request = MigrateRequest {
+        measure: args.measure,
+        ..args.wanted.request()
+    };
+    let plan: Plan = coordinator.post(paths::PLANS, &request).await?;
     print_either(args.json, &plan, show::plan)?;
     Ok(if plan.feasible() {
         Exit::Done

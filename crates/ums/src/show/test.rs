@@ -33,6 +33,7 @@ pub(crate) fn view() -> MigrationView {
             endpoint: None,
             error: None,
             losses: Vec::new(),
+            predicted: None,
         },
         progress: Progress::default(),
         refusals: Vec::new(),

@@ -324,6 +324,7 @@ fn running() -> MigrationView {
             endpoint: None,
             error: None,
             losses: Vec::new(),
+            predicted: None,
         },
         progress: Progress {
             generation: 1,
