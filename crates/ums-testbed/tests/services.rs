@@ -61,6 +61,10 @@ fn is_moved(testbed: &Testbed, service: &Service, clients: &mut dyn Clients, mov
         begun.unwrap_or_else(|error| panic!("before move {turn}: {error:#}"));
         let report = testbed.migrate(from, to, service.name, &[]);
         let report = report.expect("a report");
+        eprintln!(
+            "move {turn}: {:?}, {} rounds, frozen for {:?} ms",
+            report.bytes, report.rounds, report.freeze_ms
+        );
         let (outcome, error) = (report.outcome, report.error);
         assert_eq!(outcome, Outcome::Completed, "move {turn}: {error:?}");
         if turn % 2 == 0 || turn % 3 == 0 {
