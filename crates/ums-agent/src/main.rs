@@ -31,6 +31,9 @@ enum Command {
         /// The log.
         path: std::path::PathBuf,
     },
+    /// Bring pages that have stayed at the source of a migration (started by `serve`).
+    #[command(hide = true)]
+    Pager,
     /// Hold a keeper's userfaultfd descriptors (started by a keeper).
     #[command(hide = true)]
     Guard {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Log { path } => keeper::log::run(&path).map_err(Into::into),
+        Command::Pager => ums_node::pager::run(),
         Command::Guard { cgroup } => keeper::guard::run(&cgroup).map_err(Into::into),
     };
     match result {

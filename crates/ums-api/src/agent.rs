@@ -116,6 +116,23 @@ pub struct ServiceView {
     /// What could not be set again when it came here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<Loss>,
+    /// Pages of its memory that come in while it runs; `None` where its keeper does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<IncomingPages>,
+}
+
+/// Pages of a service's memory that come in while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IncomingPages {
+    /// How many are still to be installed.
+    pub missing: u64,
+    /// How long it has run, or ran, while some of them were at the system that it came from, microseconds;
+    /// `None` where none ever were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_risk_us: Option<u64>,
+    /// Why it was killed, if some of them could not be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
 }
 
 /// What a service is doing.

@@ -12,6 +12,7 @@
 //! | `POST /peer/v1/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
 //! | `POST /peer/v1/migrations/{id}/losses` | `{}` | [`LossesAnswer`]; 404 from an earlier release | destination |
 //! | `POST /peer/v1/migrations/{id}/spans` | `{}` | [`SpansAnswer`]; 404 from an earlier release | destination |
+//! | `POST /peer/v1/migrations/{id}/pages` | `{}` | [`PagesAnswer`]; asked where pages have stayed at the source | destination |
 //! | `POST /peer/v1/migrations/{id}/close` | `{}` | `{}` | destination |
 //! | `GET /peer/v1/migrations/{id}` | | [`View`]; 404 when unknown | destination |
 //! | `GET /peer/v1/decisions/{id}` | | [`DecisionAnswer`] | source |
@@ -139,6 +140,18 @@ pub struct LossesAnswer {
 pub struct SpansAnswer {
     /// In their order.
     pub spans: Vec<Span>,
+}
+
+/// How far the memory of a service is that executes already, while pages of it stay at the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PagesAnswer {
+    /// Pages that are still to come.
+    pub missing: u64,
+    /// How long the service has run, or ran, while the source was needed, microseconds.
+    pub at_risk_us: Option<u64>,
+    /// Why the service is gone there, if it is: pages can't be had, or nobody holds it any more.
+    pub lost: Option<String>,
 }
 
 /// How far the destination is.

@@ -37,6 +37,7 @@ pub mod shared;
 mod sock_diag;
 pub mod store;
 pub mod stuck;
+pub mod supply;
 pub mod tcp_diag;
 pub mod terminal;
 pub mod tree;

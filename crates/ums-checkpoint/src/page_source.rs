@@ -9,6 +9,7 @@
 //! late at the destination, is read at once ([`When::Dumping`]); the rest when CRIU is done with the processes
 //! ([`When::Dumped`]), in the order of addresses, in which CRIU wants what can't come late.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -40,6 +41,38 @@ pub struct PageSource {
     tasks: Vec<Task>,
 }
 
+/// The memory of frozen processes by their addresses, for who asks for pages that have stayed.
+#[derive(Debug)]
+pub struct Stayed {
+    readers: BTreeMap<u32, Reader>,
+}
+
+impl Stayed {
+    /// Opens the memory of frozen processes.
+    ///
+    /// # Errors
+    /// When a process's memory can't be opened.
+    pub fn open(processes: &[Process]) -> io::Result<Self> {
+        let readers = processes.iter().map(|process| {
+            Reader::open(process.pid).map(|reader| (process.inner.cast_unsigned(), reader))
+        });
+        let readers = readers.collect::<io::Result<_>>()?;
+        Ok(Self { readers })
+    }
+
+    /// Reads whole pages of a process.
+    ///
+    /// # Errors
+    /// When there is no such process, or not all of them are there.
+    pub fn read(&self, process: u32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let reader = self.readers.get(&process).ok_or(io::ErrorKind::NotFound)?;
+        match reader.read(address, buffer)? == buffer.len() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Task {
     owner: PageOwner,
@@ -59,6 +92,9 @@ pub struct Held<'a> {
     pub pages: u64,
     /// CRIU's `PE_*` flags.
     pub flags: u32,
+    /// Whether they may stay here until the service runs elsewhere: no other process shares them, and nothing
+    /// needs them at the restore.
+    pub may_stay: bool,
     memory: &'a Reader,
 }
 
@@ -100,12 +136,14 @@ impl PageSource {
             let except = except(task.owner);
             for area in task.areas.iter().filter(|area| area.when == when) {
                 let held = task.held(area).map_err(&failed)?.without(&except);
-                for (start, end) in held.iter() {
+                let shared = self.shared(task, area, &held).map_err(&failed)?;
+                for (start, end, may_stay) in split(&held, &shared) {
                     take(Held {
                         owner: task.owner,
                         address: start,
                         pages: (end - start) / PAGE_LEN as u64,
                         flags: area.flags(),
+                        may_stay: may_stay && area.may_stay,
                         memory: &task.memory,
                     })?;
                 }
@@ -113,6 +151,27 @@ impl PageSource {
         }
         Ok(())
     }
+}
+
+impl PageSource {
+    /// Pages that another process may share: a process alone shares none.
+    fn shared(&self, task: &Task, area: &Area, held: &Ranges) -> io::Result<Ranges> {
+        if self.tasks.len() < 2 || !area.may_stay {
+            return Ok(Ranges::default());
+        }
+        let own = entries::exclusive_pages(&task.pagemap, area.mapping)?;
+        Ok(held.without(&own))
+    }
+}
+
+/// Ranges in the order of addresses, and whether they are outside some of them.
+fn split(all: &Ranges, some: &Ranges) -> Vec<(u64, u64, bool)> {
+    let outside = all.without(some);
+    let outside = outside.iter().map(|(start, end)| (start, end, true));
+    let mut parts: Vec<_> = outside.collect();
+    parts.extend(some.iter().map(|(start, end)| (start, end, false)));
+    parts.sort_unstable();
+    parts
 }
 
 impl Task {

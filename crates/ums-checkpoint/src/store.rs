@@ -26,6 +26,7 @@ use crate::criu::page_server::{PAGE_LEN, PE_LAZY, PE_PRESENT, PageOwner};
 use crate::memory_dir::MemoryDir;
 use crate::tree::Parents;
 
+pub mod away;
 mod early;
 mod extents;
 pub mod index;
@@ -87,6 +88,8 @@ struct Owned {
     stored: Extents,
     /// Those of them that must not come late, as addresses and numbers of pages.
     early: Vec<(u64, u64)>,
+    /// Those of them whose content is still at the source.
+    away: Extents,
 }
 
 /// All pages of a checkpoint, whole.
@@ -96,6 +99,8 @@ pub struct Stored {
     pub lazy: OwnedFd,
     /// What is where in it.
     pub index: Index,
+    /// What of that has no content yet: it is still at the source.
+    pub away: Index,
     /// Bytes in it.
     pub lazy_bytes: u64,
     /// Bytes of it that processes share and that are restored before the service runs.
@@ -142,6 +147,7 @@ impl PageStore {
             present: Vec::new(),
             stored: Extents::default(),
             early: Vec::new(),
+            away: Extents::default(),
         };
         self.owners.insert(owner, owned);
         Ok(())
@@ -236,6 +242,9 @@ impl PageStore {
             let pairs = bytes[from..from + len].chunks_exact(PAGE_LEN);
             let pairs = pairs.zip(buffer.chunks_exact(PAGE_LEN)).enumerate();
             let same = pairs.filter(|(_, (ours, theirs))| ours == theirs);
+            // What the parent has there is not known yet.
+            let at = |page: usize| run.address + image::byte_len(page as u64);
+            let same = same.filter(|(page, _)| !away::has_page(&parent.away, at(*page)));
             same.for_each(|(page, _)| shared.push(run.page(page as u64)));
         }
         Ok(shared.into_runs())
@@ -286,9 +295,10 @@ impl PageStore {
             owned.check(*owner)?;
             owned.put_in_order(images)?;
             owned.keep_wiped_pages(*owner, images)?;
+            owned.has_what_is_early()?;
         }
         let shared_bytes = early::restore_early(&self.lazy, &mut self.owners, images)?;
-        let mut index = Index::new();
+        let (mut index, mut away) = (Index::new(), Index::new());
         for (owner, owned) in self.owners {
             let Some(process) = owner.process() else {
                 write_pagemap(images, owner, owned.pages_id, &owned.map())?;
@@ -298,10 +308,14 @@ impl PageStore {
                 write_pagemap(images, owner, owned.pages_id, &owned.map())?;
             }
             index.insert(process, owned.stored.into_runs());
+            if !owned.away.is_empty() {
+                away.insert(process, owned.away.into_runs());
+            }
         }
         Ok(Stored {
             lazy: self.lazy.into(),
             index,
+            away,
             lazy_bytes: self.lazy_len,
             shared_bytes,
         })

@@ -12,6 +12,8 @@
 //! - What CRIU has left where a late page belongs is not that page ([`leftover`]).
 //! - A page stays missing until it is in, or until the kernel has told that its mapping or its
 //!   content is gone. That a call failed says nothing of the kind.
+//! - A page whose content is still at the source ([`Server::leave_away`]) is missing as well: who touches it
+//!   waits until it has come.
 //!
 //! What the kernel does not tell us of: `MADV_GUARD_INSTALL` (Linux 6.13) on a page that is still
 //! missing, which we then install over the guard; and a child's `MADV_WIPEONFORK` ranges, whose
@@ -24,6 +26,7 @@ use nix::errno::Errno;
 
 use crate::criu::page_server::PAGE_LEN;
 
+mod away;
 pub mod leftover;
 mod missing;
 mod server;
@@ -31,6 +34,7 @@ mod sys;
 #[cfg(test)]
 mod test;
 
+pub use away::Wanted;
 pub use server::{Progress, Server};
 
 const PAGE: u64 = PAGE_LEN as u64;
@@ -58,6 +62,12 @@ pub enum Error {
     /// A descriptor of a forked process could not be kept.
     #[error("no descriptor for a forked process: the keeper's limit of open files is reached")]
     Descriptor(#[source] io::Error),
+    /// Content came that nobody has asked for.
+    #[error("content came for the pages at {0:#x} of the store, which was not asked for")]
+    Unasked(u64),
+    /// Content that has come can't be kept.
+    #[error("there is no memory for pages that come from the source")]
+    Keep(#[source] io::Error),
     /// The index points outside the stored pages.
     #[error("page {0:#x} is outside the stored pages")]
     Index(u64),

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use ums_api::agent::{CreateRequest, Phase, Running, ServiceView};
+use ums_api::agent::{CreateRequest, Phase, Running, ServiceStatus, ServiceView};
 use ums_api::client::Permission;
 use ums_api::peer::{
-    CloseRequest, CommitAnswer, CreateAnswer, LossesAnswer, ReserveAnswer, ReserveRequest,
-    RestoreAnswer, SpansAnswer, View,
+    CloseRequest, CommitAnswer, CreateAnswer, LossesAnswer, PagesAnswer, ReserveAnswer,
+    ReserveRequest, RestoreAnswer, SpansAnswer, View,
 };
 use ums_api::problem::{Fault, Problem, ProblemKind};
 use ums_core::budget::{self, Laps, Part, Span};
@@ -624,6 +624,42 @@ pub(crate) async fn losses(
 ) -> Reply<LossesAnswer> {
     let Incoming { losses, .. } = known(shared, &source, id).await?;
     Ok(LossesAnswer { losses })
+}
+
+/// How far the memory of a service is that executes here and has left pages at its source. What is
+/// gone here is told as lost: the source keeps what it has.
+pub(crate) async fn pages(
+    shared: &Shared,
+    source: SystemName,
+    id: MigrationId,
+) -> Reply<PagesAnswer> {
+    let incoming = known(shared, &source, id).await?;
+    let services = shared.agent.services().await?;
+    let mut services = services.into_iter();
+    let view = services.find(|view| incoming.is_of(&view.specification.name));
+    let gone = |why: &str| PagesAnswer {
+        missing: 0,
+        at_risk_us: None,
+        lost: Some(why.to_owned()),
+    };
+    let Some(view) = view else {
+        return Ok(gone("it was removed there"));
+    };
+    match view.pages {
+        Some(pages) => Ok(PagesAnswer {
+            missing: pages.missing,
+            at_risk_us: pages.at_risk_us,
+            lost: pages.lost,
+        }),
+        None if view.status == ServiceStatus::Exited => {
+            Ok(gone("its keeper is lost there, and its processes with it"))
+        }
+        None => {
+            let title = "it is not known how far the memory is";
+            let detail = "the service's keeper does not answer now; it is asked again";
+            Err(Problem::failed(ProblemKind::Keeper, title, detail).into())
+        }
+    }
 }
 
 /// Where the downtime of a service that executes here went, as far as it was spent here.

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use ums_api::http::{Client, ClientError, Connecting, Connector, Stream};
 use ums_api::peer::{
     self, CloseRequest, CommitAnswer, CreateAnswer, Decision, DecisionAnswer, Empty, Hello,
-    LossesAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest, SpansAnswer,
-    VERSIONS, View, paths,
+    LossesAnswer, PagesAnswer, ReserveAnswer, ReserveRequest, RestoreAnswer, RestoreRequest,
+    SpansAnswer, VERSIONS, View, paths,
 };
 use ums_api::problem::ProblemKind;
 use ums_core::budget::Span;
@@ -159,6 +159,10 @@ impl PeerClient {
     pub(crate) async fn spans(&self, id: MigrationId) -> Answer<Vec<Span>> {
         let answer: Answer<SpansAnswer> = self.post(id, "spans", &Empty {}).await;
         if_kept(answer.map(|answer| answer.spans))
+    }
+
+    pub(crate) async fn pages(&self, id: MigrationId) -> Answer<PagesAnswer> {
+        self.post(id, "pages", &Empty {}).await
     }
 
     pub(crate) async fn close(&self, id: MigrationId, account: &CloseRequest) -> Answer<()> {

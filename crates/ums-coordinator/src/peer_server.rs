@@ -127,6 +127,7 @@ async fn dispatch(
         "create" => Ok(ok(&destination::create(shared, peer, id).await?)),
         "losses" => Ok(ok(&destination::losses(shared, peer, id).await?)),
         "spans" => Ok(ok(&destination::spans(shared, peer, id).await?)),
+        "pages" => Ok(ok(&destination::pages(shared, peer, id).await?)),
         "commit" => Ok(ok(&destination::commit(shared, peer, id).await?)),
         "abort" => destination::abort(shared, peer, id)
             .await

@@ -240,7 +240,22 @@ pub fn predict(
         .saturating_add(scaled(memory_bytes, eager_ms_per_gib, 1 << 30));
     let rounds = match technique {
         Technique::PreCopy => rounds(memory_bytes, bytes_per_second, writing),
-        _ => Foreseen {
+        // After the switch what has stayed comes over.
+        Technique::PostCopy => Foreseen {
+            rounds: 0,
+            ms: scaled(memory_bytes, 1000, bytes_per_second),
+            left_bytes: 0,
+        },
+        Technique::Hybrid => {
+            let before = rounds(memory_bytes, bytes_per_second, writing);
+            let after_ms = scaled(before.left_bytes, 1000, bytes_per_second);
+            Foreseen {
+                ms: before.ms.saturating_add(after_ms),
+                left_bytes: 0,
+                ..before
+            }
+        }
+        Technique::StopAndCopy => Foreseen {
             rounds: 0,
             ms: 0,
             left_bytes: memory_bytes,
@@ -309,19 +324,15 @@ pub fn approach_unavailable(approach: Approach) -> Option<String> {
 /// Why a technique can't be chosen here; `None` when it can.
 pub fn technique_unavailable(technique: Technique, source: &NodeFacts) -> Option<String> {
     let reason = match technique {
-        Technique::StopAndCopy => return None,
-        Technique::PreCopy if source.tracks_memory => return None,
+        Technique::StopAndCopy | Technique::PostCopy => return None,
+        Technique::PreCopy | Technique::Hybrid if source.tracks_memory => return None,
         Technique::PreCopy => {
             "pre-copy needs a kernel that tells which pages change while the service runs \
              (userfaultfd in asynchronous write-protect mode and PAGEMAP_SCAN, Linux 6.7; or soft-dirty bits)"
         }
-        Technique::PostCopy => {
-            "post-copy needs the source to serve pages after the switch, which this version does \
-             not"
-        }
         Technique::Hybrid => {
-            "hybrid needs rounds of dirty pages and pages served after the switch, which this \
-             version has not"
+            "hybrid needs a kernel that tells which pages change while the service runs, as pre-copy does; \
+             post-copy needs none"
         }
     };
     Some(reason.to_owned())

@@ -184,6 +184,7 @@ pub fn judge(
         refusals.extend(judge_destination(source, service, destination));
     }
     let technique = plan::technique(options, source);
+    refusals.extend(destination.and_then(|to| service::pages_come_late(technique, to)));
     let predicted = plan::predict(service, destination, technique, estimates);
     refusals.extend(max_downtime(&predicted, technique, options));
     refusals

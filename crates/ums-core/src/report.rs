@@ -79,6 +79,11 @@ pub struct MigrationReport {
     /// Where the downtime went, in the order of the parts; they add up to it. Empty while it is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub downtime_parts: Vec<Span>,
+    /// How long the service ran at the destination while pages of it were still at the source, milliseconds: the
+    /// loss of either system or of the link would have been the loss of the service. `None` with techniques
+    /// that leave none there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_risk_ms: Option<f64>,
     /// The steps that were begun.
     pub steps: Vec<StepTiming>,
     /// Bytes moved.

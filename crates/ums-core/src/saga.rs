@@ -238,7 +238,20 @@ impl Saga {
 
     /// Whether it may be taken back: committed, and not known to execute at the destination.
     pub fn may_be_taken_back(&self) -> bool {
-        self.phase == Phase::Committed && self.is_under_way(PIVOT)
+        self.phase == Phase::Committed
+            && (self.is_under_way(PIVOT) || self.has_all_that_was_committed())
+    }
+
+    /// Whether the source still has the whole service, as it was at the commit, although it ran elsewhere: pages
+    /// of it have stayed here, and nothing was deleted. Only an operator takes that back.
+    pub fn has_all_that_was_committed(&self) -> bool {
+        self.leaves_pages() && self.is_under_way(Step::DeleteSource)
+    }
+
+    /// Whether pages stay at the source until the service runs at the destination.
+    pub fn leaves_pages(&self) -> bool {
+        let planned = self.output(Step::DetermineApproach);
+        matches!(planned, Some(Output::Planned { technique, .. }) if technique.leaves_pages())
     }
 
     /// What the destination said that runs what was given up here, if it did.
@@ -335,7 +348,10 @@ impl Saga {
             }
             Event::Abandoned { .. } => self.phase == Phase::Forward,
             Event::Committed { .. } => self.what_next() == Action::Commit,
-            Event::TakenBack { .. } => self.may_be_taken_back(),
+            Event::TakenBack { by, .. } => {
+                let ran = self.has_all_that_was_committed();
+                self.may_be_taken_back() && (!ran || *by == TakenBackBy::Operator)
+            }
             Event::Conflict { step, .. } => {
                 row_of(*step).compensation.may_be_put_off()
                     && (self.is_being_undone(*step) || self.what_next() == Action::CatchUp(*step))
@@ -565,6 +581,10 @@ impl Saga {
             downtime_ms: downtime_us.map(milliseconds),
             freeze_ms: freeze_us.map(milliseconds),
             downtime_parts: self.downtime_parts(),
+            at_risk_ms: match self.output(Step::DeleteSource) {
+                Some(Output::Closed { at_risk_us, .. }) => at_risk_us.map(milliseconds),
+                _ => None,
+            },
             steps: self.timings(),
             bytes,
             rounds,

@@ -28,3 +28,10 @@ pub enum Technique {
     /// Rounds first, the remainder after the switch.
     Hybrid,
 }
+
+impl Technique {
+    /// Whether pages stay at the source until the service runs at the destination.
+    pub fn leaves_pages(self) -> bool {
+        matches!(self, Self::PostCopy | Self::Hybrid)
+    }
+}

@@ -8,7 +8,8 @@
 //!   [`attendants`] lists what of them outlives a migration;
 //! - [`packets`] does what concerns packets inside a service's network namespace, [`connections`]
 //!   says which connections move;
-//! - `rounds` sends memory while a service runs, before the freeze (pre-copy);
+//! - `rounds` sends memory while a service runs, before the freeze (pre-copy); [`pager`] brings what has stayed at the
+//!   source when it runs at the destination (post-copy);
 //! - [`facts`] and [`inspect`] look at the machine and at services, without judging.
 //!
 //! Architecture invariants: knows no saga and no peer's Coordinator; holds nothing that a service
@@ -28,6 +29,7 @@ pub mod look;
 pub mod migration;
 pub mod node;
 pub mod packets;
+pub mod pager;
 pub mod place;
 pub mod problem;
 pub(crate) mod rounds;

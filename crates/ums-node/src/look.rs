@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use ums_api::agent::{MigrationState, ServiceStatus, ServiceView};
+use ums_api::agent::{IncomingPages, MigrationState, ServiceStatus, ServiceView};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::client;
 use ums_checkpoint::keeper::protocol::Phase;
@@ -68,6 +68,11 @@ pub fn view(node: &Node, service: &Service) -> ServiceView {
             _ => ServiceStatus::Arriving,
         },
         init_pid: status.as_ref().and_then(|status| status.init_pid),
+        pages: status.as_ref().map(|status| IncomingPages {
+            missing: status.pages_missing,
+            at_risk_us: status.at_risk_us,
+            lost: status.pages_lost.clone(),
+        }),
         losses: status
             .into_iter()
             .flat_map(|status| status.lost)

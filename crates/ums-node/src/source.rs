@@ -7,15 +7,15 @@ use ums_api::problem::{Effect, Fault, Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol as keeper;
 use ums_checkpoint::memory_dir::MemoryDir;
 use ums_core::budget::{Laps, Part};
-use ums_core::id::{MigrationId, ServiceName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::report::Bytes;
-use ums_core::technique::Technique;
 use ums_sync::files;
 
 use crate::container::netns_path;
 use crate::host::{Keep, Service};
 use crate::migration::{DataPath, Migration, Outgoing};
 use crate::node::Node;
+use crate::pager;
 use crate::problem;
 use crate::task::{blocking, monotonic_ns};
 use crate::tunnel;
@@ -66,6 +66,7 @@ pub async fn unblock(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Re
             path.sender.abandon("the migration was abandoned").await;
         }
     }
+    end_pager(node, id).await?;
     let this = Arc::clone(node);
     blocking(move || {
         match this.host.open_gate(&name, id) {
@@ -85,18 +86,6 @@ pub async fn checkpoint(
     id: MigrationId,
     request: CheckpointRequest,
 ) -> Result<Checkpointed, Problem> {
-    if !matches!(
-        request.technique,
-        Technique::StopAndCopy | Technique::PreCopy
-    ) {
-        let detail = "this agent moves memory by stop-and-copy and by pre-copy alone";
-        return Err(Problem::refused(
-            400,
-            ProblemKind::Technique,
-            "technique not available",
-            detail,
-        ));
-    }
     let outgoing = node.migrations.outgoing(id)?;
     let _operation = outgoing.operation.lock().await;
     if let Some(done) = outgoing.view().checkpointed.clone() {
@@ -115,7 +104,7 @@ pub async fn checkpoint(
     let decided = outgoing.view().connections;
     let connections = decided.unwrap_or(keeper::Connections::Close);
     let result = outgoing
-        .unless_abandoned(freeze_and_send(node, &service, path, connections))
+        .unless_abandoned(freeze_and_send(node, id, &service, path, connections))
         .await;
     match &result {
         Ok(done) => {
@@ -130,6 +119,7 @@ pub async fn checkpoint(
 
 async fn freeze_and_send(
     node: &Arc<Node>,
+    id: MigrationId,
     service: &Service,
     path: DataPath,
     connections: keeper::Connections,
@@ -138,6 +128,8 @@ async fn freeze_and_send(
         sender,
         manifest,
         copied,
+        destination,
+        leave,
     } = path;
     let rounds = copied.as_ref().map_or(0, |copied| copied.count);
     let wire_before = sender.meter().bytes().wire;
@@ -160,7 +152,10 @@ async fn freeze_and_send(
         true => keeper::MemoryBy::Agent,
         false => keeper::MemoryBy::Criu,
     };
-    let memory = Memory::new(&service.container.cgroup, &sender, by, copied);
+    if leave {
+        leave_memory(node, id, service, (&status, &destination), &images).await?;
+    }
+    let memory = Memory::new(&service.container.cgroup, &sender, (by, leave), copied);
     let dumping = dump::dump(node, service, &images, memory, (connections, keeper_side));
     let (attended, dumped) = tokio::join!(attending, dumping);
     let (status, held) = freeze::both(dumped, attended)?;
@@ -198,12 +193,49 @@ async fn freeze_and_send(
     })
 }
 
+/// Has what pages stay here until the service runs there be served, and tells the destination where.
+async fn leave_memory(
+    node: &Arc<Node>,
+    id: MigrationId,
+    service: &Service,
+    (status, destination): (&keeper::Status, &SystemName),
+    images: &MemoryDir,
+) -> Result<(), Problem> {
+    if status.protocol < keeper::PROTOCOL_OF_MEMORY_BY_AGENT {
+        let detail = "the service's keeper is of an earlier release, which reads all memory itself: migrate by \
+                      stop-and-copy, or start the service again";
+        let title = "technique not available";
+        return Err(Problem::refused(400, ProblemKind::Technique, title, detail));
+    }
+    let (this, to, cgroup) = (
+        Arc::clone(node),
+        destination.clone(),
+        service.container.cgroup.clone(),
+    );
+    let stayed = blocking(move || pager::serve(&this, id, &to, &cgroup)).await?;
+    let text = serde_json::to_vec(&stayed).unwrap_or_default();
+    images.write(pager::NAME, &text).map_err(|error| {
+        problem::failed(
+            ProblemKind::Images,
+            "there is no memory for the checkpoint's images",
+        )(&error)
+    })
+}
+
+/// Nothing is read any more of what has stayed here.
+async fn end_pager(node: &Arc<Node>, id: MigrationId) -> Result<(), Problem> {
+    let this = Arc::clone(node);
+    let ended = blocking(move || Ok(pager::end(&this, id))).await?;
+    ended.map_err(|error| problem::failed(ProblemKind::Pages, "the pager can't be ended")(&error))
+}
+
 /// Step 15: the frozen source is destroyed without executing another instruction.
 pub async fn delete_source(
     node: &Arc<Node>,
     id: MigrationId,
     name: ServiceName,
 ) -> Result<(), Problem> {
+    end_pager(node, id).await?;
     let Ok(service) = node.host.service(&name) else {
         node.migrations.forget(id);
         return Ok(());

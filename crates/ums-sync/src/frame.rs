@@ -1,4 +1,4 @@
-//! The frames of the data path, versions 1 to 3: hand-written encoding, nothing taken on trust.
+//! The frames of the data path, versions 1 to 4: hand-written encoding, nothing taken on trust.
 //!
 //! ```text
 //! +--------+--------+------------------+---------------------+
@@ -62,12 +62,15 @@ pub const HELLO_LEN: usize = 2 + 2 + 16 + 32;
 
 /// The oldest and the newest version of the protocol that this code speaks. Since version 2 pages may
 /// be sent again and again while the service runs, and `Pages` without content says that those here have
-/// not changed; a destination of version 1 passes that over. Since version 3 those may be of shared memory too.
-pub const VERSIONS: (u16, u16) = (1, 3);
+/// not changed; a destination of version 1 passes that over. Since version 3 those may be of shared memory too, and
+/// since version 4 pages may stay at the source until the service runs at the destination, which knows the flag that says so.
+pub const VERSIONS: (u16, u16) = (1, 4);
 /// The first version with rounds of pages.
 pub const ROUNDS_VERSION: u16 = 2;
 /// The first version with rounds of shared memory.
 pub const SHARED_ROUNDS_VERSION: u16 = 3;
+/// The first version in which pages may stay at the source.
+pub const AWAY_VERSION: u16 = 4;
 
 /// Bytes of a file or an image that one frame carries at most.
 pub const DATA_MAX: usize = 256 * 1024;

@@ -24,8 +24,8 @@ use ums_core::id::MigrationId;
 use ums_core::report::Bytes;
 
 use crate::frame::{
-    Counts, Digest, Frame, FrameError, Hello, ROUNDS_VERSION, SHARED_ROUNDS_VERSION, VERSIONS,
-    shortened,
+    AWAY_VERSION, Counts, Digest, Frame, FrameError, Hello, ROUNDS_VERSION, SHARED_ROUNDS_VERSION,
+    VERSIONS, shortened,
 };
 use crate::link::{LinkError, read_frame, write_frame};
 use crate::meter::Meter;
@@ -214,6 +214,11 @@ impl Sender {
     /// Whether it takes those of shared memory too.
     pub fn takes_shared_rounds(&self) -> bool {
         self.version >= SHARED_ROUNDS_VERSION
+    }
+
+    /// Whether the destination knows of pages that stay here until the service runs there.
+    pub fn takes_away(&self) -> bool {
+        self.version >= AWAY_VERSION
     }
 
     /// A writer of pages, for a blocking thread.

@@ -27,6 +27,8 @@ pub use stream::{Connection, Peer, accept, connect};
 
 /// Application protocol of the data path, as negotiated in the handshake.
 pub const ALPN_DATA: &[u8] = b"ums-data/1";
+/// Application protocol of the connection over which pages come that have stayed at a source.
+pub const ALPN_PAGES: &[u8] = b"ums-pages/1";
 
 /// The largest certificate or key file that is read: a chain of a few certificates is some KiB.
 const PEM_BYTES_MAX: u64 = 256 * 1024;

@@ -430,6 +430,9 @@ pub(crate) fn migration(view: &MigrationView) -> String {
     {
         rows.push(("predicted", foretold(predicted)));
     }
+    if let Some(at_risk) = report.at_risk_ms {
+        rows.push(("at risk for", span_ms(at_risk)));
+    }
     rows.push(("memory", bytes(report.bytes.memory)));
     rows.push(("files", bytes(report.bytes.filesystem)));
     rows.push(("on the wire", on_the_wire(&report.bytes)));
@@ -630,6 +633,18 @@ pub(crate) fn plan(plan: &Plan) -> String {
         rows.push((
             "restore",
             format!("all memory is put in place before it runs there: {reason}"),
+        ));
+    }
+    if plan.technique.is_some_and(Technique::leaves_pages) {
+        let rate = cost.bytes_per_second.max(1) as f64;
+        let ms = cost.memory_bytes as f64 / rate * 1000.0;
+        rows.push((
+            "risk",
+            format!(
+                "it runs there for up to {} before all of its memory has come: if either system or the link is lost \
+                 then, so is what it did since",
+                span_ms(ms)
+            ),
         ));
     }
     if let Some(most) = plan.max_downtime_ms {

@@ -36,6 +36,7 @@ pub mod protocol;
 mod ready;
 mod restore;
 mod server;
+mod supplied;
 
 pub use dump::GHOST_LIMIT;
 pub use server::{processes_max, run};

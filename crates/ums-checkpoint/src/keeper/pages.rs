@@ -2,7 +2,7 @@
 //! thread of its own until all are in.
 
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::guard::Guard;
 use super::protocol::Phase;
-use super::server::Shared;
+use super::server::{Shared, monotonic_ns};
+use super::supplied::Supplied;
 use crate::memory_dir::MemoryDir;
 use crate::message;
 use crate::store::{Index, Mapped, index};
@@ -30,9 +31,11 @@ const RETRY_MS: u16 = 1;
 pub(super) fn serve(
     shared: &Arc<Shared>,
     images: &MemoryDir,
-    index: Index,
+    (index, away): (Index, Index),
     mapped: Mapped,
+    supply: Option<OwnedFd>,
 ) -> Result<(), String> {
+    let supply = Supplied::new(supply, &away)?;
     let path = images.path().join(SOCKET_NAME);
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path)
@@ -46,12 +49,16 @@ pub(super) fn serve(
     shared.update(|state| {
         state.pages_missing = all;
         state.unclaimed = index.len();
+        state.depends_on_source = !away.is_empty();
     });
     let shared = Arc::clone(shared);
     std::thread::spawn(move || {
+        let mut server = Server::new(mapped, index::has_shared_places(&index));
+        server.leave_away(&away);
         let pages = Pages {
             shared: Arc::clone(&shared),
-            server: Server::new(mapped, index::has_shared_places(&index)),
+            server,
+            supply,
             index,
             guard,
             criu: None,
@@ -59,9 +66,10 @@ pub(super) fn serve(
         if let Err(reason) = pages.serve(&listener) {
             tracing::error!(
                 service = shared.config.service,
-                reason,
+                reason = reason.as_str(),
                 "pages can't be installed"
             );
+            shared.update(|state| state.pages_lost = Some(reason));
             // Going on would mean wrong memory.
             let _ = shared.container.freezer().map(|freezer| freezer.kill());
         }
@@ -73,6 +81,8 @@ struct Pages {
     shared: Arc<Shared>,
     index: Index,
     server: Server,
+    /// Whence what is still at the source comes.
+    supply: Option<Supplied>,
     guard: Guard,
     /// CRIU, until it has told of every process.
     criu: Option<UnixStream>,
@@ -83,17 +93,25 @@ impl Pages {
         self.criu = self.accept(listener)?;
         while !self.is_over() {
             let progress = self.install()?;
+            self.ask()?;
             self.tell();
             if progress == Progress::Done {
+                self.all_in();
                 break;
             }
             let wait = match progress {
                 Progress::Busy if self.may_install() => 0,
+                Progress::Away if !self.server.is_waiting() => IDLE_MS,
+                _ if self.supply.is_some() && !self.may_install() => RETRY_MS,
                 _ if self.server.is_waiting() || self.may_install() => RETRY_MS,
                 _ => IDLE_MS,
             };
-            if self.wait(wait)? {
+            let (criu, source) = self.wait(wait)?;
+            if criu {
                 self.receive()?;
+            }
+            if source {
+                self.take()?;
             }
             let forks = self.server.serve_events();
             for fork in forks.map_err(|error| told(&error))? {
@@ -114,6 +132,49 @@ impl Pages {
             true => self.server.install_chunk().map_err(|error| told(&error)),
             false => Ok(Progress::Waiting),
         }
+    }
+
+    /// What is still at the source nobody can miss any more: its processes have dropped it.
+    fn all_in(&self) {
+        self.shared.update(|state| {
+            if std::mem::take(&mut state.depends_on_source) {
+                state.all_here_at_ns = Some(monotonic_ns());
+            }
+        });
+    }
+
+    /// Asks the source for what is wanted.
+    fn ask(&mut self) -> Result<(), String> {
+        let Some(supply) = &mut self.supply else {
+            return Ok(());
+        };
+        let first = self.shared.state().wanted_first.clone();
+        let mut left = first.clone();
+        left.retain(|(place, len)| !self.server.bring(*place, *len));
+        if left.len() < first.len() {
+            self.shared.update(|state| state.wanted_first = left);
+        }
+        supply.ask(&self.server.take_wanted())?;
+        supply.must_go_on(self.server.awaits())?;
+        if !self.server.has_away() {
+            // From here on the source is not needed.
+            self.supply = None;
+            self.shared.update(|state| {
+                state.depends_on_source = false;
+                state.all_here_at_ns = Some(monotonic_ns());
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes what has come from the source.
+    fn take(&mut self) -> Result<(), String> {
+        if let Some(supply) = &mut self.supply {
+            let (place, bytes) = supply.take()?;
+            let kept = self.server.arrived(place, &bytes);
+            kept.map_err(|error| told(&error))?;
+        }
+        Ok(())
     }
 
     /// How many pages are missing is known by the server once it has every process.
@@ -149,11 +210,13 @@ impl Pages {
         }
     }
 
-    /// Waits for a fault or for CRIU; true when CRIU has something to say.
-    fn wait(&self, wait_ms: u16) -> Result<bool, String> {
+    /// Waits for a fault, for the source or for CRIU; tells whether CRIU has something to say, and whether the
+    /// source has.
+    fn wait(&self, wait_ms: u16) -> Result<(bool, bool), String> {
         let criu = self.criu.iter().map(AsFd::as_fd);
+        let supply = self.supply.iter().map(Supplied::fd);
         let uffds = self.server.descriptors();
-        let all: Vec<BorrowedFd<'_>> = criu.chain(uffds).collect();
+        let all: Vec<BorrowedFd<'_>> = criu.chain(supply).chain(uffds).collect();
         let mut fds: Vec<PollFd> = all
             .into_iter()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
@@ -162,7 +225,9 @@ impl Pages {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(errno.to_string()),
         }
-        Ok(self.criu.is_some() && fds[0].any() == Some(true))
+        let (criu, supply) = (self.criu.is_some(), self.supply.is_some());
+        let says = |at: usize| fds[at].any() == Some(true);
+        Ok((criu && says(0), supply && says(usize::from(criu))))
     }
 
     /// Takes one process from CRIU, or its word that no more come.

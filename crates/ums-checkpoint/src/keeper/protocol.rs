@@ -122,7 +122,8 @@ pub enum Request {
     Place(PlaceRequest),
     /// Leave a container that runs, with all its pages, to the container runtime that has made it, and end.
     Leave,
-    /// Restore it and hold it. Descriptors: images directory, stored pages.
+    /// Restore it and hold it. Descriptors: images directory, stored pages, and where pages have stayed at the
+    /// source (`store::away`) a stream over which they come ([`supply`](crate::supply)).
     Restore(RestoreRequest),
     /// Let the held one execute.
     Resume,
@@ -231,6 +232,15 @@ pub struct Status {
     pub init_pid: Option<i32>,
     /// Pages still to be installed.
     pub pages_missing: u64,
+    /// Whether any of them is still at the source: the service depends on it.
+    #[serde(default)]
+    pub depends_on_source: bool,
+    /// How long the service has run, or ran, while its source was needed, microseconds.
+    #[serde(default)]
+    pub at_risk_us: Option<u64>,
+    /// Why the service was killed, if pages of it could not be had.
+    #[serde(default)]
+    pub pages_lost: Option<String>,
     /// When the freeze of the last dump began, nanoseconds of CLOCK_MONOTONIC.
     pub frozen_at_ns: Option<u64>,
     /// When the last dump was over, same clock.

@@ -2,6 +2,7 @@
 //! is known, and pages are installed while the service already runs.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,8 @@ use crate::freezer::Freezer;
 use crate::loopback::What;
 use crate::memory_dir::MemoryDir;
 use crate::restart;
-use crate::store::{Index, Mapped, index};
+use crate::store::away::AWAY_NAME;
+use crate::store::{Index, Mapped, StoredExtent, index};
 use crate::uffd::leftover;
 
 /// CRIU's log during a restore, in the images directory.
@@ -35,6 +37,8 @@ const LOG_NAME: &str = "restore.log";
 const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long the descriptors of restored processes may be on their way when CRIU says that it has sent them.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
+/// How long pages that a restore needs may take to come from the source.
+const BRING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Restores the container and returns when it is held.
 pub(super) fn restore(
@@ -50,19 +54,26 @@ pub(super) fn restore(
             state.restore_error = None;
             state.decision = None;
             state.pages_missing = 0;
+            state.depends_on_source = false;
+            state.all_here_at_ns = None;
+            state.pages_lost = None;
+            state.wanted_first.clear();
             Ok(true)
         }
         Phase::Restoring | Phase::Held | Phase::Running => Ok(false),
         ref phase => Err(format!("a container that is {phase:?} can't be restored")),
     })?;
     if begin {
+        let mut fds = fds;
+        let supply = (fds.len() == 3).then(|| fds.pop()).flatten();
         let [images, pages] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| {
             shared.update(|state| state.phase = Phase::Created);
             "a restore takes the images directory and the stored pages".to_owned()
         })?;
         let (shared, request) = (Arc::clone(shared), request.clone());
         std::thread::spawn(move || {
-            let result = Restore::new(&shared, request, images, pages).and_then(Restore::run);
+            let result =
+                Restore::new(&shared, request, images, (pages, supply)).and_then(Restore::run);
             if let Err(reason) = result {
                 shared.update(|state| {
                     state.restore_error = Some(reason);
@@ -120,7 +131,7 @@ impl Restore {
         shared: &Arc<Shared>,
         request: RestoreRequest,
         images: OwnedFd,
-        pages: OwnedFd,
+        (pages, supply): (OwnedFd, Option<OwnedFd>),
     ) -> Result<Self, String> {
         let begun_ns = monotonic_ns();
         let images = MemoryDir::from_fd(images);
@@ -142,7 +153,12 @@ impl Restore {
             late = index_of_many.map(|index| Late { index, stored });
             let mapped = Mapped::new(pages, request.lazy_bytes)
                 .map_err(|error| format!("stored pages can't be mapped: {error}"))?;
-            pages::serve(shared, &images, index, mapped)?;
+            let away = match std::fs::read(images.path().join(AWAY_NAME)) {
+                Ok(bytes) => index::decode(&bytes).map_err(|error| error.to_string())?,
+                Err(error) if error.kind() == ErrorKind::NotFound => Index::new(),
+                Err(error) => return Err(format!("the checkpoint's `{AWAY_NAME}`: {error}")),
+            };
+            pages::serve(shared, &images, (index, away), mapped, supply)?;
         }
         let shared = Arc::clone(shared);
         Ok(Self {
@@ -287,6 +303,7 @@ impl Restore {
             let Some(extents) = extents.filter(|extents| !extents.is_empty()) else {
                 continue;
             };
+            self.bring(process, extents)?;
             let filled = leftover::fill(process.pid, extents, stored).map_err(|error| {
                 let inner = process.inner;
                 format!("the memory of process {inner} can't be completed before it runs: {error}")
@@ -300,6 +317,27 @@ impl Restore {
             }
         }
         Ok(())
+    }
+
+    /// What CRIU has left where pages belong whose content is still at the source needs that first.
+    fn bring(&self, process: carry::Process, extents: &[StoredExtent]) -> Result<(), String> {
+        if !self.shared.state().depends_on_source {
+            return Ok(());
+        }
+        let there = leftover::there(process.pid, extents).map_err(|error| {
+            format!(
+                "the memory of process {} can't be read: {error}",
+                process.inner
+            )
+        })?;
+        self.shared.update(|state| state.wanted_first.extend(there));
+        let come = self.shared.wait_at_most(BRING_PATIENCE, |state| {
+            let lost = state.pages_lost.clone().map(Err);
+            lost.or_else(|| state.wanted_first.is_empty().then_some(Ok(())))
+        });
+        come.unwrap_or_else(|| {
+            Err("pages that the restore needs did not come from the source".to_owned())
+        })
     }
 
     fn processes(&self) -> Vec<carry::Process> {

@@ -48,6 +48,14 @@ pub(super) struct State {
     pub(super) starting: bool,
     pub(super) init_pid: Option<i32>,
     pub(super) pages_missing: u64,
+    /// Whether pages are still at the source.
+    pub(super) depends_on_source: bool,
+    /// When the last of them came.
+    pub(super) all_here_at_ns: Option<u64>,
+    /// Why pages can't be had any more.
+    pub(super) pages_lost: Option<String>,
+    /// Places of the store whose content is wanted before the service runs.
+    pub(super) wanted_first: Vec<(u64, u64)>,
     /// Processes with late pages that CRIU has not handed over yet.
     pub(super) unclaimed: usize,
     pub(super) frozen_at_ns: Option<u64>,
@@ -72,6 +80,18 @@ pub(super) struct State {
     pub(super) cut: bool,
     /// Set once the keeper is to end.
     pub(super) quitting: bool,
+}
+
+impl State {
+    /// How long the service has run while pages were at the source, microseconds.
+    fn at_risk_us(&self) -> Option<u64> {
+        let until = match self.all_here_at_ns {
+            Some(at) => at,
+            None if self.depends_on_source => monotonic_ns(),
+            None => return None,
+        };
+        Some(until.saturating_sub(self.resumed_at_ns?) / 1000)
+    }
 }
 
 impl Shared {
@@ -130,6 +150,9 @@ impl Shared {
             netns_fd: self.container.netns().as_raw_fd(),
             init_pid: state.init_pid,
             pages_missing: state.pages_missing,
+            depends_on_source: state.depends_on_source,
+            at_risk_us: state.at_risk_us(),
+            pages_lost: state.pages_lost.clone(),
             frozen_at_ns: state.frozen_at_ns,
             dumped_at_ns: state.dumped_at_ns,
             resumed_at_ns: state.resumed_at_ns,
@@ -171,6 +194,10 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
             starting: false,
             init_pid: None,
             pages_missing: 0,
+            depends_on_source: false,
+            all_here_at_ns: None,
+            pages_lost: None,
+            wanted_first: Vec::new(),
             unclaimed: 0,
             frozen_at_ns: None,
             dumped_at_ns: None,

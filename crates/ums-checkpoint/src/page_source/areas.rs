@@ -13,6 +13,9 @@ pub(super) struct Area {
     /// Whether CRIU lets its pages come after the restore (`vma_entry_can_be_lazy`): private anonymous memory
     /// that isn't locked, and not of huge pages of its own.
     pub(super) may_be_late: bool,
+    /// Whether its pages may stay here until the service runs elsewhere: what a child shall find empty
+    /// (`MADV_WIPEONFORK`) must be there before there can be one.
+    pub(super) may_stay: bool,
 }
 
 /// Those of a process.
@@ -42,13 +45,15 @@ fn area(line: &Line<'_>, flags: &str) -> Option<Area> {
         return None;
     }
     let may_be_late = !line.has_file() && !has("lo") && !has("ht");
+    let when = match may_be_late && !line.is_executable() {
+        true => When::Dumping,
+        false => When::Dumped,
+    };
     Some(Area {
         mapping: line.mapping,
-        when: match may_be_late && !line.is_executable() {
-            true => When::Dumping,
-            false => When::Dumped,
-        },
+        when,
         may_be_late,
+        may_stay: when == When::Dumping && !has("wf"),
     })
 }
 
@@ -90,6 +95,15 @@ VmFlags: ex
             (0x7f00_0020_0000, When::Dumping, true),
         ];
         assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn what_a_child_shall_find_empty_does_not_stay() {
+        let line = "7f0000200000-7f0000201000 rw-p 00000000 00:00 0 \n";
+        let stays = |flags: &str| parse(&format!("{line}VmFlags: {flags}\n")).unwrap()[0].may_stay;
+        assert!(stays("rd wr mr mw me ac"));
+        assert!(!stays("rd wr mr mw me ac wf"));
+        assert!(!stays("rd wr mr mw me ac lo"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -56,6 +57,14 @@ impl Mapped {
     pub fn address_of(&self, offset: u64, len: u64) -> Option<u64> {
         let end = offset.checked_add(len)?;
         (end <= self.len as u64).then(|| self.base.as_ptr() as u64 + offset)
+    }
+
+    /// Puts content that has come later where its place was kept.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn fill(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
     }
 
     /// Gives the memory of a range back to the system.

@@ -335,3 +335,58 @@ fn a_page_file_is_in_the_order_of_addresses_whatever_came_first() {
     let fills: Vec<u8> = pages.chunks(PAGE_LEN).map(|page| page[0]).collect();
     assert_eq!(fills, [1, 5, 9]);
 }
+
+#[test]
+fn pages_that_stay_away_have_a_place_and_are_compared_with_nothing() {
+    let name = "pages_that_stay_away_have_a_place_and_are_compared_with_nothing";
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED {name}: needs root");
+        return;
+    }
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let mut store = PageStore::new(1 << 20, true).unwrap();
+    store.set_parents(Parents::from([(6, 5)]));
+    // What went over in a round is not what the page holds now.
+    store.stage(TASK, 0x2000, &pages(&[9])).unwrap();
+    store
+        .push(TASK, 0x1000, PE_LAZY, &pages(&[1]), &images)
+        .unwrap();
+    store.keep_place(TASK, 0x2000, PE_LAZY, 2, &images).unwrap();
+    // The parent's place reads as zeros, as this page does.
+    store
+        .push(CHILD, 0x2000, PE_LAZY, &pages(&[0]), &images)
+        .unwrap();
+    let stored = store.finish(&images).unwrap();
+    assert_eq!(stored.shared_bytes, 0);
+    let away = StoredExtent {
+        address: 0x2000,
+        pages: 2,
+        offset: stored.away[&5][0].offset,
+    };
+    assert_eq!(stored.away, Index::from([(5, vec![away])]));
+    let [_, late] = restored(&images, &stored, TASK);
+    assert_eq!(late, [(0x1000, 1), (0x2000, 0), (0x3000, 0)]);
+    assert_eq!(stored.index[&6].len(), 1);
+    assert!(stored.index[&6][0].offset >= away.offset + 2 * PAGE_LEN as u64);
+}
+
+#[test]
+fn what_a_restore_needs_does_not_stay_away() {
+    let name = "what_a_restore_needs_does_not_stay_away";
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED {name}: needs root");
+        return;
+    }
+    let images = MemoryDir::new(1 << 20).unwrap();
+    let nonsense = |kept: Result<(), Error>| assert!(matches!(kept, Err(Error::Nonsense(_))));
+    let mut store = PageStore::new(1 << 20, true).unwrap();
+    nonsense(store.keep_place(TASK, 0x1000, PE_PRESENT, 1, &images));
+    nonsense(store.keep_place(TASK, 0x1000, PE_LAZY, u64::MAX, &images));
+    nonsense(store.keep_place(PageOwner(9), 0x1000, PE_LAZY, 1, &images));
+    // Nobody could install it later.
+    let mut eager = PageStore::new(1 << 20, false).unwrap();
+    nonsense(eager.keep_place(TASK, 0x1000, PE_LAZY, 1, &images));
+    let mut small = PageStore::new(PAGE_LEN as u64, true).unwrap();
+    let much = small.keep_place(TASK, 0x1000, PE_LAZY, 2, &images);
+    assert!(matches!(much, Err(Error::TooMuch(_))));
+}

@@ -43,6 +43,21 @@ pub fn fill(pid: i32, extents: &[StoredExtent], stored: &File) -> io::Result<u64
     Ok(filled)
 }
 
+/// The parts of extents whose pages are there, as places in the store and lengths.
+///
+/// # Errors
+/// When the process's page tables can't be read.
+pub fn there(pid: i32, extents: &[StoredExtent]) -> io::Result<Vec<(u64, u64)>> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let len = PAGE_LEN as u64;
+    let mut all = Vec::new();
+    for extent in extents {
+        let pages = pages_there(&pagemap, extent)?.into_iter();
+        all.extend(pages.map(|page| (extent.offset + page * len, len)));
+    }
+    Ok(all)
+}
+
 /// Which pages of an extent are there, counted from its first.
 fn pages_there(pagemap: &File, extent: &StoredExtent) -> io::Result<Vec<u64>> {
     let mut there = Vec::new();

@@ -119,6 +119,17 @@ impl Missing {
         })
     }
 
+    /// The first page that is missing in a range.
+    pub(super) fn first_within(&self, start: u64, end: u64) -> Option<u64> {
+        if self.at(start, PAGE).is_some() {
+            return Some(start);
+        }
+        self.ranges
+            .range(start..end.max(start))
+            .next()
+            .map(|(at, _)| *at)
+    }
+
     /// Follows pages that the process has moved (`mremap(2)`).
     pub(super) fn remap(&mut self, from: u64, to: u64, len: u64) {
         // What was there is unmapped by the move; its own event may come later.

@@ -1,12 +1,14 @@
 //! Answers faults and installs pages, for all processes of one restored service.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::away::{Away, Wanted};
 use super::missing::{Missing, Piece};
 use super::sys::{self, Answer, Event};
 use super::{Error, PAGE};
-use crate::store::{Mapped, StoredExtent};
+use crate::store::{Index, Mapped, StoredExtent};
 
 /// Bytes installed with a page that a thread waits for: what lies behind it is touched next.
 const READ_AHEAD: u64 = 64 * 1024;
@@ -14,6 +16,11 @@ const READ_AHEAD: u64 = 64 * 1024;
 const STARVED_MAX: Duration = Duration::from_secs(60);
 /// Events of one process that are read before the others have their turn.
 const EVENTS_MAX: usize = 256;
+/// Bytes that are asked of the source in the background at a time: enough to keep the link busy, and little enough
+/// that a page that a thread waits for is not long behind them.
+const UNDER_WAY_MAX: u64 = 1 << 20;
+/// Pieces that are looked at for one that can be asked for.
+const LOOKS_MAX: usize = 64;
 
 /// What a server wants next.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,6 +29,8 @@ pub enum Progress {
     Busy,
     /// There are pages left, and what was tried has to wait: for an event, or for memory.
     Waiting,
+    /// There are pages left, and all that is here is in: the rest is on its way from the source.
+    Away,
     /// Every page is in: the descriptors may be closed.
     Done,
 }
@@ -37,6 +46,8 @@ struct Process {
     astray: Option<u64>,
     /// Whether mappings of its have moved.
     moved: bool,
+    /// What was asked for in the background, in the order in which it comes: from here to there.
+    pulled: VecDeque<(u64, u64)>,
 }
 
 /// What became of an attempt to install a piece.
@@ -50,6 +61,8 @@ enum Attempt {
     Astray(u64),
     /// No memory. What is not in is missing still.
     NoMemory,
+    /// Its content has not come yet: it is missing still.
+    Away,
     /// The process is gone.
     Gone,
 }
@@ -63,6 +76,7 @@ impl Process {
             faults: Vec::new(),
             astray: None,
             moved: false,
+            pulled: VecDeque::new(),
         }
     }
 }
@@ -75,6 +89,10 @@ pub struct Server {
     /// Whether two processes may need the same stored pages, so that none is given back early.
     shared: bool,
     starved_since: Option<Instant>,
+    /// What is still at the source.
+    away: Away,
+    /// What is to be asked of it, those that a thread waits for first.
+    wanted: Vec<Wanted>,
 }
 
 impl Server {
@@ -85,7 +103,50 @@ impl Server {
             processes: Vec::new(),
             shared,
             starved_since: None,
+            away: Away::default(),
+            wanted: Vec::new(),
         }
+    }
+
+    /// Tells which stored pages have no content yet.
+    pub fn leave_away(&mut self, index: &Index) {
+        self.away = Away::new(index);
+    }
+
+    /// Whether content is still at the source.
+    pub fn has_away(&self) -> bool {
+        !self.away.is_empty()
+    }
+
+    /// Whether content was asked for and has not come.
+    pub fn awaits(&self) -> bool {
+        self.away.asked() > 0
+    }
+
+    /// What is to be asked of the source now.
+    pub fn take_wanted(&mut self) -> Vec<Wanted> {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// Asks for content at once. True when all of it is here.
+    pub fn bring(&mut self, place: u64, len: u64) -> bool {
+        let wanted = self.away.ask(place, len);
+        self.wanted.extend(wanted);
+        self.away.here(place, len) == len
+    }
+
+    /// Content has come.
+    ///
+    /// # Errors
+    /// When it was not asked for, or can't be kept.
+    pub fn arrived(&mut self, place: u64, bytes: &[u8]) -> Result<(), Error> {
+        let len = bytes.len() as u64;
+        if !self.away.awaits(place, len) {
+            return Err(Error::Unasked(place));
+        }
+        self.source.fill(place, bytes).map_err(Error::Keep)?;
+        self.away.arrived(place, len);
+        Ok(())
     }
 
     /// Adds a process: its userfaultfd, and where its pages are.
@@ -108,8 +169,12 @@ impl Server {
 
     /// Whether a fault waits for an event, or for memory.
     pub fn is_waiting(&self) -> bool {
+        let is_here = |process: &Process, page: &u64| match process.missing.at(*page, PAGE) {
+            Some(piece) => self.away.here(piece.offset, piece.len) > 0,
+            None => true,
+        };
         let mut processes = self.processes.iter();
-        processes.any(|process| !process.faults.is_empty())
+        processes.any(|process| process.faults.iter().any(|page| is_here(process, page)))
     }
 
     /// Answers every fault and event that waits. Returns copies of the descriptors of processes forked.
@@ -178,7 +243,9 @@ impl Server {
                 }
                 // The page itself is in; only what lies behind it is elsewhere.
                 Attempt::Astray(_) => {}
-                Attempt::Changing | Attempt::NoMemory => self.processes[at].faults.push(page),
+                Attempt::Changing | Attempt::NoMemory | Attempt::Away => {
+                    self.processes[at].faults.push(page);
+                }
                 Attempt::Gone => return Ok(false),
             }
         }
@@ -188,6 +255,7 @@ impl Server {
     fn answer_fault(&mut self, at: usize, page: u64) -> Result<Attempt, Error> {
         let process = &self.processes[at];
         if let Some(piece) = process.missing.at(page, READ_AHEAD) {
+            self.bring(piece.offset, piece.len);
             return self.install(at, piece);
         }
         let answer = sys::zero(process.uffd.as_fd(), page)?;
@@ -202,15 +270,13 @@ impl Server {
         Ok(attempt)
     }
 
-    /// Installs one chunk in the background.
+    /// Installs one chunk in the background, or asks the source for more.
     pub fn install_chunk(&mut self) -> Result<Progress, Error> {
-        let mut processes = self.processes.iter().enumerate();
-        let next = processes.find_map(|(at, process)| {
-            let piece = process.missing.next(process.hint)?;
-            Some((at, piece))
-        });
-        let Some((at, piece)) = next else {
+        if self.pages_missing() == 0 {
             return Ok(Progress::Done);
+        }
+        let Some((at, piece)) = self.next_here() else {
+            return Ok(Progress::Away);
         };
         let attempt = self.install(at, piece)?;
         let process = &mut self.processes[at];
@@ -218,9 +284,61 @@ impl Server {
             Attempt::Installed => process.hint = piece.address + piece.len,
             Attempt::Changing | Attempt::NoMemory => return Ok(Progress::Waiting),
             Attempt::Astray(page) => self.look_for(at, page),
+            Attempt::Away => return Ok(Progress::Away),
             Attempt::Gone => drop(self.processes.swap_remove(at)),
         }
         Ok(Progress::Busy)
+    }
+
+    /// A piece whose content is here. What is looked at and is not here is asked for.
+    fn next_here(&mut self) -> Option<(usize, Piece)> {
+        let at = (0..self.processes.len()).find(|at| self.pulled(*at).is_some());
+        if let Some(at) = at {
+            return self.pulled(at).map(|piece| (at, piece));
+        }
+        for at in 0..self.processes.len() {
+            for _ in 0..LOOKS_MAX {
+                let process = &mut self.processes[at];
+                let Some(piece) = process.missing.next(process.hint) else {
+                    break;
+                };
+                let here = self.away.here(piece.offset, piece.len);
+                if here > 0 {
+                    return Some((at, Piece { len: here, ..piece }));
+                }
+                if self.away.asked() >= UNDER_WAY_MAX {
+                    return None;
+                }
+                let wanted = self.away.ask(piece.offset, piece.len);
+                let end = piece.address + piece.len;
+                if !wanted.is_empty() {
+                    process.pulled.push_back((piece.address, end));
+                    self.wanted.extend(wanted);
+                }
+                process.hint = end;
+            }
+        }
+        None
+    }
+
+    /// The next piece of a process that was asked for in the background and has come.
+    fn pulled(&mut self, at: usize) -> Option<Piece> {
+        let process = &mut self.processes[at];
+        while let Some((from, end)) = process.pulled.front().copied() {
+            // What was moved or dropped meanwhile is looked for where it is now, if it is anywhere.
+            let piece = process.missing.at(from, end - from);
+            let Some(piece) = piece else {
+                process.pulled.pop_front();
+                match process.missing.first_within(from, end) {
+                    Some(next) => process.pulled.push_front((next, end)),
+                    None => continue,
+                }
+                continue;
+            };
+            let here = self.away.here(piece.offset, piece.len);
+            return (here > 0).then_some(Piece { len: here, ..piece });
+        }
+        None
     }
 
     /// A page lies in no mapping although no event has said so. The event may be on its way: then
@@ -240,7 +358,11 @@ impl Server {
     /// Copies a piece in, in as many calls as mappings make of it. What the kernel did not take is
     /// missing still.
     fn install(&mut self, at: usize, piece: Piece) -> Result<Attempt, Error> {
-        let mut rest = piece;
+        let here = self.away.here(piece.offset, piece.len);
+        if here == 0 {
+            return Ok(Attempt::Away);
+        }
+        let mut rest = Piece { len: here, ..piece };
         let mut len = rest.len;
         while rest.len > 0 {
             let part = Piece {

@@ -338,3 +338,98 @@ fn a_child_has_the_pages_that_its_parent_misses() {
     );
     assert_eq!(area.first_bytes(), expected(48));
 }
+
+/// All content is still at the source.
+fn away(area: Area) -> (Server, OwnedFd) {
+    let (mut server, uffd) = late(area);
+    let extent = StoredExtent {
+        address: area.address(),
+        pages: area.pages as u64,
+        offset: 0,
+    };
+    // What is in the store must not be taken for it.
+    server.leave_away(&crate::store::Index::from([(1, vec![extent])]));
+    (server, uffd)
+}
+
+/// The source's answers to what is wanted: pages that the store has not.
+fn supply(server: &mut Server, base: u64) -> usize {
+    let wanted = server.take_wanted();
+    for one in &wanted {
+        assert_eq!(one.address, base + one.place);
+        let first = one.place / PAGE;
+        let pages = first..first + u64::from(one.pages);
+        let bytes: Vec<u8> = pages
+            .flat_map(|page| [content(page as usize + 7); PAGE_LEN])
+            .collect();
+        server.arrived(one.place, &bytes).unwrap();
+    }
+    wanted.len()
+}
+
+#[test]
+fn a_page_that_is_away_is_waited_for_and_never_empty() {
+    if unusable("a_page_that_is_away_is_waited_for_and_never_empty") {
+        return;
+    }
+    let area = Area::new(600);
+    let (mut server, _uffd) = away(area);
+    assert!(
+        server.arrived(0, &[0; PAGE_LEN]).is_err(),
+        "nobody has asked"
+    );
+    let read = elsewhere(move || area.first_byte(500));
+    let end = Instant::now() + PATIENCE;
+    while !server.awaits() {
+        server.serve_events().unwrap();
+        assert!(Instant::now() < end, "the fault asks");
+    }
+    assert!(!server.is_waiting() && read.try_recv().is_err());
+    assert_eq!(supply(&mut server, area.address()), 1);
+    assert_eq!(serve_until(&mut server, &read), content(507));
+    // The rest comes by itself, in bounded pieces.
+    loop {
+        server.serve_events().unwrap();
+        let progress = server.install_chunk().unwrap();
+        supply(&mut server, area.address());
+        if progress == Progress::Done {
+            break;
+        }
+        assert!(Instant::now() < end, "all of it comes");
+    }
+    assert!(!server.has_away());
+    let all: Vec<u8> = (0..600).map(|page| content(page + 7)).collect();
+    assert_eq!(area.first_bytes(), all);
+}
+
+#[test]
+fn what_is_moved_or_dropped_while_it_is_away_is_right() {
+    if unusable("what_is_moved_or_dropped_while_it_is_away_is_right") {
+        return;
+    }
+    let area = Area::new(96);
+    let base = area.address();
+    let (mut server, _uffd) = away(area);
+    // Asked for at the old address.
+    assert_eq!(server.install_chunk().unwrap(), Progress::Away);
+    assert!(server.awaits());
+    let moved = elsewhere(move || {
+        area.part(0, 16).advise(MmapAdvise::MADV_DONTNEED);
+        area.moved()
+    });
+    let area = serve_until(&mut server, &moved);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        server.serve_events().unwrap();
+        supply(&mut server, base);
+        if server.install_chunk().unwrap() == Progress::Done {
+            break;
+        }
+        assert!(Instant::now() < end, "all of it comes");
+    }
+    let read = elsewhere(move || area.first_bytes());
+    let bytes = serve_until(&mut server, &read);
+    assert_eq!(bytes[..16], [0; 16]);
+    let rest: Vec<u8> = (16..96).map(|page| content(page + 7)).collect();
+    assert_eq!(bytes[16..], rest);
+}

@@ -309,6 +309,7 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
         total_ms: until.saturating_sub(incoming.asked_at_ms),
         downtime_ms: account.downtime_us.map(milliseconds),
         freeze_ms: account.freeze_us.map(milliseconds),
+        at_risk_ms: None,
         downtime_parts: Vec::new(),
         steps: Vec::new(),
         bytes: account.bytes,

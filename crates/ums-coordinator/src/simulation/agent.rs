@@ -765,6 +765,7 @@ impl Agent {
                 .or(service.arriving.as_ref().map(|(id, _)| *id)),
             endpoints: vec![self.endpoint()],
             losses: Vec::new(),
+            pages: None,
         };
         truth.nodes[self.side.index()]
             .service

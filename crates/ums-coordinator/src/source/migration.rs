@@ -403,6 +403,18 @@ impl Migration {
         });
     }
 
+    /// Tells those who watch how much of the memory is still to go over while the service runs there.
+    pub(super) fn leaving(&self, pages: u64) {
+        let elapsed_ms = self.now_us() / 1000;
+        self.live.update(|view| {
+            view.progress.phase = format!(
+                "running at the destination; {} MiB still come from here",
+                pages.div_ceil(256)
+            );
+            view.progress.elapsed_ms = elapsed_ms;
+        });
+    }
+
     /// Tells those who watch what is being waited for.
     pub(super) fn waiting(&self, error: &str) {
         tracing::warn!(migration = %self.id(), error, "waiting to try again");

@@ -7,7 +7,9 @@ use std::time::Duration;
 use ums_api::agent::{CheckpointRequest, DataEndpoint, LeadRequest, OpenRequest, Round};
 use ums_api::client::Permission;
 use ums_api::http::ClientError;
-use ums_api::peer::{CloseRequest, CommitAnswer, CreateAnswer, ReserveRequest, RestoreRequest};
+use ums_api::peer::{
+    CloseRequest, CommitAnswer, CreateAnswer, PagesAnswer, ReserveRequest, RestoreRequest,
+};
 use ums_api::problem::ProblemKind;
 use ums_core::budget::{Part, Span};
 use ums_core::facts::{NodeFacts, ServiceFacts};
@@ -472,6 +474,13 @@ pub(super) async fn delete_source(m: &mut Migration) {
     if m.saga().output(step).is_some() {
         return;
     }
+    let at_risk_us = match m.saga().leaves_pages() {
+        true => match all_pages_there(m).await {
+            Some(answer) => answer.at_risk_us,
+            None => return,
+        },
+        false => None,
+    };
     let (agent, id) = (m.agent(), m.id());
     let service = m.saga().request().service.clone();
     let delete = || agent.delete_source(id, &service);
@@ -480,7 +489,7 @@ pub(super) async fn delete_source(m: &mut Migration) {
     let account = m.account();
     let output = loop {
         let error = match m.peer() {
-            Some(client) => match closed(&client, id, &account).await {
+            Some(client) => match closed(&client, id, (&account, at_risk_us)).await {
                 Ok(output) => break output,
                 Err(error) => error.chain(),
             },
@@ -496,16 +505,75 @@ pub(super) async fn delete_source(m: &mut Migration) {
         .await;
 }
 
+/// Waits until no page of the service is missing at the destination: until then the source is what it has them
+/// from. `None` when the operator has taken the service back.
+///
+/// There is no end to it while pages come, or the destination does not answer; how many are left is shown. The destination
+/// itself gives up when it can't reach the source for a while, and says so.
+async fn all_pages_there(m: &mut Migration) -> Option<PagesAnswer> {
+    let mut pause = Pause::new(m.limits());
+    loop {
+        let answer = match m.peer() {
+            Some(client) => client.pages(m.id()).await.map_err(|error| error.chain()),
+            None => Err("the destination is no peer any more; add it again".to_owned()),
+        };
+        match answer {
+            Ok(PagesAnswer {
+                lost: Some(why), ..
+            }) => {
+                let error = lost_after_the_switch(m, &why);
+                m.stuck(&error);
+                m.live.offer(&error);
+            }
+            Ok(answer) if answer.missing == 0 => {
+                m.live.withdraw();
+                return Some(answer);
+            }
+            Ok(answer) => {
+                pause = Pause::new(m.limits());
+                m.leaving(answer.missing);
+            }
+            Err(why) => m.waiting(&format!(
+                "the destination has to say whether it has all of the memory: {why}"
+            )),
+        }
+        tokio::select! {
+            () = pause.wait() => {}
+            () = m.live.decided() => return taken_back(m).await,
+        }
+    }
+}
+
+/// What is true when the service was lost while pages of it were here, and what a person may do.
+fn lost_after_the_switch(m: &Migration, why: &str) -> String {
+    let request = m.saga().request();
+    let (here, there, service, id) = (
+        &request.source,
+        &request.destination,
+        &request.service,
+        request.id,
+    );
+    format!(
+        "`{service}` ran on `{there}` and is dead there: {why}. `{here}` has it frozen, with the memory of the \
+         commit: what it did on `{there}` since is lost. Decide with `ums resolve {id}` on `{here}` to let it run on \
+         from there, after `ums rm {service}` on `{there}`"
+    )
+}
+
 /// Asks the destination for what it could not set again and where the time went, and tells it that this
 /// side is done.
 async fn closed(
     client: &peer::PeerClient,
     id: MigrationId,
-    account: &CloseRequest,
+    (account, at_risk_us): (&CloseRequest, Option<u64>),
 ) -> Result<Output, ClientError> {
     let (losses, spans) = (client.losses(id).await?, client.spans(id).await?);
     client.close(id, account).await?;
-    Ok(Output::Closed { losses, spans })
+    Ok(Output::Closed {
+        losses,
+        spans,
+        at_risk_us,
+    })
 }
 
 fn done(step: Step, at_us: u64, output: Output) -> Event {

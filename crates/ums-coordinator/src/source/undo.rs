@@ -2,7 +2,7 @@
 //! been asked.
 
 use ums_api::http::ClientError;
-use ums_api::problem::ProblemKind;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::saga::{Action, COMPENSATION_TRIES_MAX, Compensation, Event, row_of};
 use ums_core::step::Step;
 
@@ -175,18 +175,25 @@ async fn close_data_path(m: &Migration) -> Result<(), String> {
 async fn release_destination(m: &Migration) -> Result<(), Failed> {
     let unknown = || "the destination is no peer any more; add it again".to_owned();
     let client = m.peer().ok_or_else(unknown)?;
-    client
-        .abort(m.id())
-        .await
-        .map_err(|error| match error.problem() {
-            Some(problem) if problem.kind == ProblemKind::Committed => {
-                let there = &m.saga().request().destination;
-                Failed::Conflict(format!(
-                    "`{there}` runs the service too; keep one and delete the other with `ums rm`"
-                ))
-            }
-            _ => Failed::Again(error.chain()),
-        })
+    let Err(error) = client.abort(m.id()).await else {
+        return Ok(());
+    };
+    let committed = |problem: &Problem| problem.kind == ProblemKind::Committed;
+    if !error.problem().is_some_and(committed) {
+        return Err(Failed::Again(error.chain()));
+    }
+    if m.saga().leaves_pages() {
+        // It ran there, and was killed when its memory could not be had: there are no two copies.
+        let pages = client.pages(m.id()).await;
+        let pages = pages.map_err(|error| Failed::Again(error.chain()))?;
+        if pages.lost.is_some() {
+            return Ok(());
+        }
+    }
+    let there = &m.saga().request().destination;
+    Err(Failed::Conflict(format!(
+        "`{there}` runs the service too; keep one and delete the other with `ums rm`"
+    )))
 }
 
 fn settled(answer: Result<(), ClientError>) -> Result<(), String> {

@@ -561,6 +561,7 @@ fn services(world: &mut Inner, me: &str) -> Vec<ServiceView> {
         migration: node.gates.get(service.specification.name.as_str()).copied(),
         endpoints: vec!["10.0.0.1:6379".parse().expect("an address")],
         losses: Vec::new(),
+        pages: None,
     };
     node.services.values().map(view).collect()
 }

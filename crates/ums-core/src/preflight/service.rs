@@ -3,6 +3,7 @@
 use super::{MigrateOptions, Refusal, RefusalKind};
 use crate::facts::{Loss, NodeFacts, Obstacle, ObstacleKind, ServiceFacts};
 use crate::plan;
+use crate::technique::Technique;
 
 /// The most obstacles that are told one by one; of the rest the number is told.
 const OBSTACLES_MAX: usize = 20;
@@ -48,6 +49,21 @@ pub(super) fn options(options: &MigrateOptions, source: &NodeFacts) -> Vec<Refus
         ));
     }
     refusals
+}
+
+/// Pages that stay at the source are installed while the service runs: where that can't be, none may stay.
+pub(super) fn pages_come_late(technique: Technique, destination: &NodeFacts) -> Option<Refusal> {
+    let reason = destination.eager_restore.as_ref()?;
+    technique.leaves_pages().then(|| {
+        Refusal::new(
+            RefusalKind::TechniqueUnavailable,
+            format!(
+                "the destination puts all pages in place before a service runs ({reason}), so none can stay at \
+                 the source"
+            ),
+            "leave `--technique` out, or let the destination have userfaultfd (`ums doctor` there)",
+        )
+    })
 }
 
 /// What it holds that a checkpoint can't carry.

@@ -427,7 +427,7 @@ fn techniques_and_approaches_that_are_not_here_are_refused_with_the_reason() {
             },
         )
     };
-    for technique in [Technique::PreCopy, Technique::PostCopy, Technique::Hybrid] {
+    for technique in [Technique::PreCopy, Technique::Hybrid] {
         let refusal = only(
             asked(Some(technique), None),
             RefusalKind::TechniqueUnavailable,
@@ -447,6 +447,26 @@ fn techniques_and_approaches_that_are_not_here_are_refused_with_the_reason() {
         ),
         []
     );
+}
+
+#[test]
+fn pages_stay_nowhere_for_who_puts_all_in_place_before() {
+    let mut eager = node();
+    eager.eager_restore = Some("this kernel has no userfaultfd".to_owned());
+    let asked = |technique, destination: &NodeFacts| {
+        let options = MigrateOptions {
+            technique: Some(technique),
+            ..MigrateOptions::default()
+        };
+        let estimates = Estimates::default();
+        judge(&node(), &service(), Some(destination), &options, &estimates)
+    };
+    let refused = asked(Technique::PostCopy, &eager);
+    let refusal = only(refused, RefusalKind::TechniqueUnavailable);
+    assert!(refusal.cause.contains("no userfaultfd"), "{refusal}");
+    let unavailable = RefusalKind::TechniqueUnavailable;
+    assert!(!kinds(&asked(Technique::StopAndCopy, &eager)).contains(&unavailable));
+    assert!(!kinds(&asked(Technique::PostCopy, &node())).contains(&unavailable));
 }
 
 #[test]

@@ -222,5 +222,8 @@ pub enum Output {
         /// Parts of the downtime that the destination has measured.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         spans: Vec<Span>,
+        /// How long the service ran while pages of it were at the source, microseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at_risk_us: Option<u64>,
     },
 }

@@ -308,9 +308,21 @@ fn compensations_run_in_reverse_and_only_for_what_was_begun() {
 
 /// A saga in which the destination was told of the commit and has not answered.
 fn told() -> Saga {
+    told_by(Technique::StopAndCopy)
+}
+
+fn told_by(chosen: Technique) -> Saga {
     let mut saga = begun();
     while saga.what_next() != Action::Commit {
-        saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
+        let mut event = obey(&saga).expect("an event");
+        if let Event::StepDone {
+            output: Output::Planned { technique, .. },
+            ..
+        } = &mut event
+        {
+            *technique = chosen;
+        }
+        saga = next(Some(saga), &event).expect("legal");
     }
     next(Some(saga), &Event::Committed { at_us: 0 }).expect("legal")
 }
@@ -328,6 +340,31 @@ fn a_commit_is_taken_back_until_the_destination_runs_it() {
     let saga = next(Some(told()), &runs).expect("legal");
     for by in [TakenBackBy::Lost, TakenBackBy::Operator] {
         assert!(next(Some(saga.clone()), &taken_back(by)).is_err());
+    }
+}
+
+#[test]
+fn an_operator_takes_back_what_ran_while_pages_of_it_are_here() {
+    for (technique, may_be) in [
+        (Technique::PostCopy, true),
+        (Technique::Hybrid, true),
+        (Technique::PreCopy, false),
+        (Technique::StopAndCopy, false),
+    ] {
+        let mut saga = told_by(technique);
+        while !saga.is_under_way(Step::DeleteSource) {
+            saga = next(Some(saga.clone()), &obey(&saga).expect("an event")).expect("legal");
+        }
+        assert_eq!(saga.may_be_taken_back(), may_be, "{technique:?}");
+        // It has executed: no word of the destination's can prove that it has not.
+        assert!(next(Some(saga.clone()), &taken_back(TakenBackBy::Lost)).is_err());
+        match next(Some(saga), &taken_back(TakenBackBy::Operator)) {
+            Ok(saga) => {
+                assert!(may_be, "{technique:?}");
+                assert_eq!(saga.what_next(), Action::Compensate(Step::Checkpoint));
+            }
+            Err(_) => assert!(!may_be, "{technique:?}"),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::criu::page_server::{PAGE_LEN, PE_LAZY, PageOwner};
 use ums_checkpoint::keeper::protocol::{CheckpointInfo, INDEX_NAME, INFO_NAME, Request};
 use ums_checkpoint::memory_dir::MemoryDir;
+use ums_checkpoint::store::away::{AWAY_NAME, STAYS_AWAY};
 use ums_checkpoint::store::{PageStore, READ_RUNNING, Stored, index};
 use ums_checkpoint::tree::{Parents, TREE_NAME};
 use ums_core::converge::ROUNDS_MAX;
@@ -291,6 +292,9 @@ impl Sink for Arrival {
         let stored = store.finish(&self.images)?;
         self.images
             .write(INDEX_NAME, &index::encode(&stored.index))?;
+        if !stored.away.is_empty() {
+            self.images.write(AWAY_NAME, &index::encode(&stored.away))?;
+        }
         if stored.shared_bytes > 0 {
             tracing::info!(
                 bytes = stored.shared_bytes,
@@ -312,6 +316,10 @@ pub fn keep_pages(
     let owner = PageOwner(block.process);
     let pages = u64::from(block.count);
     let Some(content) = block.content else {
+        if block.flags & STAYS_AWAY != 0 {
+            let flags = block.flags & !STAYS_AWAY;
+            return store.keep_place(owner, block.address, flags, pages, images);
+        }
         return store.keep(owner, block.address, block.flags, pages, images);
     };
     if block.flags & READ_RUNNING != 0 {

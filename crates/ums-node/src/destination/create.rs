@@ -90,7 +90,7 @@ async fn create_once(
     })
 }
 
-pub(super) fn random_permit() -> Result<[u8; 32], Problem> {
+pub(crate) fn random_permit() -> Result<[u8; 32], Problem> {
     use std::io::Read;
     let mut permit = [0; 32];
     std::fs::File::open("/dev/urandom")

@@ -1,6 +1,6 @@
 //! Steps 11 and 12: the service is restored, and held before its first instruction.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::migration::{Delivery, Incoming};
 use crate::node::Node;
 use crate::packets::Policy;
 use crate::task::{blocking, monotonic_ns};
-use crate::{frontman, place, problem, tunnel};
+use crate::{frontman, pager, place, problem, tunnel};
 
 /// How long a `restore` waits for the end of a delivery that the source believes complete.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
@@ -37,7 +37,9 @@ pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Prob
         .map_or(Connections::Close, |_| Connections::Carry);
     let of = service.clone();
     let digest = delivery.digest.clone();
+    let this = Arc::clone(node);
     let restoring = blocking(move || {
+        let supply = supply(&this, id, &delivery.images)?;
         let keeper = of.container.keeper();
         let keeper = keeper.map_err(|error| problem::keeper(&error))?;
         let request = RestoreRequest {
@@ -46,6 +48,10 @@ pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Prob
             connections,
         };
         let fds = [delivery.images.as_fd(), delivery.stored.lazy.as_fd()];
+        let fds: Vec<_> = fds
+            .into_iter()
+            .chain(supply.as_ref().map(AsFd::as_fd))
+            .collect();
         let status = keeper.call(&Request::Restore(request), &fds);
         let status = status.map_err(|error| problem::keeper(&error))?;
         Ok(Restored {
@@ -78,6 +84,18 @@ pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Prob
         }
     }
     restored
+}
+
+/// Whence pages come that have stayed at the source, where any have. Blocks.
+fn supply(node: &Node, id: MigrationId, images: &MemoryDir) -> Result<Option<OwnedFd>, Problem> {
+    let failed = problem::failed(ProblemKind::Images, "the checkpoint can't be read");
+    let text = match std::fs::read(images.path().join(pager::NAME)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    let stayed = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+    pager::bring(node, id, stayed).map(Some)
 }
 
 /// Which connections move along; `None` when they don't.

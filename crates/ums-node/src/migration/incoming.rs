@@ -81,6 +81,8 @@ impl Incoming {
         status: Option<Result<keeper::Status, client::Error>>,
     ) -> MigrationState {
         let view = self.view();
+        let known = status.as_ref().and_then(|status| status.as_ref().ok());
+        let pages_lost = known.and_then(|status| status.pages_lost.clone());
         let (phase, pending, lost) = match &status {
             Some(Ok(status)) => {
                 let (phase, lost) = phase_of(status, view.phase);
@@ -106,7 +108,9 @@ impl Incoming {
             bytes: self.meter.bytes(),
             round: None,
             pages_pending: pending,
-            error: view.error.clone().or(lost.map(str::to_owned)),
+            error: (view.error.clone())
+                .or(pages_lost)
+                .or(lost.map(str::to_owned)),
         }
     }
 }
@@ -115,7 +119,8 @@ impl Incoming {
 /// can't come any further.
 fn phase_of(status: &keeper::Status, seen: Option<Phase>) -> (Phase, Option<&'static str>) {
     if status.resumed_at_ns.is_some() {
-        let installing = status.pages_missing > 0;
+        // What can't be had any more is not waited for: the service was killed for it.
+        let installing = status.pages_missing > 0 && status.pages_lost.is_none();
         return match installing {
             true => (Phase::Installing, None),
             false => (Phase::Settled, None),

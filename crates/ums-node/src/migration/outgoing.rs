@@ -6,7 +6,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use ums_api::agent::{Checkpointed, DataEndpoint, MigrationState, Phase, Role, Round};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::{Connections, Status};
-use ums_core::id::{MigrationId, ServiceName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_sync::Meter;
 use ums_sync::files::Manifest;
 use ums_sync::send::Sender;
@@ -45,6 +45,10 @@ pub(crate) struct DataPath {
     pub(crate) manifest: Manifest,
     /// What the destination has of the memory already.
     pub(crate) copied: Option<Copied>,
+    /// Where it leads.
+    pub(crate) destination: SystemName,
+    /// Whether memory may stay here until the service runs there.
+    pub(crate) leave: bool,
 }
 
 impl Outgoing {

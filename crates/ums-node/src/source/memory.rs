@@ -17,6 +17,7 @@ use ums_checkpoint::dirty::{Ranges, Unchanged};
 use ums_checkpoint::keeper::protocol::MemoryBy;
 use ums_checkpoint::page_source::{Held, PageSource, When};
 use ums_checkpoint::shared::Known;
+use ums_checkpoint::store::away::STAYS_AWAY;
 use ums_checkpoint::tree::{self, Parents};
 use ums_sync::send::{ImageWriter, PageWriter, SendError, Sender};
 
@@ -60,6 +61,8 @@ struct Ours {
     pages: PageWriter,
     /// What the destination has already.
     copied: Option<Copied>,
+    /// Whether pages may stay here until the service runs there.
+    leave: bool,
 }
 
 /// What is known once the service is frozen.
@@ -82,10 +85,11 @@ impl From<SendError> for Error {
 }
 
 impl Memory {
+    /// With `leave` pages that may come late are only named.
     pub(super) fn new(
         cgroup: &str,
         sender: &Sender,
-        by: MemoryBy,
+        (by, leave): (MemoryBy, bool),
         mut copied: Option<Copied>,
     ) -> Self {
         let theirs = Theirs {
@@ -97,6 +101,7 @@ impl Memory {
             images: sender.images(),
             pages: sender.pages(),
             copied,
+            leave,
         };
         Self { by, ours, theirs }
     }
@@ -205,6 +210,9 @@ impl Ours {
         let (owner, flags) = (held.owner, held.flags);
         for (at, pages, is_right) in unchanged.split(owner, held.address, held.pages) {
             if is_right {
+                self.pages.absent(owner.0, at, flags, count(pages))?;
+            } else if self.leave && held.may_stay {
+                let flags = flags | STAYS_AWAY;
                 self.pages.absent(owner.0, at, flags, count(pages))?;
             } else {
                 let mut bytes = held.read_from(at);

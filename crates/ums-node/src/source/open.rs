@@ -77,6 +77,13 @@ async fn open_path(
     let sender = Sender::open(stream, id, permit, settings)
         .await
         .map_err(|e| at_peer(&e))?;
+    let leave = matches!(request.technique, Technique::PostCopy | Technique::Hybrid);
+    if leave && !sender.takes_away() {
+        let detail = "the destination is of an earlier release, and takes no pages after the switch: migrate by \
+                      pre-copy or stop-and-copy, or update it";
+        let title = "technique not available";
+        return Err(Problem::refused(400, ProblemKind::Technique, title, detail));
+    }
     let copied_of = service.clone();
     let (this, of, mut writer) = (Arc::clone(node), service, sender.files());
     let send_image = request.send_image;
@@ -89,7 +96,7 @@ async fn open_path(
     .await?;
     sender.settle().await.map_err(|error| at_peer(&error))?;
     let copied = match request.technique {
-        Technique::PreCopy => {
+        Technique::PreCopy | Technique::Hybrid => {
             let begun = Arc::clone(outgoing);
             let begun = move |round| begun.view().round = Some(round);
             rounds::copy(&copied_of, &sender, begun, at_peer).await?
@@ -100,6 +107,8 @@ async fn open_path(
         sender,
         manifest,
         copied,
+        destination: request.endpoint.system,
+        leave,
     })
 }
 

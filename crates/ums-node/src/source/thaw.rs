@@ -30,6 +30,8 @@ pub async fn thaw(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Resul
             path.sender.abandon("the migration was abandoned").await;
         }
     }
+    // Before the memory changes that it reads.
+    super::end_pager(node, id).await?;
     let service = match node.host.service(&name) {
         Ok(service) if service.gate.is_none_or(|gate| gate == id) => service,
         Ok(_) | Err(_) => return Ok(()),

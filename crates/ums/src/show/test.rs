@@ -26,6 +26,7 @@ pub(crate) fn view() -> MigrationView {
             total_ms: 0,
             downtime_ms: None,
             freeze_ms: None,
+            at_risk_ms: None,
             downtime_parts: Vec::new(),
             steps: Vec::new(),
             bytes: Bytes::default(),
@@ -109,6 +110,7 @@ fn service_view() -> ServiceView {
         migration: None,
         endpoints: vec!["10.77.0.1:6379".parse().expect("an address")],
         losses: Vec::new(),
+        pages: None,
     }
 }
 

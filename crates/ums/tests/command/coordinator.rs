@@ -312,6 +312,7 @@ fn running() -> MigrationView {
             total_ms: 10,
             downtime_ms: None,
             freeze_ms: None,
+            at_risk_ms: None,
             downtime_parts: Vec::new(),
             steps: Vec::new(),
             bytes: Bytes {
