@@ -34,7 +34,7 @@ pub(crate) struct Wanted {
     /// The peer it shall run on
     #[arg(long, value_name = "PEER")]
     to: SystemName,
-    /// How memory moves [default: stop-and-copy]
+    /// How memory moves [default: pre-copy where the source's kernel tells what changes, else stop-and-copy]
     #[arg(long, value_enum)]
     technique: Option<TechniqueWord>,
     /// At which level [default: the cheapest that is feasible]
