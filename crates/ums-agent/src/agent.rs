@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ums_engine::host::Hosts;
 use ums_node::facts::Machine;
 use ums_node::host::Route;
 use ums_node::launch::{self, Launcher};
@@ -11,7 +12,6 @@ use ums_node::migration::Migrations;
 use ums_node::node::{self, Node};
 use ums_node::packets::{Inside, Packets};
 use ums_standalone::bundle::ALL_SERVICES;
-use ums_standalone::host::StandaloneHost;
 use ums_standalone::images::{Bounds, ImageStore};
 use ums_standalone::network::Driver;
 use ums_standalone::settings;
@@ -60,7 +60,7 @@ impl Agent {
         let node = Node {
             settings: node_settings(config, data_port, eager_restore),
             identity,
-            host: Arc::new(StandaloneHost(Arc::clone(&host))),
+            host: Arc::new(Hosts::load(engine_settings(config), Arc::clone(&host))),
             route,
             packets,
             frontmen,
@@ -101,6 +101,15 @@ fn host_settings(config: &AgentConfig) -> settings::Settings {
         network: config.service_network,
         bundle_bin: config.bundle_bin(),
         keep_images: Duration::from_secs(config.keep_images_seconds),
+    }
+}
+
+fn engine_settings(config: &AgentConfig) -> ums_engine::host::Settings {
+    ums_engine::host::Settings {
+        run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir.clone(),
+        bundle_bin: config.bundle_bin(),
+        engines: ums_engine::settings::or_usual(&config.engines),
     }
 }
 

@@ -81,6 +81,10 @@ pub struct AgentConfig {
     /// until all of it is frozen, and whenever nothing goes on. Then the checkpoint is given up.
     #[arg(long, default_value_t = 5)]
     pub freeze_seconds: u64,
+    /// A container engine of this host whose containers can be moved, NAME=SOCKET; Docker's and Podman's
+    /// usual sockets when absent.
+    #[arg(long = "engine")]
+    pub engines: Vec<ums_engine::settings::Setting>,
     /// When pages are put in place here.
     #[arg(long, value_enum, default_value_t = RestoreMode::Auto)]
     pub restore: RestoreMode,

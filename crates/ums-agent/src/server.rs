@@ -107,7 +107,11 @@ fn empty(result: Result<(), Problem>) -> Answer<Empty> {
 }
 
 async fn facts(State(agent): Shared) -> impl IntoResponse {
-    answer(blocking(move || look::facts(&agent.node)).await)
+    let facts = async move {
+        agent.node.host.look(None).await?;
+        blocking(move || look::facts(&agent.node)).await
+    };
+    answer(facts.await)
 }
 
 async fn attendants(State(agent): Shared) -> impl IntoResponse {
@@ -115,7 +119,11 @@ async fn attendants(State(agent): Shared) -> impl IntoResponse {
 }
 
 async fn list(State(agent): Shared) -> impl IntoResponse {
-    answer(blocking(move || Ok(look::services(&agent.node))).await)
+    let services = async move {
+        agent.node.host.look(None).await?;
+        blocking(move || Ok(look::services(&agent.node))).await
+    };
+    answer(services.await)
 }
 
 async fn run(State(agent): Shared, Json(request): Json<RunRequest>) -> impl IntoResponse {
@@ -128,7 +136,11 @@ async fn run(State(agent): Shared, Json(request): Json<RunRequest>) -> impl Into
 }
 
 async fn describe(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
-    answer(blocking(move || look::service(&agent.node, &name)).await)
+    let service = async move {
+        agent.node.host.look(Some(&name)).await?;
+        blocking(move || look::service(&agent.node, &name)).await
+    };
+    answer(service.await)
 }
 
 async fn measure(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {

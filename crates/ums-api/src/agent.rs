@@ -38,7 +38,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use ums_core::budget::Span;
-use ums_core::facts::{Loss, NodeFacts};
+use ums_core::facts::{Loss, NodeFacts, Obstacle};
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::report::Bytes;
 use ums_core::specification::{PublishedPort, Specification, Volume};
@@ -116,6 +116,12 @@ pub struct ServiceView {
     /// What could not be set again when it came here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<Loss>,
+    /// What it has in memory, bytes, where its engine is not UMS itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// What its container engine has of it; absent where UMS has started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineView>,
     /// Pages of its memory that come in while it runs; `None` where its keeper does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages: Option<IncomingPages>,
@@ -135,6 +141,15 @@ pub struct IncomingPages {
     pub lost: Option<String>,
 }
 
+/// What a container engine has of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineView {
+    /// The engine's name on its node.
+    pub name: String,
+    /// What it has done with the container that stands in the way of a move.
+    pub obstacles: Vec<Obstacle>,
+}
+
 /// What a service is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -147,6 +162,8 @@ pub enum ServiceStatus {
     Arriving,
     /// Its init has exited by itself.
     Exited,
+    /// Its container engine holds it still.
+    Paused,
 }
 
 /// Names the service that an operation is about.

@@ -86,7 +86,10 @@ async fn service(State(shared): Own, Path(name): Path<String>) -> Reply<Response
     let view = view.ok_or_else(|| service_unknown(&name))?;
     let facts = match view.status {
         ServiceStatus::Running => shared.agent.service(&name).await.ok(),
-        ServiceStatus::Frozen | ServiceStatus::Arriving | ServiceStatus::Exited => None,
+        ServiceStatus::Frozen
+        | ServiceStatus::Arriving
+        | ServiceStatus::Exited
+        | ServiceStatus::Paused => None,
     };
     Ok(ok(&ServiceDetail { view, facts }))
 }

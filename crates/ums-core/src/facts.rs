@@ -217,4 +217,20 @@ pub enum ObstacleKind {
     WatchedFile,
     /// Marks of fanotify that CRIU can't make again.
     Fanotify,
+    /// The container's engine holds it still.
+    Paused,
+    /// The container runs under another runtime than runc.
+    Runtime,
+    /// The container has a namespace together with its host or with another container.
+    SharedNamespace,
+    /// The container may do more with its host than containers may.
+    Privileged,
+    /// A process that the engine has started in the container (`docker exec`).
+    ExecSession,
+    /// The container's root filesystem can't be told from its image.
+    Layers,
+    /// A mount of the container that can't be made at another place.
+    ContainerMount,
+    /// A label of the container's (AppArmor, SELinux).
+    SecurityLabel,
 }

@@ -7,6 +7,7 @@
 //! [`Refusal`], so that a person reads one list.
 
 mod confinement;
+mod container;
 mod cpu;
 mod node;
 mod service;
@@ -77,6 +78,8 @@ pub enum RefusalKind {
     SharedMemory,
     /// A process of the service is in a state that can't be carried.
     Process,
+    /// The service's container can't be taken over from its engine.
+    Container,
     /// A deleted file that the service has open is too large.
     DeletedFile,
     /// The service runs as a user whose processes' limits CRIU may not read.

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::ServiceName;
 
+mod creation;
+
+pub use creation::{Creation, Health, Restart};
+
 /// What a service is, without the state it has gathered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +43,12 @@ pub struct Specification {
     pub capabilities: Vec<String>,
     /// Host name inside the container.
     pub hostname: String,
+    /// Mounts that the container has besides those of every container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// How a container engine was told to make it, where one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<Box<Creation>>,
 }
 
 /// An image by its content: the BLAKE3 of its manifest, 64 hexadecimal digits.
@@ -124,3 +134,29 @@ pub struct PublishedPort {
     /// Port inside the service's network namespace.
     pub service_port: u16,
 }
+
+/// A mount of a container that not every container has: an engine has made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Where it is inside the container.
+    pub path: String,
+    /// What is there.
+    pub content: MountContent,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountContent {
+    /// A small file of the service's own, which moves with it: `/etc/hosts`. Its name is one
+    /// component of a path.
+    File(String),
+    /// The control group of the service, in the hierarchy of this name below `/sys/fs/cgroup`.
+    ControlGroup(String),
+    /// An empty directory, which hides what is below it.
+    Empty,
+}
+
+/// Directory of the files that [`MountContent::File`] names, among a service's volumes.
+pub const FILES: &str = "ums-files";

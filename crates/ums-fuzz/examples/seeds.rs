@@ -530,6 +530,8 @@ fn specification() -> Result<Specification, Box<dyn Error>> {
             system_port: 6379,
             service_port: 6379,
         }],
+        mounts: Vec::new(),
+        creation: None,
         capabilities: vec!["CAP_NET_BIND_SERVICE".to_owned()],
         hostname: "redis".to_owned(),
     })

@@ -9,6 +9,7 @@ use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 use ums_api::problem::Problem;
+use ums_core::facts::{Loss, Obstacle};
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::specification::{ImageId, Specification};
 
@@ -46,6 +47,21 @@ pub struct Service {
     pub address: Ipv4Addr,
     /// Its container.
     pub container: ContainerPlan,
+    /// What its container engine has of it; `None` where UMS has started it itself.
+    pub engine: Option<Engine>,
+}
+
+/// What a container engine has of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// The engine's name on this node.
+    pub name: String,
+    /// Whether it holds the container still.
+    pub paused: bool,
+    /// What it has done with the container that stands in the way of a move.
+    pub obstacles: Vec<Obstacle>,
+    /// What of it a move changes.
+    pub losses: Vec<Loss>,
 }
 
 impl Service {
@@ -81,6 +97,26 @@ pub trait Host: Send + Sync {
 
     /// A service by its name; unknown ones are refused with 404.
     fn service(&self, name: &ServiceName) -> Result<Service, Problem>;
+
+    /// Looks at what can change without it, where there is such: from now on what it says of services
+    /// is what they are, and of this one all that a migration asks.
+    fn look<'a>(&'a self, name: Option<&'a ServiceName>) -> Pending<'a, ()> {
+        let _ = name;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Has all ready that a migration away from here asks of a service: its keeper.
+    fn leave<'a>(&'a self, name: &'a ServiceName) -> Pending<'a, ()> {
+        let _ = name;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Whether nobody has told the service anything since its gate was shut: where others have control
+    /// of it, they can't always be refused.
+    fn is_undisturbed<'a>(&'a self, service: &'a Service) -> Pending<'a, ()> {
+        let _ = service;
+        Box::pin(async { Ok(()) })
+    }
 
     /// Shuts the gate of a service for a migration: from now on control messages are refused, also
     /// after a restart. Refused while another migration has it shut. Blocks.

@@ -158,6 +158,12 @@ pub fn processes(init: i32) -> Result<Vec<i32>, InspectError> {
     Ok(tree.into_iter().map(|process| process.pid).collect())
 }
 
+/// What a checkpoint of the memory of the service has to carry, bytes, whose first process is `init`; 0 once it is gone.
+pub fn memory_bytes(init: i32) -> u64 {
+    let pids = processes(init).unwrap_or_default();
+    pids.into_iter().map(mapping::memory_bytes).sum()
+}
+
 /// Inspects the service whose first process is `init`; `directories` hold its changed files and
 /// volumes.
 pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use ums_api::agent::{IncomingPages, MigrationState, ServiceStatus, ServiceView};
+use ums_api::agent::{EngineView, IncomingPages, MigrationState, ServiceStatus, ServiceView};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::client;
 use ums_checkpoint::keeper::protocol::Phase;
@@ -11,7 +11,7 @@ use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::Specification;
 
-use crate::host::Service;
+use crate::host::{Engine, Service};
 use crate::migration::{Incoming, Migration, Outgoing};
 use crate::node::Node;
 use crate::{inspect, problem};
@@ -54,8 +54,12 @@ pub fn view(node: &Node, service: &Service) -> ServiceView {
     let stands_still = status
         .as_ref()
         .is_some_and(|status| status.frozen_at_ns.is_some());
+    let status_init = status.as_ref().and_then(|status| status.init_pid);
     ServiceView {
         status: match phase {
+            _ if service.engine.as_ref().is_some_and(|engine| engine.paused) => {
+                ServiceStatus::Paused
+            }
             Some(Phase::Frozen) => ServiceStatus::Frozen,
             Some(Phase::Dumping) if stands_still => ServiceStatus::Frozen,
             Some(Phase::Running | Phase::Dumping) if arriving.is_none() || resumed => {
@@ -81,6 +85,19 @@ pub fn view(node: &Node, service: &Service) -> ServiceView {
         migration: service.gate.or(arriving.map(|arriving| arriving.migration)),
         endpoints: endpoints(node, &service.specification),
         specification: service.specification.clone(),
+        memory_bytes: service
+            .engine
+            .as_ref()
+            .and(status_init)
+            .map(inspect::memory_bytes),
+        engine: service.engine.as_ref().map(of_engine),
+    }
+}
+
+fn of_engine(engine: &Engine) -> EngineView {
+    EngineView {
+        name: engine.name.clone(),
+        obstacles: engine.obstacles.clone(),
     }
 }
 
@@ -109,9 +126,13 @@ pub fn service(node: &Node, name: &ServiceName) -> Result<ServiceFacts, Problem>
             migrating: gate,
         });
     };
-    let (upper, volumes) = (&service.container.upper, &service.container.volumes);
     let failed = problem::failed(ProblemKind::Inspect, "the service can't be inspected");
-    let mut seen = inspect::inspect(init, &[upper, volumes]).map_err(|error| failed(&error))?;
+    let directories = service.container.directories();
+    let mut seen = inspect::inspect(init, &directories).map_err(|error| failed(&error))?;
+    if let Some(engine) = &service.engine {
+        seen.obstacles.splice(0..0, engine.obstacles.clone());
+        seen.losses.extend(engine.losses.clone());
+    }
     if let Some(limit) = specification.memory_limit_bytes {
         let over = inspect::over_limit(init, limit).map_err(|error| failed(&error))?;
         seen.obstacles.extend(over);

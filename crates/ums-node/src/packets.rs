@@ -5,7 +5,7 @@
 //!
 //! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -161,8 +161,54 @@ impl Inside {
         self.nft(&inside::rules(Policy::Pass), Some(netns)).await
     }
 
+    /// The settings of a namespace that [`prepare`](Self::prepare) changes, as they are.
+    pub async fn settings(&self, netns: &Path) -> Result<BTreeMap<String, String>, PacketError> {
+        let read = || {
+            let names = INSIDE_SETTINGS.into_iter().chain(INSIDE_SETTINGS_V6);
+            let value = |(name, _): (&str, &str)| {
+                let text = std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+                Some((name.to_owned(), text.trim().to_owned()))
+            };
+            names.filter_map(value).collect()
+        };
+        within(netns, read).await
+    }
+
+    /// Undoes [`prepare`](Self::prepare) in a namespace that goes on without us, with these settings.
+    pub async fn undo(
+        &self,
+        netns: &Path,
+        settings: BTreeMap<String, String>,
+    ) -> Result<(), PacketError> {
+        for family in families() {
+            let listing = self
+                .tools
+                .run("ip", &[family, "rule"], "", Some(netns))
+                .await?;
+            if inside::is_routed(&listing) {
+                let rules = inside::no_routing();
+                self.batch(&[family, "-batch", "-"], &rules, Some(netns))
+                    .await?;
+            }
+        }
+        self.nft(&inside::no_rules(), Some(netns)).await?;
+        let write = move || {
+            // `ip_forward` sets others anew: it comes first.
+            let first = settings.get_key_value("net/ipv4/ip_forward").into_iter();
+            for (name, value) in first.chain(&settings) {
+                let _ = std::fs::write(Path::new("/proc/sys").join(name), value);
+            }
+        };
+        within(netns, write).await
+    }
+
     /// Leads what is marked for a device to it, once it is there.
     pub async fn lead_into(&self, netns: &Path, device: &str) -> Result<(), PacketError> {
+        if has_v6() {
+            // Docker switches IPv6 off in a container without such addresses, in all that comes there later too.
+            let setting = format!("net/ipv6/conf/{device}/disable_ipv6");
+            within(netns, move || set(&setting, "0")).await??;
+        }
         for family in families() {
             let default = if family == "-6" { "::/0" } else { "0.0.0.0/0" };
             let route = inside::route(device, default);

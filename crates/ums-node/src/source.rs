@@ -38,6 +38,7 @@ const IMAGES_BYTES_MAX: u64 = 1 << 30;
 
 /// Step 8: control messages are refused from now on.
 pub async fn block(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    node.host.leave(&name).await?;
     let this = Arc::clone(node);
     blocking(move || {
         this.host.service(&name)?;
@@ -176,6 +177,8 @@ async fn freeze_and_send(
     })
     .await?;
     laps.lap(Part::Files, monotonic_ns());
+    // Nothing was promised to anybody yet.
+    node.host.is_undisturbed(service).await?;
     let delivered = sender.finish().await.map_err(|error| at_peer(&error))?;
     let delivered_at_ns = monotonic_ns();
     laps.lap(Part::Deliver, delivered_at_ns);

@@ -60,10 +60,15 @@ pub fn for_arrival(
     let before = kept.iter().find(|(_, service)| *service == name);
     let on_bridge = match before {
         Some((address, _)) if !in_use.contains(address) => *address,
-        _ if in_use.contains(&own) => free(host, name, &in_use)?,
+        _ if in_use.contains(&own) || !is_here(host, own) => free(host, name, &in_use)?,
         _ => own,
     };
     Ok((on_bridge != own).then_some(on_bridge))
+}
+
+/// Whether services here can have it as their own on the bridge.
+fn is_here(host: &Standalone, address: Ipv4Addr) -> bool {
+    host.network.check(address).is_ok()
 }
 
 /// Refuses ports that another service or program has.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use ums_core::id::{ServiceName, SystemName};
-use ums_core::specification::Specification;
+use ums_core::specification::{FILES, MountContent, Specification};
 
 mod check;
 #[cfg(test)]
@@ -114,8 +114,54 @@ pub fn external_mounts(specification: &Specification, places: &Places<'_>) -> Ve
         key: SHM_KEY.to_owned(),
         source: places.shm.to_path_buf(),
     };
-    std::iter::once(shm).chain(volumes).collect()
+    let others = specification.mounts.iter().map(|mount| ExternalMount {
+        mountpoint: mount.path.clone(),
+        key: key(&mount.content),
+        source: source(&mount.content, places),
+    });
+    std::iter::once(shm).chain(volumes).chain(others).collect()
 }
+
+/// The same, without what is mounted: paths inside the container, and their keys.
+pub fn external(specification: &Specification) -> Vec<(String, String)> {
+    let nowhere = Places {
+        rootfs: Path::new(""),
+        netns: Path::new(""),
+        volumes: Path::new(""),
+        shm: Path::new(""),
+        cgroup: "",
+    };
+    let mounts = external_mounts(specification, &nowhere).into_iter();
+    mounts.map(|mount| (mount.mountpoint, mount.key)).collect()
+}
+
+/// Key of a mount that an engine has made.
+fn key(content: &MountContent) -> String {
+    match content {
+        MountContent::File(name) => format!("file-{name}"),
+        MountContent::ControlGroup(hierarchy) => format!("cgroup-{hierarchy}"),
+        MountContent::Empty => "empty".to_owned(),
+    }
+}
+
+fn source(content: &MountContent, places: &Places<'_>) -> PathBuf {
+    match content {
+        MountContent::File(name) => places.volumes.join(FILES).join(name),
+        MountContent::ControlGroup(hierarchy) => {
+            let below = Path::new(CONTROL_GROUPS).join(hierarchy);
+            below.join(places.cgroup.trim_start_matches('/'))
+        }
+        MountContent::Empty => empty(places.shm),
+    }
+}
+
+/// An empty directory, beside what is seen at `/dev/shm`.
+pub(crate) fn empty(shm: &Path) -> PathBuf {
+    shm.with_file_name("empty")
+}
+
+/// Where the hierarchies of control groups are.
+pub(crate) const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 
 /// What containers can't write below /proc.
 const READONLY_PATHS: [&str; 8] = [

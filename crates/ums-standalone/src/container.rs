@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ums_checkpoint::keeper::client::{self, Keeper};
 use ums_checkpoint::keeper::protocol::{self, KeeperConfig, Request, Status};
 use ums_core::id::ServiceName;
 use ums_core::specification::Specification;
-use ums_node::container::{ContainerPlan, netns_path};
+use ums_node::container::{ContainerPlan, Volumes, netns_path};
 
 use crate::bundle::{self, Places};
 use crate::settings::{ServicePlaces, Settings};
@@ -47,8 +47,9 @@ pub fn plan(settings: &Settings, name: &ServiceName) -> ContainerPlan {
         keeper: places.keeper(),
         cgroup: bundle::cgroup_path(&settings.system, name),
         upper: places.upper(),
-        volumes: places.volumes(),
+        volumes: Volumes::Below(places.volumes()),
         shm: places.shm(),
+        given: None,
     }
 }
 
@@ -64,7 +65,7 @@ pub fn start_keeper(
     let mounts = mounts.into_iter().map(|mount| protocol::ExternalMount {
         mountpoint: mount.mountpoint,
         key: mount.key,
-        source: mount.source,
+        source: on_this_node(mount.source, &places.shm()),
     });
     let keeper = KeeperConfig {
         service: specification.name.to_string(),
@@ -87,6 +88,7 @@ pub fn start_keeper(
         log: places.log(),
         mounts: mounts.collect(),
         placed: false,
+        adopted: None,
     };
     Ok(Keeper::start(&[program, "keeper".to_owned()], &keeper)?)
 }
@@ -118,6 +120,21 @@ pub fn start_container(
         },
         &[],
     )?)
+}
+
+/// A control group of a hierarchy that this node has not is an empty directory.
+fn on_this_node(source: PathBuf, shm: &Path) -> PathBuf {
+    let Ok(below) = source.strip_prefix(bundle::CONTROL_GROUPS) else {
+        return source;
+    };
+    let hierarchy = below
+        .components()
+        .next()
+        .map(|name| Path::new(bundle::CONTROL_GROUPS).join(name));
+    match hierarchy.is_some_and(|path| path.join("cgroup.procs").exists()) {
+        true => source,
+        false => bundle::empty(shm),
+    }
 }
 
 fn file_limit() -> bundle::FileLimit {

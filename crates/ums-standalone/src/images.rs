@@ -180,6 +180,11 @@ impl ImageStore {
         Ok(id)
     }
 
+    /// The id that a directory would have as an image; nothing is taken into the store. Reads all of it.
+    pub fn id_of(&self, rootfs: &Path) -> Result<ImageId, ImageError> {
+        manifest::id_of(rootfs, self.bounds)
+    }
+
     /// A place to receive an image in; each has one of its own, so that two migrations that bring
     /// the same image do not meet.
     pub fn staging(&self, id: &ImageId) -> Result<Staging, ImageError> {

@@ -11,6 +11,7 @@ use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Phase;
 use ums_core::id::ServiceName;
 use ums_core::specification::{ImageId, Specification};
+use ums_node::container::files;
 use ums_node::host::{Arriving, Keep, Service};
 use ums_node::task::blocking;
 use ums_node::{place, problem};
@@ -100,6 +101,8 @@ fn specify(
         address,
         prefix_len: network.prefix_len,
         ports: request.ports,
+        mounts: Vec::new(),
+        creation: None,
         capabilities: bundle::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
     };
     bundle::check(&specification).map_err(|error| {
@@ -148,7 +151,9 @@ fn make(host: &Standalone, record: &Record) -> Result<(), Problem> {
     let volumes = specification
         .volumes
         .iter()
-        .map(|volume| volume.name.to_string());
+        .map(|volume| volume.name.clone());
+    let volumes = volumes.chain(files(specification));
+    let volumes = volumes.map(|name| name.to_string());
     let failed = |error: std::io::Error| {
         let detail = format!("{}: {error}", places.state().display());
         Problem::failed(

@@ -144,7 +144,8 @@ impl ServicePlaces {
         for volume in volumes {
             std::fs::create_dir(self.volumes().join(volume))?;
         }
-        for dir in [self.merged(), self.shm(), self.bundle()] {
+        let empty = crate::bundle::empty(&self.shm());
+        for dir in [self.merged(), self.shm(), self.bundle(), empty] {
             std::fs::create_dir_all(dir)?;
         }
         Ok(())

@@ -100,6 +100,7 @@ impl Standalone {
             address: record.on_bridge(),
             container: container::plan(&self.settings, &record.specification.name),
             specification: record.specification.clone(),
+            engine: None,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod ballast;
 pub mod bench;
 pub mod client;
 pub mod demo;
+pub mod engine;
 pub mod hog;
 pub mod intercept;
 pub mod inventory;

@@ -209,7 +209,8 @@ impl HttpLoad {
 }
 
 /// A root filesystem with one program, made once in each testbed.
-fn root_of(testbed: &Testbed, name: &str, program: PathBuf) -> Result<String> {
+/// A root filesystem with this program.
+pub fn root_of(testbed: &Testbed, name: &str, program: PathBuf) -> Result<String> {
     let directory = testbed.directory().join(format!("rootfs-{name}"));
     if !directory.exists() {
         rootfs::minimal(&directory, &[&program])
@@ -219,7 +220,7 @@ fn root_of(testbed: &Testbed, name: &str, program: PathBuf) -> Result<String> {
 }
 
 /// Waits until somebody accepts connections at the system's port.
-pub(crate) fn answers(testbed: &Testbed, system: &System, port: u16) -> Result<()> {
+pub fn answers(testbed: &Testbed, system: &System, port: u16) -> Result<()> {
     let address = SocketAddr::from((system.ip(), port));
     let patience = Duration::from_secs(1);
     wait_for(&format!("an answer at {address}"), START_PATIENCE, || {

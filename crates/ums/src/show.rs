@@ -156,6 +156,7 @@ pub(crate) fn services(services: &[ServiceView]) -> String {
         vec![
             view.specification.name.to_string(),
             status(view).to_owned(),
+            engine(view),
             view.specification.address.to_string(),
             endpoints(view),
             view.migration
@@ -166,12 +167,40 @@ pub(crate) fn services(services: &[ServiceView]) -> String {
     let head = [
         "NAME",
         "STATUS",
+        "ENGINE",
         "ADDRESS",
         "ENDPOINTS",
         "MIGRATION",
         "COMMAND",
     ];
-    table(&head, &services.iter().map(row).collect::<Vec<_>>())
+    let mut text = table(&head, &services.iter().map(row).collect::<Vec<_>>());
+    for (view, engine) in services
+        .iter()
+        .filter_map(|view| Some((view, view.engine.as_ref()?)))
+    {
+        let reasons = engine
+            .obstacles
+            .iter()
+            .map(|obstacle| obstacle.detail.as_str());
+        let reasons: Vec<&str> = reasons.collect();
+        if !reasons.is_empty() {
+            let name = &view.specification.name;
+            text.push_str(&format!("{name} can't move: {}\n", reasons.join("; ")));
+        }
+    }
+    text
+}
+
+/// Whose it is, and what it has in memory where nobody else says.
+fn engine(view: &ServiceView) -> String {
+    let name = view
+        .engine
+        .as_ref()
+        .map_or("ums", |engine| engine.name.as_str());
+    match view.memory_bytes {
+        Some(bytes) => format!("{name} ({} MiB)", bytes.div_ceil(1 << 20)),
+        None => name.to_owned(),
+    }
 }
 
 fn status(view: &ServiceView) -> &'static str {
@@ -180,6 +209,7 @@ fn status(view: &ServiceView) -> &'static str {
         ServiceStatus::Frozen => "frozen",
         ServiceStatus::Arriving => "arriving",
         ServiceStatus::Exited => "exited",
+        ServiceStatus::Paused => "paused",
     }
 }
 

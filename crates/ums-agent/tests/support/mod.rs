@@ -105,6 +105,7 @@ impl Place {
                 source: at("shm"),
             }],
             placed: false,
+            adopted: None,
         };
         Self { dir, config }
     }
@@ -154,6 +155,8 @@ pub fn specification(script: &str) -> ums_core::specification::Specification {
         address: "10.88.0.2".parse().unwrap(),
         prefix_len: 16,
         ports: vec![],
+        mounts: Vec::new(),
+        creation: None,
         capabilities: vec![],
         hostname: "counter".to_owned(),
     }

@@ -120,8 +120,14 @@ impl Watched {
 /// # Errors
 /// When it can't be watched; one that has ended already has none of them.
 pub fn wait(pid: i32) -> io::Result<()> {
-    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-    match pidfd_open(pid, PidfdFlags::empty()) {
+    wait_for(pid, |_| true)
+}
+
+/// The same, of a process that is the right one: it is asked once its id can't be another's any more.
+pub fn wait_for(pid: i32, is_right: impl Fn(i32) -> bool) -> io::Result<()> {
+    let id = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    match pidfd_open(id, PidfdFlags::empty()) {
+        Ok(_) if !is_right(pid) => Ok(()),
         Ok(process) => until_dead(&process, None).map(drop),
         Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),

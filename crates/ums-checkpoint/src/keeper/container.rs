@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::protocol::{KeeperConfig, Phase};
 use super::server::Shared;
-use super::{log, place};
+use super::{adopted, log, place};
 use crate::cgroup::Cgroup;
 use crate::criu::watch;
 use crate::freezer::Freezer;
@@ -36,6 +36,8 @@ pub(super) struct Container {
     /// Write ends of standard output and standard error, for runc or CRIU to hand on; none where a container
     /// runtime has them.
     pub(super) stdio: Vec<OwnedFd>,
+    /// CRIU's names of these, or of what an engine has made in their place.
+    pub(super) stdio_names: Vec<String>,
     loopback: Holder,
 }
 
@@ -53,6 +55,16 @@ impl Container {
         let none: Option<&str> = None;
         // Unmounts on the host go on reaching us, our mounts never reach the host.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        if let Some(of) = &config.adopted {
+            return Ok(Self {
+                netns: adopted::netns(of)?,
+                cgroup: Cgroup::at(&config.cgroup)?,
+                given: OnceLock::new(),
+                stdio: Vec::new(),
+                stdio_names: of.stdio.to_vec(),
+                loopback: Holder::default(),
+            });
+        }
         let shm_options = format!("mode=1777,size={}", config.shm_bytes);
         let shm_flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(
@@ -68,12 +80,15 @@ impl Container {
                 cgroup: Cgroup::at(&config.cgroup)?,
                 given: OnceLock::new(),
                 stdio: Vec::new(),
+                stdio_names: Vec::new(),
                 loopback: Holder::default(),
             });
         }
         let netns = new_netns()?;
         let stdio = log::start(&config.log_pump, &config.log)?;
         let cgroup = Cgroup::at(&config.cgroup)?;
+        let name = |fd: &OwnedFd| Ok(format!("pipe:[{}]", nix::sys::stat::fstat(fd)?.st_ino));
+        let stdio_names = stdio.iter().map(name).collect::<io::Result<_>>()?;
         // Last: it has a name, the rest goes with this process.
         cgroup.create(config.memory_limit_bytes, &config.devices)?;
         Ok(Self {
@@ -81,6 +96,7 @@ impl Container {
             cgroup,
             given: OnceLock::new(),
             stdio: stdio.into(),
+            stdio_names,
             loopback: Holder::default(),
         })
     }
@@ -123,12 +139,6 @@ impl Container {
 
     pub(super) fn freezer(&self) -> Result<Freezer, String> {
         Freezer::of(self.cgroup()).map_err(|error| format!("no freezer: {error}"))
-    }
-
-    /// CRIU's names of the two output pipes.
-    pub(super) fn stdio_names(&self) -> io::Result<Vec<String>> {
-        let name = |fd: &OwnedFd| Ok(format!("pipe:[{}]", nix::sys::stat::fstat(fd)?.st_ino));
-        self.stdio.iter().map(name).collect()
     }
 
     /// The network namespace's number, as CRIU's `net[…]` wants it.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ums_core::budget::{Laps, Part};
 
+use super::adopted;
 use super::container::raw;
 use super::handshake::KeeperSide;
 use super::hidden::{self, Stranger};
@@ -102,10 +103,7 @@ fn freeze_and_dump(
     );
     can_be_taken_over(shared, &freezer)?;
     let info = CheckpointInfo {
-        stdio: shared
-            .container
-            .stdio_names()
-            .map_err(|error| error.to_string())?,
+        stdio: shared.container.stdio_names.clone(),
         owners: Default::default(),
     };
     let info = serde_json::to_vec(&info).map_err(|error| error.to_string())?;
@@ -175,6 +173,9 @@ fn freeze_and_dump(
                     shared.update(|state| state.frozen_at_ns = Some(now));
                 })?;
                 handshake.frozen()?;
+                if let Some(of) = &shared.config.adopted {
+                    adopted::copy_files(&of.files)?;
+                }
                 laps.lap(Part::Freeze, monotonic_ns());
                 // To stop every task takes CRIU a moment, however large they are.
                 swrk.must_answer_within(bound);

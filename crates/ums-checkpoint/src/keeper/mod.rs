@@ -20,6 +20,7 @@
 //! If the keeper is lost while pages are missing, the guard ([`guard`]), which holds copies of the
 //! userfaultfd descriptors, kills the container before a missing page can read as zeros.
 
+pub mod adopted;
 pub mod client;
 mod container;
 mod dump;

@@ -153,7 +153,7 @@ pub(super) fn watch_held(shared: &Arc<Shared>, init: i32) {
 
 /// Leaves a running container to the runtime that has made it.
 pub(super) fn leave(shared: &Shared) -> Result<(), String> {
-    if !shared.config.placed {
+    if !shared.config.placed && shared.config.adopted.is_none() {
         return Err(
             "the container was not made by a container runtime: nobody else would keep it"
                 .to_owned(),

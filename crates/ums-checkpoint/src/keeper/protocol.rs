@@ -67,6 +67,35 @@ pub struct KeeperConfig {
     /// be nothing at `cgroup`.
     #[serde(default)]
     pub placed: bool,
+    /// What somebody else has made of the container: it runs, and is not made by this keeper. `lower`,
+    /// `work`, `shm` and `devices` don't count then, and of `log` the place alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// A container that somebody else has made and whose processes run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adopted {
+    /// Its init, in this PID namespace.
+    pub init: i32,
+    /// When that began ([`began`](crate::keeper::adopted::began)): another process may have its id.
+    pub began: u64,
+    /// CRIU's names of what its standard output and standard error were made.
+    pub stdio: [String; 2],
+    /// Small files that are mounted one by one: each is copied while the service is frozen.
+    #[serde(default)]
+    pub files: Vec<CopiedFile>,
+}
+
+/// A file that is mounted by itself, and its copy in a directory that moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopiedFile {
+    /// The file.
+    pub source: PathBuf,
+    /// Where its copy is.
+    pub copy: PathBuf,
 }
 
 /// A bind mount that CRIU leaves to us.

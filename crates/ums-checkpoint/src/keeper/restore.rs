@@ -10,6 +10,7 @@ use std::time::Duration;
 use ums_core::budget::{Laps, Part, Span};
 use ums_core::facts::LossKind;
 
+use super::adopted;
 use super::container::{begin, mount_root, raw, unmount_root};
 use super::dump::{GHOST_LIMIT, NETNS_KEY, keep_log, lift};
 use super::nonlocal::AnyAddress;
@@ -278,6 +279,7 @@ impl Restore {
             return Ok((placement.swrk, Some(placement.link)));
         }
         mount_root(&shared.config)?;
+        adopted::share_sources(&shared.config.merged, &shared.config.mounts)?;
         let inherited = self.carry.inherited();
         let start = || inherited.hand_on(|| ready::start(shared));
         let swrk = ready::take(shared, inherited).map_or_else(start, Ok);

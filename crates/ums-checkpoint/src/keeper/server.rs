@@ -16,7 +16,7 @@ use ums_core::budget::Span;
 use super::container::{self, Container};
 use super::place::{self, Placement};
 use super::protocol::{KeeperConfig, PROTOCOL, Phase, Reply, Request, Status};
-use super::{dump, guard, ready, restore};
+use super::{adopted, dump, guard, ready, restore};
 use crate::carry::Lost;
 use crate::criu::swrk::Swrk;
 use crate::criu::watch::Killer;
@@ -215,6 +215,10 @@ pub fn run(config: KeeperConfig) -> io::Result<()> {
         }),
         changed: Condvar::new(),
     });
+    if let Some(of) = &shared.config.adopted {
+        adopted::copy_files(&of.files).map_err(io::Error::other)?;
+        adopted::take_over(&shared, of)?;
+    }
     let accepting = Arc::clone(&shared);
     std::thread::spawn(move || accept_connections(&listener, &accepting));
     shared.wait_for(|state| state.quitting.then_some(()));

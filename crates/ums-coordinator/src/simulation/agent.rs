@@ -763,6 +763,8 @@ impl Agent {
             migration: service
                 .gate
                 .or(service.arriving.as_ref().map(|(id, _)| *id)),
+            memory_bytes: None,
+            engine: None,
             endpoints: vec![self.endpoint()],
             losses: Vec::new(),
             pages: None,

@@ -114,6 +114,8 @@ pub(super) fn specification() -> Specification {
             system_port: 6379,
             service_port: 6379,
         }],
+        mounts: Vec::new(),
+        creation: None,
         capabilities: Vec::new(),
         hostname: "redis".to_owned(),
     }

@@ -559,6 +559,8 @@ fn services(world: &mut Inner, me: &str) -> Vec<ServiceView> {
         },
         init_pid: None,
         migration: node.gates.get(service.specification.name.as_str()).copied(),
+        memory_bytes: None,
+        engine: None,
         endpoints: vec!["10.0.0.1:6379".parse().expect("an address")],
         losses: Vec::new(),
         pages: None,

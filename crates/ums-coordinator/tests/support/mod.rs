@@ -115,6 +115,8 @@ pub fn specification(name: &str) -> Specification {
             system_port: 6000 + u16::from(number),
             service_port: 6379,
         }],
+        mounts: Vec::new(),
+        creation: None,
         capabilities: Vec::new(),
         hostname: name.to_owned(),
     }

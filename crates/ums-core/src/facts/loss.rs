@@ -70,6 +70,12 @@ pub enum LossKind {
     PendingError,
     /// A timer (`timerfd_create(2)`, `timer_create(2)`) is not set as it was.
     Timer,
+    /// A directory of the host is copied with the service, and is not the host's any more.
+    HostDirectory,
+    /// What its engine was told of the container and nobody does at the destination.
+    EngineSetting,
+    /// What its engine keeps of the container and is not there any more.
+    EngineRecord,
     /// The destination's release carries less than the source's.
     EarlierRelease,
     /// A kind that a later release has added.
@@ -93,6 +99,8 @@ impl LossKind {
             | Self::DirectoryNotification
             | Self::Landlock
             | Self::Timer
+            | Self::HostDirectory
+            | Self::EngineSetting
             | Self::Other => true,
             Self::SocketOption
             | Self::UnreadDatagrams
@@ -110,6 +118,7 @@ impl LossKind {
             | Self::TerminalData
             | Self::FilePath
             | Self::TemporaryFile
+            | Self::EngineRecord
             | Self::EarlierRelease => false,
         }
     }
@@ -145,6 +154,9 @@ impl LossKind {
             Self::UnacceptedConnection => "a connection that was not accepted yet is reset",
             Self::PendingError => "an error that was not told yet is told otherwise",
             Self::Timer => "a timer is not set as it was",
+            Self::HostDirectory => "a directory of the host is copied along and no longer shared",
+            Self::EngineSetting => "a setting of its engine is not kept",
+            Self::EngineRecord => "a record of its engine stays behind",
             Self::EarlierRelease => "the destination's release carries less of a service",
             Self::Other => "something is not as it was",
         }

@@ -50,6 +50,8 @@ pub(crate) fn service() -> ServiceFacts {
                 system_port: 6379,
                 service_port: 6379,
             }],
+            mounts: Vec::new(),
+            creation: None,
             capabilities: Vec::new(),
             hostname: "redis".to_owned(),
         },

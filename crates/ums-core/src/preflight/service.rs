@@ -109,6 +109,13 @@ fn loss(Loss { kind, pid, detail }: &Loss, more: usize) -> Refusal {
 /// A table: the kind, what it is, what to do.
 fn obstacle(obstacle: &Obstacle) -> Refusal {
     let Obstacle { kind, pid, detail } = obstacle;
+    if let Some((what, remedy)) = super::container::words(*kind) {
+        let cause = match pid {
+            0 => format!("the container {what}: {detail}"),
+            pid => format!("process {pid} {what}: {detail}"),
+        };
+        return Refusal::new(RefusalKind::Container, cause, remedy);
+    }
     let (kind, what, remedy) = match kind {
         ObstacleKind::IoUring => (
             RefusalKind::IoUring,
@@ -310,6 +317,8 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "watches files by fanotify in a way that CRIU can't take up again",
             "let the service use inotify, or close it before the migration",
         ),
+        // Of its container, above.
+        _ => (RefusalKind::Container, "can't move", "see its engine"),
     };
     Refusal::new(kind, format!("process {pid} {what}: {detail}"), remedy)
 }

@@ -132,6 +132,17 @@ pub(super) fn routing() -> String {
     )
 }
 
+/// Undoes [`routing`].
+pub(super) fn no_routing() -> String {
+    "rule add pref 0 lookup local\nrule del pref 10\nrule del pref 11\nrule del pref 100\n"
+        .to_owned()
+}
+
+/// Removes the table, also if it is not there.
+pub(super) fn no_rules() -> String {
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+}
+
 /// By which [`routing`] is recognized in a listing of rules.
 pub(super) fn is_routed(listing: &str) -> bool {
     listing.contains(&format!("lookup {IN_ROUTES}")) && !listing.starts_with("0:")

@@ -59,6 +59,7 @@ async fn open_path(
     id: MigrationId,
     request: OpenRequest,
 ) -> Result<DataPath, Problem> {
+    node.host.leave(&request.service).await?;
     let service = node.host.service(&request.service)?;
     all_pages_in(node, &service).await?;
     let permit = permit_bytes(&request.endpoint.permit)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ums_core::specification::{PublishedPort, Specification, Volume};
+use ums_core::specification::{Mount, MountContent, PublishedPort, Specification, Volume};
 
 /// Longest path inside a container, bytes (`PATH_MAX`).
 const PATH_LEN_MAX: usize = 4096;
@@ -17,6 +17,12 @@ pub enum InvalidSpecification {
     /// No program.
     #[error("the command is empty: name a program to run")]
     NoCommand,
+    /// A mount with a path or name that none can have.
+    #[error("the mount at `{path}` can't be made: its path or name is none")]
+    Mount {
+        /// Its path.
+        path: String,
+    },
     /// More of something than can be given.
     #[error("{count} {what} are more than {COUNT_MAX}: give fewer")]
     TooMany {
@@ -115,7 +121,35 @@ pub fn check(specification: &Specification) -> Result<(), InvalidSpecification> 
         return Err(InvalidSpecification::MemoryLimit(limit));
     }
     ports(&specification.ports)?;
+    mounts(&specification.mounts)?;
     volumes(&specification.volumes)
+}
+
+/// What an engine's container has at the source comes from a peer: names are one component of a path.
+fn mounts(mounts: &[Mount]) -> Result<(), InvalidSpecification> {
+    if mounts.len() > COUNT_MAX {
+        return Err(InvalidSpecification::TooMany {
+            what: "mounts",
+            count: mounts.len(),
+        });
+    }
+    let plain = |name: &str| {
+        let bad = |letter: char| matches!(letter, '/' | '[' | ']' | ':' | '\0');
+        !name.is_empty() && name.len() <= 255 && !matches!(name, "." | "..") && !name.contains(bad)
+    };
+    let absolute = |path: &str| path.starts_with('/') && !path.contains(['[', ']', ':', '\0']);
+    for mount in mounts {
+        let named = match &mount.content {
+            MountContent::File(name) | MountContent::ControlGroup(name) => plain(name),
+            MountContent::Empty => true,
+        };
+        if !named || !absolute(&mount.path) {
+            return Err(InvalidSpecification::Mount {
+                path: shown(&mount.path),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn ports(published: &[PublishedPort]) -> Result<(), InvalidSpecification> {

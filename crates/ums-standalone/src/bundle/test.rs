@@ -21,6 +21,8 @@ pub(super) fn specification() -> Specification {
         address: [10, 88, 0, 2].into(),
         prefix_len: 16,
         ports: vec![],
+        mounts: Vec::new(),
+        creation: None,
         capabilities: DEFAULT_CAPABILITIES.map(String::from).to_vec(),
         hostname: "web".into(),
     }

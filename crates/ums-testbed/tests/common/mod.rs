@@ -155,8 +155,17 @@ impl Moving {
         Self::start_by("stop-and-copy", from, to, service)
     }
 
+    /// The same by a technique and with options that follow it.
+    pub(crate) fn start_with(options: &[&str], from: &System, to: &System, service: &str) -> Self {
+        Self::started(options, from, to, service)
+    }
+
     /// The same by another technique.
     pub(crate) fn start_by(technique: &str, from: &System, to: &System, service: &str) -> Self {
+        Self::started(&[technique], from, to, service)
+    }
+
+    fn started(technique: &[&str], from: &System, to: &System, service: &str) -> Self {
         let before = newest(from);
         let arguments = [
             "migrate",
@@ -166,7 +175,7 @@ impl Moving {
             "--json",
             "--technique",
         ];
-        let mut command = from.ums_command(&[&arguments[..], &[technique]].concat());
+        let mut command = from.ums_command(&[&arguments[..], technique].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().expect("`ums migrate` starts");
         let view = wait_for("the migration's beginning", PATIENCE, || {

@@ -1,0 +1,23 @@
+//! Container engines of a single host (Docker, Podman), as a migration sees them: services that somebody
+//! started by `docker run` or `podman run`, and that UMS takes over while they run.
+//!
+//! - [`settings`] says which engines there are, [`client`] speaks to one;
+//! - [`describe`] makes of an engine's words what a migration asks of a service, [`mounts`] of a
+//!   container's mounts, [`gather`] reads what they need, [`runtime`] of what runc keeps of it, [`layers`] of its image;
+//! - [`record`] is what outlives the agent of a container that leaves, [`adopt`] starts its keeper,
+//!   [`host`] is all that as [`ums_node::host`] asks it.
+//!
+//! Architecture invariants: holds nothing that a container needs to go on; changes nothing of a container
+//! that is not being moved; what a migration that is given up has changed is as it was.
+
+pub mod adopt;
+pub mod client;
+pub mod describe;
+pub mod gather;
+pub mod host;
+mod images;
+pub mod layers;
+pub mod mounts;
+pub mod record;
+pub mod runtime;
+pub mod settings;
