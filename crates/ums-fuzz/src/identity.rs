@@ -10,7 +10,7 @@ pub(crate) fn certificates(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else {
         return named;
     };
-    let permit = ums_node::source::permit_bytes(text);
+    let permit = ums_node::permit::from_text(text);
     let identity = Identity {
         ca_pem: text.to_owned(),
         cert_pem: text.to_owned(),

@@ -22,7 +22,6 @@ use crate::{frontman, look, problem};
 pub use arrival::keep_pages;
 pub use arrival::listen;
 pub use create::create;
-pub(crate) use create::random_permit;
 pub use restore::restore;
 use run::arrived;
 pub use run::run;

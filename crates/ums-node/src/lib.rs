@@ -30,6 +30,7 @@ pub mod migration;
 pub mod node;
 pub mod packets;
 pub mod pager;
+pub mod permit;
 pub mod place;
 pub mod problem;
 pub(crate) mod rounds;

@@ -287,17 +287,6 @@ fn gated(node: &Node, id: MigrationId, name: &ServiceName) -> Result<Service, Pr
     ))
 }
 
-/// A permit from its text.
-#[doc(hidden)]
-pub fn permit_bytes(text: &str) -> Result<[u8; 32], Problem> {
-    blake3::Hash::from_hex(text)
-        .map(|hash| *hash.as_bytes())
-        .map_err(|_| {
-            let detail = "a permit is 64 hexadecimal digits";
-            Problem::refused(400, ProblemKind::Permit, "malformed permit", detail)
-        })
-}
-
 fn at_peer(error: &(dyn std::error::Error + 'static)) -> Problem {
     let detail = problem::chain(error);
     Problem {

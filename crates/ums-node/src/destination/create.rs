@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ums_api::agent::{CreateRequest, Created, Phase};
-use ums_api::problem::{Problem, ProblemKind};
+use ums_api::problem::Problem;
 use ums_core::id::MigrationId;
 
 use super::destroy_arriving;
@@ -11,7 +11,7 @@ use super::restore::stand_by;
 use crate::host::Arriving;
 use crate::migration::{Incoming, Migration};
 use crate::node::Node;
-use crate::{look, problem, tunnel};
+use crate::{look, permit, problem, tunnel};
 
 /// Steps 4 to 6: everything but the processes; name, address and ports are taken.
 pub async fn create(
@@ -74,7 +74,7 @@ async fn create_once(
             return Err(problem);
         }
     };
-    let permit = random_permit()?;
+    let permit = permit::random()?;
     let mut view = incoming.view();
     view.permit = Some(blake3::hash(&permit));
     view.memory_bytes_max = request.memory_bytes_max;
@@ -88,13 +88,4 @@ async fn create_once(
         endpoints,
         tunnel,
     })
-}
-
-pub(crate) fn random_permit() -> Result<[u8; 32], Problem> {
-    use std::io::Read;
-    let mut permit = [0; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut permit))
-        .map_err(|error| problem::failed(ProblemKind::Random, "no random numbers")(&error))?;
-    Ok(permit)
 }

@@ -29,7 +29,7 @@ pub(crate) fn serve(
     let dir = lease.parent().unwrap_or(&lease);
     let written = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&lease, b""));
     written.map_err(|error| failed(&error))?;
-    let permit = crate::destination::random_permit()?;
+    let permit = crate::permit::random()?;
     let permit = blake3::Hash::from_bytes(permit).to_hex().to_string();
     let task = Task::Serve(Serve {
         identity: (&node.identity).into(),

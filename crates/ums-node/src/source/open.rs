@@ -12,13 +12,12 @@ use ums_sync::files;
 use ums_sync::send::{Sender, Settings};
 use ums_tls::ALPN_DATA;
 
-use super::{at_files, at_peer, not_connected, permit_bytes, remember, trees};
+use super::{at_files, at_peer, not_connected, remember, trees};
 use crate::host::Service;
 use crate::migration::{DataPath, Outgoing};
 use crate::node::Node;
-use crate::problem;
-use crate::rounds;
 use crate::task::blocking;
+use crate::{permit, problem, rounds};
 
 /// How long the connection to the destination's data path may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -62,7 +61,7 @@ async fn open_path(
     node.host.leave(&request.service).await?;
     let service = node.host.service(&request.service)?;
     all_pages_in(node, &service).await?;
-    let permit = permit_bytes(&request.endpoint.permit)?;
+    let permit = permit::from_text(&request.endpoint.permit)?;
     let config = ums_tls::client_config(&node.identity, &[ALPN_DATA]).map_err(|error| {
         problem::failed(ProblemKind::Tls, "this system's certificates can't be used")(&error)
     })?;

@@ -67,7 +67,7 @@ impl Listening {
 }
 
 fn random_id() -> uuid::Uuid {
-    let random = super::super::create::random_permit().expect("random numbers");
+    let random = crate::permit::random().expect("random numbers");
     uuid::Uuid::from_slice(&random[..16]).expect("16 bytes")
 }
 
