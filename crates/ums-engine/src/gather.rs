@@ -11,7 +11,7 @@ use ums_core::id::ServiceName;
 use ums_core::specification::{ImageId, MountContent};
 
 use crate::describe::{Described, Seen, describe};
-use crate::record::Record;
+use crate::record::{self, Record};
 use crate::{mounts, runtime};
 
 /// What is known of a container under this name; `None` once it has ended. `image_of` says which image the layers are.
@@ -60,6 +60,7 @@ pub fn record(
     let stdio = stdio.unwrap_or_default();
     let stream = |at: usize| stdio.get(at).cloned().unwrap_or_default();
     Some(Record {
+        version: record::VERSION,
         engine: engine.to_owned(),
         id,
         restart: specification

@@ -11,6 +11,7 @@ use ums_checkpoint::keeper::protocol::Request;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::{FILES, Restart, Specification};
 use ums_node::container::{ContainerPlan, Given, Volumes};
+use ums_node::durable;
 use ums_node::facts::{Known, Port};
 use ums_node::frontman;
 use ums_node::host::{Arriving, Engine, Host, Images, Keep, Pending, Service};
@@ -227,7 +228,7 @@ impl Inner {
 
     fn keep(&self, record: Record) -> Result<(), Problem> {
         let name = record.specification.name.clone();
-        record::write(&self.record_path(&name), &record).map_err(|error| {
+        durable::write(&self.record_path(&name), &record).map_err(|error| {
             problem::failed(ProblemKind::Record, "a record can't be written")(&error)
         })?;
         self.state().leaving.insert(name, record);

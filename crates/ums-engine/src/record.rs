@@ -13,6 +13,8 @@ use ums_core::specification::{Restart, Specification};
 /// A container of an engine that is being moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// The layout, [`VERSION`].
+    pub version: u32,
     /// The engine.
     pub engine: String,
     /// The engine's id of it.
@@ -54,21 +56,8 @@ pub struct Record {
     pub losses: Vec<Loss>,
 }
 
-/// Writes a record so that it is found whole, old or new, after any crash.
-pub fn write(path: &Path, record: &Record) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let new = path.with_extension("new");
-    let mut file = fs::File::create(&new)?;
-    serde_json::to_writer_pretty(&mut file, record)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(directory) => fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
-}
+/// The layout that is written.
+pub const VERSION: u32 = 1;
 
 /// All records of a directory; what is none is passed over and told.
 pub fn read_all(directory: &Path) -> Vec<Record> {
@@ -76,10 +65,20 @@ pub fn read_all(directory: &Path) -> Vec<Record> {
     let paths = entries.map(|entry| entry.path());
     let records = paths.filter(|path| path.extension().is_some_and(|end| end == "json"));
     let read = |path: PathBuf| {
-        let record = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let record = read(&path);
         record
             .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "not a record"))
             .ok()
     };
     records.filter_map(read).collect()
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    let record: Record = serde_json::from_slice(&fs::read(path)?)?;
+    if record.version != VERSION {
+        let theirs = record.version;
+        let text = format!("record of version {theirs}, this agent knows {VERSION}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(record)
 }

@@ -95,7 +95,7 @@ impl Given {
             init_pid: lives.then_some(self.init),
             pages_missing: 0,
             at_risk_us: None,
-            depends_on_source: Default::default(),
+            depends_on_source: false,
             pages_lost: None,
             frozen_at_ns: None,
             dumped_at_ns: None,

@@ -20,6 +20,7 @@ pub mod attendants;
 pub mod connections;
 pub mod container;
 pub mod destination;
+pub mod durable;
 pub mod facts;
 pub mod frontman;
 pub mod host;

@@ -44,19 +44,6 @@ impl Record {
 /// The layout that is written.
 pub const VERSION: u32 = 1;
 
-/// Writes a record so that it is found whole, old or new, after any crash.
-pub fn write(path: &Path, record: &Record) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = fs::File::create(&new)?;
-    serde_json::to_writer_pretty(&mut file, record)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) => fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 /// Reads a record.
 pub fn read(path: &Path) -> io::Result<Record> {
     let record: Record = serde_json::from_slice(&fs::read(path)?)?;

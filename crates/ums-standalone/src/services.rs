@@ -12,6 +12,7 @@ use ums_checkpoint::keeper::protocol::Phase;
 use ums_core::id::ServiceName;
 use ums_core::specification::{ImageId, Specification};
 use ums_node::container::files;
+use ums_node::durable;
 use ums_node::host::{Arriving, Keep, Service};
 use ums_node::task::blocking;
 use ums_node::{place, problem};
@@ -165,7 +166,7 @@ fn make(host: &Standalone, record: &Record) -> Result<(), Problem> {
     // Directories without a record belong to a service that was never promised to anybody.
     places.remove().map_err(failed)?;
     places.create(volumes).map_err(failed)?;
-    record::write(&places.record(), record).map_err(failed)?;
+    durable::write(&places.record(), record).map_err(failed)?;
     container::start_keeper(&host.settings, specification, &places).map_err(|error| {
         problem::failed(ProblemKind::Container, "the keeper can't be started")(&error)
     })?;

@@ -8,7 +8,7 @@ use ums_core::id::ServiceName;
 use ums_core::specification::Specification;
 use ums_node::host::Service;
 use ums_node::launch::Launcher;
-use ums_node::{facts, problem};
+use ums_node::{durable, facts, problem};
 
 use crate::bundle::ALL_SERVICES;
 use crate::container;
@@ -146,7 +146,7 @@ impl Standalone {
         change(&mut changed)?;
         if changed != *record {
             let path = self.settings.places(name).record();
-            record::write(&path, &changed).map_err(|error| {
+            durable::write(&path, &changed).map_err(|error| {
                 let detail = format!("{}: {error}; is the disk full?", path.display());
                 Problem::failed(
                     ProblemKind::Record,
