@@ -160,9 +160,12 @@ impl Inner {
             if !setting.expected && !setting.socket.exists() {
                 continue;
             }
-            if let Err(error) = self.list(setting, &mut listed).await {
-                let (name, why) = (&setting.name, problem::chain(&error));
-                warnings.push(format!("what the engine `{name}` runs is not known: {why}"));
+            match self.list(setting, &mut listed).await {
+                Ok(unnamed) => warnings.extend(unnamed),
+                Err(error) => {
+                    let (name, why) = (&setting.name, problem::chain(&error));
+                    warnings.push(format!("what the engine `{name}` runs is not known: {why}"));
+                }
             }
         }
         let mut state = self.state();
@@ -170,19 +173,26 @@ impl Inner {
         state.warnings = warnings;
     }
 
+    /// Takes up what one engine runs; what can't have a name here is told.
     async fn list(
         &self,
         setting: &Setting,
         listed: &mut BTreeMap<ServiceName, Record>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Vec<String>, EngineError> {
+        let mut unnamed = Vec::new();
         let client = Client::connect(&setting.socket).await?;
         for id in client.running().await? {
             let Some(inspected) = client.inspect(&id).await? else {
                 continue;
             };
-            let name = inspected.name.clone().unwrap_or_default();
-            let Some(name) = self.free_name(&setting.name, name.trim_start_matches('/'), listed)
-            else {
+            let called = inspected.name.clone().unwrap_or_default();
+            let called = called.trim_start_matches('/');
+            let Some(name) = self.free_name(&setting.name, called, listed) else {
+                unnamed.push(format!(
+                    "the container `{called}` of the engine `{}` is not listed: no service can have its name, or another \
+                     has it; rename it there",
+                    setting.name
+                ));
                 continue;
             };
             let of_layers = |lower: &str| self.images.of_layers(lower);
@@ -190,7 +200,7 @@ impl Inner {
             let record = gather::record(&setting.name, name.clone(), inspected, of_layers);
             listed.extend(record.map(|record| (name, record)));
         }
-        Ok(())
+        Ok(unnamed)
     }
 
     /// Names are unique on a node: one that is taken gets its engine's before it.
@@ -334,9 +344,8 @@ impl Host for Hosts {
             Err(error) if !error.is_gone() => return Err(problem::keeper(&error)),
             _ => {}
         }
-        let netns = PathBuf::from(format!("/proc/{}/ns/net", record.init.0));
         let handle = tokio::runtime::Handle::current();
-        if netns.exists() {
+        if let Some(netns) = record.netns() {
             let undone = handle.block_on(self.0.inside.undo(&netns, record.network.clone()));
             undone.map_err(|error| {
                 problem::failed(
@@ -417,7 +426,7 @@ async fn leave(inner: &Arc<Inner>, name: &ServiceName) -> Result<(), Problem> {
         ProblemKind::Network,
         "the container's network can't be prepared",
     );
-    let netns = PathBuf::from(format!("/proc/{}/ns/net", record.init.0));
+    let netns = record.netns().ok_or_else(|| ended(name))?;
     let is_new = record.network.is_empty();
     if is_new {
         record.network = inner
@@ -450,6 +459,14 @@ async fn leave(inner: &Arc<Inner>, name: &ServiceName) -> Result<(), Problem> {
             .map_err(|error| failed(&error)),
         false => Ok(()),
     }
+}
+
+fn ended(name: &ServiceName) -> Problem {
+    let detail = format!(
+        "the container `{name}` has ended or was started anew since it was looked at: migrate again"
+    );
+    let title = "the container has ended";
+    problem::conflict(ProblemKind::ServiceExited, title, detail)
 }
 
 /// Signals that people and engines send to a container that is to end.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use ums_core::facts::{Loss, Obstacle};
 use ums_core::id::MigrationId;
 use ums_core::specification::{Restart, Specification};
+use ums_node::container::Given;
 
 /// A container of an engine that is being moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,16 @@ pub struct Record {
     /// What a move changes.
     #[serde(default)]
     pub losses: Vec<Loss>,
+}
+
+impl Record {
+    /// The file that stands for its network namespace; `None` once its init has ended: another process may have
+    /// the number by now.
+    pub fn netns(&self) -> Option<PathBuf> {
+        let (init, began) = self.init;
+        let lives = Given::of(init) == Some(Given { init, began });
+        lives.then(|| PathBuf::from(format!("/proc/{init}/ns/net")))
+    }
 }
 
 /// The layout that is written.
