@@ -5,7 +5,7 @@
 //! - [`describe`] makes of an engine's words what a migration asks of a service, [`mounts`] of a
 //!   container's mounts, [`gather`] reads what they need, [`runtime`] of what runc keeps of it, [`layers`] of its image;
 //! - [`record`] is what outlives the agent of a container that leaves, [`adopt`] starts its keeper,
-//!   [`host`] is all that as [`ums_node::host`] asks it.
+//!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs) and `leaving`.
 //!
 //! Architecture invariants: holds nothing that a container needs to go on; changes nothing of a container
 //! that is not being moved; what a migration that is given up has changed is as it was.
@@ -17,6 +17,8 @@ pub mod gather;
 pub mod host;
 mod images;
 pub mod layers;
+mod leaving;
+mod listing;
 pub mod mounts;
 pub mod record;
 pub mod runtime;

@@ -1,0 +1,101 @@
+//! What the engines of a node run, asked anew each time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ums_api::problem::Problem;
+use ums_core::id::ServiceName;
+use ums_node::problem;
+use ums_node::task::blocking;
+
+use crate::client::{Client, EngineError};
+use crate::describe::service_name;
+use crate::gather;
+use crate::host::Inner;
+use crate::record::Record;
+use crate::settings::Setting;
+
+impl Inner {
+    /// Asks all engines what runs there.
+    pub(crate) async fn refresh(&self) {
+        let (mut listed, mut warnings) = (BTreeMap::new(), Vec::new());
+        for setting in &self.settings.engines {
+            if !setting.expected && !setting.socket.exists() {
+                continue;
+            }
+            match self.list(setting, &mut listed).await {
+                Ok(unnamed) => warnings.extend(unnamed),
+                Err(error) => {
+                    let (name, why) = (&setting.name, problem::chain(&error));
+                    warnings.push(format!("what the engine `{name}` runs is not known: {why}"));
+                }
+            }
+        }
+        let mut state = self.state();
+        state.listed = listed;
+        state.warnings = warnings;
+    }
+
+    /// Takes up what one engine runs; what can't have a name here is told.
+    async fn list(
+        &self,
+        setting: &Setting,
+        listed: &mut BTreeMap<ServiceName, Record>,
+    ) -> Result<Vec<String>, EngineError> {
+        let mut unnamed = Vec::new();
+        let client = Client::connect(&setting.socket).await?;
+        for id in client.running().await? {
+            let Some(inspected) = client.inspect(&id).await? else {
+                continue;
+            };
+            let called = inspected.name.clone().unwrap_or_default();
+            let called = called.trim_start_matches('/');
+            let Some(name) = self.free_name(&setting.name, called, listed) else {
+                unnamed.push(format!(
+                    "the container `{called}` of the engine `{}` is not listed: no service can have its name, or another \
+                     has it; rename it there",
+                    setting.name
+                ));
+                continue;
+            };
+            let of_layers = |lower: &str| self.images.of_layers(lower);
+            // A few small files each; nobody waits for this but who asks.
+            let record = gather::record(&setting.name, name.clone(), inspected, of_layers);
+            listed.extend(record.map(|record| (name, record)));
+        }
+        Ok(unnamed)
+    }
+
+    /// Names are unique on a node: one that is taken gets its engine's before it.
+    fn free_name(
+        &self,
+        engine: &str,
+        container: &str,
+        listed: &BTreeMap<ServiceName, Record>,
+    ) -> Option<ServiceName> {
+        let names = [container.to_owned(), format!("{engine}-{container}")];
+        let free = |name: &ServiceName| {
+            self.standalone.service(name).is_err() && !listed.contains_key(name)
+        };
+        names
+            .iter()
+            .filter_map(|name| service_name(name))
+            .find(free)
+    }
+
+    /// Reads the image of a service, unless it was: from now on its id is the image's content's.
+    pub(crate) async fn read_image(self: &Arc<Self>, name: &ServiceName) -> Result<(), Problem> {
+        let Ok(record) = self.record(name) else {
+            return Ok(());
+        };
+        if record.gate.is_some() || !record.obstacles.is_empty() {
+            return Ok(());
+        }
+        let this = Arc::clone(self);
+        let image = blocking(move || this.images.read(&record.lower)).await?;
+        if let Some(record) = self.state().listed.get_mut(name) {
+            record.specification.image = image;
+        }
+        Ok(())
+    }
+}
