@@ -18,3 +18,4 @@ pub mod saga;
 pub mod specification;
 pub mod step;
 pub mod technique;
+pub mod wrap;
