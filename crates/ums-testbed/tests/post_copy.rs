@@ -12,9 +12,9 @@ use ums_testbed::client::keys;
 use ums_testbed::hog::Request;
 use ums_testbed::specimen::ALL;
 use ums_testbed::system::System;
-use ums_testbed::testbed::Testbed;
-use ums_testbed::tools::wait_for;
-use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_redis};
+use ums_testbed::testbed::{PEER_LINK, Testbed};
+use ums_testbed::tools::{run, wait_for};
+use ums_testbed::workload::{REDIS_PORT, addresses, ask_hog, count, start_hog, start_redis};
 
 /// Memory of the hog that moves there and back, MiB.
 const HOG_MIB: u64 = 256;
@@ -144,54 +144,105 @@ fn agents_that_are_killed_meanwhile_cost_nothing() {
     remove(testbed);
 }
 
+fn link(testbed: &Testbed, state: &str) {
+    let mut ip = testbed.a.exec("ip");
+    run(ip.args(["link", "set", PEER_LINK, state])).expect("the link obeys");
+}
+
 #[test]
-fn a_lost_pager_is_a_dead_instance_and_a_source_that_says_so() {
-    let test = "a_lost_pager_is_a_dead_instance_and_a_source_that_says_so";
-    // The source's pager is not there again: it is given up after the data path's patience.
+fn a_link_that_was_cut_and_coordinators_that_were_killed_meanwhile_cost_nothing() {
+    let test = "a_link_that_was_cut_and_coordinators_that_were_killed_meanwhile_cost_nothing";
+    let Some(mut testbed) = common::systems_with_hog(test, SLOW_MBIT, 2 * LARGE_MIB) else {
+        return;
+    };
+    let moving = at_risk(&testbed);
+    link(&testbed, "down");
+    for system in [&mut testbed.a, &mut testbed.b] {
+        system.kill_coordinator().expect("it was running");
+        system.start_coordinator().expect("it answers again");
+    }
+    assert!(
+        !processes(&testbed.b, &["ums-agent", "pager"]).is_empty(),
+        "all memory was there before the link was cut: nothing was tried"
+    );
+    link(&testbed, "up");
+    let ended = moving.end();
+    assert_eq!(ended.report.outcome, Outcome::Completed, "{ended:?}");
+    is_intact(&testbed, &testbed.b);
+    remove(testbed);
+}
+
+/// The hogs of a system, by their names: their command lines are in memory that may be away.
+fn hogs(system: &System) -> Vec<i32> {
+    let is_hog = |pid: &i32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim() == "ums-hog")
+    };
+    let mut found = system.namespace().members();
+    found.retain(is_hog);
+    found
+}
+
+/// The instance at the destination dies, the source says so, and a person has it run on there from the commit.
+fn is_dead_there_and_taken_back(testbed: &Testbed, moving: Moving) {
+    wait_for("the instance's death", PATIENCE, || {
+        hogs(&testbed.b).is_empty().then_some(())
+    })
+    .expect("it does not execute with wrong memory");
+    link(testbed, "up");
+    let ended = moving.end();
+    assert_eq!(ended.report.outcome, Outcome::Stuck, "{ended:?}");
+    assert_eq!(ended.code, Some(exit::STUCK), "{ended:?}");
+    for words in [
+        "is dead there",
+        "frozen, with the memory of the commit",
+        "ums resolve",
+    ] {
+        assert!(ended.error().contains(words), "{ended:?}");
+    }
+    let here = common::services(&testbed.a).expect("its services");
+    assert_eq!(here[0]["status"], "frozen", "{here:#?}");
+
+    let dead = testbed.b.ums_ok(&["rm", "hog"]);
+    dead.expect("what is dead is removed");
+    let resolve = ["resolve", "hog", "--take-back", "--accept-risk-for", "hog"];
+    testbed.a.ums_ok(&resolve).expect("it is taken back");
+    is_intact(testbed, &testbed.a);
+    wait_for("the end of the pagers", PATIENCE, || {
+        let left = [&testbed.a, &testbed.b].map(|at| processes(at, &["ums-agent", "pager"]).len());
+        (left == [0, 0]).then_some(())
+    })
+    .expect("no pager is left");
+    testbed.a.ums_ok(&["rm", "hog"]).expect("removed");
+}
+
+#[test]
+fn what_is_lost_with_pages_away_is_a_dead_instance_and_a_source_that_says_so() {
+    let test = "what_is_lost_with_pages_away_is_a_dead_instance_and_a_source_that_says_so";
+    // What does not come back is given up after the data path's patience.
     let settings = "[limits]\nidle_seconds = 15\n";
     let Some(testbed) = common::systems_set(test, SLOW_MBIT, settings) else {
         return;
     };
-    for lost_at in [&testbed.b, &testbed.a] {
-        ums_testbed::workload::start_hog(&testbed, &testbed.a, "hog", 2 * LARGE_MIB)
-            .expect("the hog runs");
+    let pager: &[&str] = &["ums-agent", "pager"];
+    let lost: [(&str, &dyn Fn()); 4] = [
+        ("the destination's pager", &|| {
+            strike(process(&testbed.b, pager))
+        }),
+        ("the source's pager", &|| strike(process(&testbed.a, pager))),
+        ("the destination's keeper", &|| {
+            strike(process(&testbed.b, &["ums-agent", "keeper"]));
+        }),
+        ("the link", &|| link(&testbed, "down")),
+    ];
+    for (what, lose) in lost {
+        eprintln!("lost: {what}");
+        let hog = start_hog(&testbed, &testbed.a, "hog", 2 * LARGE_MIB);
+        hog.expect("the hog runs");
         let moving = at_risk(&testbed);
-        strike(process(lost_at, &["ums-agent", "pager"]));
-        let ended = moving.end();
-        assert_eq!(ended.report.outcome, Outcome::Stuck, "{ended:?}");
-        assert_eq!(ended.code, Some(exit::STUCK), "{ended:?}");
-        let error = ended.report.error.clone().unwrap_or_default();
-        for words in [
-            "is dead there",
-            "frozen, with the memory of the commit",
-            "ums resolve",
-        ] {
-            assert!(error.contains(words), "{error}");
-        }
-        wait_for("the instance's death", PATIENCE, || {
-            processes(&testbed.b, &["/bin/ums-hog"])
-                .is_empty()
-                .then_some(())
-        })
-        .expect("it does not execute with wrong memory");
-        let there = common::services(&testbed.a).expect("its services");
-        assert_eq!(there[0]["status"], "frozen", "{there:#?}");
-
-        // The operator lets it run on from the commit.
-        testbed
-            .b
-            .ums_ok(&["rm", "hog"])
-            .expect("what is dead is removed");
-        let resolve = ["resolve", "hog", "--take-back", "--accept-risk-for", "hog"];
-        testbed.a.ums_ok(&resolve).expect("it is taken back");
-        is_intact(&testbed, &testbed.a);
-        wait_for("the end of the pagers", PATIENCE, || {
-            let left = processes(&testbed.a, &["ums-agent", "pager"]).len()
-                + processes(&testbed.b, &["ums-agent", "pager"]).len();
-            (left == 0).then_some(())
-        })
-        .expect("no pager is left");
-        testbed.a.ums_ok(&["rm", "hog"]).expect("removed");
+        assert_eq!(hogs(&testbed.b).len(), 1);
+        lose();
+        is_dead_there_and_taken_back(&testbed, moving);
     }
     remove(testbed);
 }

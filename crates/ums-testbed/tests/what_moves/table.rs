@@ -189,6 +189,20 @@ const MEMORY: &[Row] = &[
         Test("memory_is_right_where_userfaultfd_is_not_used"),
     ),
     row(
+        "memory that stays at the source until the service runs (`--technique post-copy`, `hybrid`)",
+        Carried,
+        "a touched page is asked for at once, the rest comes by itself; forks, `mremap` and what else changes memory \
+         meanwhile is right",
+        Test("memory_of_every_kind_and_of_many_processes_moves_by_post_copy"),
+    ),
+    row(
+        "the same, and the link, a pager or the destination's keeper is lost before all of it has come",
+        Declared,
+        "the instance is killed, what it did is lost, and the source has the service frozen as it was at the commit; \
+         `ums plan` says for how long that may happen, the report for how long it might have",
+        Test("what_is_lost_with_pages_away_is_a_dead_instance_and_a_source_that_says_so"),
+    ),
+    row(
         "memfd: sealed, writable by one mapping alone, never executable",
         Carried,
         "CRIU",
