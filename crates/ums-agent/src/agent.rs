@@ -27,6 +27,8 @@ pub struct Agent {
     pub node: Arc<Node>,
     /// Where its containers are.
     pub host: Arc<Standalone>,
+    /// Those and the containers of engines.
+    pub engines: Hosts,
     /// Directory for sockets, gone after a reboot.
     pub run_dir: PathBuf,
 }
@@ -57,10 +59,11 @@ impl Agent {
         let standing = Arc::clone(&frontmen);
         let host = Standalone::load(host_settings(config), images, network, standing)?;
         let host = Arc::new(host);
+        let engines = Hosts::load(engine_settings(config), Arc::clone(&host));
         let node = Node {
             settings: node_settings(config, data_port, eager_restore),
             identity,
-            host: Arc::new(Hosts::load(engine_settings(config), Arc::clone(&host))),
+            host: Arc::new(engines.clone()),
             route,
             packets,
             frontmen,
@@ -72,6 +75,7 @@ impl Agent {
         Ok(Self {
             node: Arc::new(node),
             host,
+            engines,
             run_dir: config.run_dir.clone(),
         })
     }

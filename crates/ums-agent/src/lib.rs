@@ -18,6 +18,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use ums_engine::remains;
 use ums_node::destination;
 use ums_standalone::{reconcile, services};
 
@@ -68,6 +69,7 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
         served = destination::listen(Arc::clone(&agent.node), data) => served?,
         () = reconcile::run(Arc::clone(&agent.host)) => {}
         () = reconcile::keep_rules(Arc::clone(&agent.host)) => {}
+        () = remains::run(agent.engines.clone()) => {}
         _ = end.recv() => {}
     }
     let _ = std::fs::remove_file(&socket);

@@ -12,8 +12,8 @@ use ums_core::specification::Restart;
 
 /// How long an engine may take to answer, seconds: to remove a container takes it a part of one.
 const PATIENCE_S: u64 = 30;
-/// How long one that only looks may take.
-const LOOK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that only looks may take: Podman reads its database for each answer, on a disk that others use.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// The most containers of one engine that are looked at.
 pub const CONTAINERS_MAX: usize = 1024;
 

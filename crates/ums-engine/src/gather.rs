@@ -14,12 +14,14 @@ use crate::describe::{Described, Seen, describe};
 use crate::record::{self, Record};
 use crate::{mounts, runtime};
 
-/// What is known of a container under this name; `None` once it has ended. `image_of` says which image the layers are.
+/// What is known of a container under this name; `None` once it has ended. `image_of` says which image the layers are,
+/// `place_stays` whether its place in the network stays for its clients.
 pub fn record(
     engine: &str,
     name: ServiceName,
     inspected: ContainerInspectResponse,
     image_of: impl Fn(&str) -> Option<ImageId>,
+    place_stays: bool,
 ) -> Option<Record> {
     let id = inspected.id.clone()?;
     let pid = inspected.state.as_ref()?.pid?;
@@ -42,6 +44,7 @@ pub fn record(
         label: label(init),
         own_control_groups: own_control_groups(init),
         strangers: strangers(init, &cgroup),
+        place_stays,
         state,
         inspected,
     };

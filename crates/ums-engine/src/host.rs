@@ -21,7 +21,9 @@ use crate::adopt::{self, Places};
 use crate::client::{Client, EngineError};
 use crate::images::AllImages;
 use crate::leaving;
+use crate::listing::Looks;
 use crate::record::{self, Record};
+use crate::remains::{self, Remains};
 use crate::settings::Setting;
 
 /// Where things are on this node.
@@ -47,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) own: StandaloneHost,
     pub(crate) inside: Inside,
     pub(crate) images: AllImages,
+    pub(crate) looks: Looks,
     state: Mutex<State>,
 }
 
@@ -56,6 +59,8 @@ pub(crate) struct State {
     pub(crate) listed: BTreeMap<ServiceName, Record>,
     /// Those that are being moved.
     pub(crate) leaving: BTreeMap<ServiceName, Record>,
+    /// Those whose service has moved, by their engines' ids.
+    pub(crate) remains: BTreeMap<String, Remains>,
     /// Engines that did not answer.
     pub(crate) warnings: Vec<String>,
 }
@@ -68,18 +73,29 @@ impl Hosts {
             .into_iter()
             .map(|record| (record.specification.name.clone(), record));
         let scratch = settings.run_dir.join("engines/.image");
+        let remains = remains::read_all(&remains_dir(&settings));
         Self(Arc::new(Inner {
             images: AllImages::new(standalone.images.clone(), scratch),
             own: StandaloneHost(Arc::clone(&standalone)),
             inside: Inside::new(Some(settings.bundle_bin.clone())),
+            looks: Looks::default(),
             state: Mutex::new(State {
                 leaving: leaving.collect(),
+                remains,
                 ..State::default()
             }),
             settings,
             standalone,
         }))
     }
+
+    pub(crate) fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.0)
+    }
+}
+
+fn remains_dir(settings: &Settings) -> PathBuf {
+    settings.state_dir.join("engines/remains")
 }
 
 impl Inner {
@@ -89,6 +105,10 @@ impl Inner {
 
     fn record_path(&self, name: &ServiceName) -> PathBuf {
         self.settings.state_dir.join(format!("engines/{name}.json"))
+    }
+
+    pub(crate) fn remains_dir(&self) -> PathBuf {
+        remains_dir(&self.settings)
     }
 
     pub(crate) fn places(&self, name: &ServiceName) -> Places {
@@ -285,7 +305,7 @@ impl Host for Hosts {
     fn destroy<'a>(&'a self, service: &'a Service, keep: Keep) -> Pending<'a, ()> {
         match service.engine {
             None => self.0.own.destroy(service, keep),
-            Some(_) => Box::pin(leaving::destroy(&self.0, service)),
+            Some(_) => Box::pin(leaving::destroy(&self.0, service, keep)),
         }
     }
 
@@ -299,6 +319,8 @@ impl Host for Hosts {
         let all = || state.leaving.iter().chain(&state.listed);
         known.services.extend(all().map(|(name, _)| name.clone()));
         let ports = all().flat_map(|(_, record)| &record.specification.ports);
+        let of_remains = state.remains.values().flat_map(|remains| &remains.ports);
+        let ports = ports.chain(of_remains);
         known
             .ports
             .extend(ports.map(Port::of).collect::<BTreeSet<_>>());

@@ -9,13 +9,14 @@ use ums_checkpoint::keeper::protocol::Request;
 use ums_core::id::ServiceName;
 use ums_core::specification::Restart;
 use ums_node::frontman;
-use ums_node::host::Service;
+use ums_node::host::{Keep, Service};
 use ums_node::problem;
 use ums_node::task::blocking;
 
 use crate::adopt;
 use crate::host::{Inner, refused};
 use crate::record::Record;
+use crate::remains;
 
 /// Changes what its engine does when a container ends; content when there is nothing to change. Blocks.
 pub(crate) fn set_restart(
@@ -109,10 +110,7 @@ pub(crate) async fn is_undisturbed(inner: &Arc<Inner>, service: &Service) -> Res
         Err(Problem::failed(ProblemKind::Container, title, detail))
     };
     // It is frozen: whatever was sent to it waits.
-    if let Some(signal) = pending(record.init.0)
-        .into_iter()
-        .find(|it| ENDING.contains(it))
-    {
+    if let Some(signal) = ending(record.init.0).first() {
         return disturbed(format!("signal {signal} was sent to it"));
     }
     let inspected = inner
@@ -131,6 +129,13 @@ pub(crate) async fn is_undisturbed(inner: &Arc<Inner>, service: &Service) -> Res
     }
 }
 
+/// Those of them that wait for a process which is frozen.
+pub(crate) fn ending(pid: i32) -> Vec<u32> {
+    let mut waiting = pending(pid);
+    waiting.retain(|signal| ENDING.contains(signal));
+    waiting
+}
+
 /// Signals that wait for a process (`ShdPnd`, proc_pid_status(5)).
 fn pending(pid: i32) -> Vec<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -142,10 +147,19 @@ fn pending(pid: i32) -> Vec<u32> {
         .collect()
 }
 
-/// Kills a container that has moved, without letting it execute another instruction, and has its engine remove it.
-/// Repeating it is harmless.
-pub(crate) async fn destroy(inner: &Arc<Inner>, service: &Service) -> Result<(), Problem> {
+/// Kills a container that has moved, without letting it execute another instruction, and has its engine remove it,
+/// unless it stays for its clients. Repeating it is harmless.
+pub(crate) async fn destroy(
+    inner: &Arc<Inner>,
+    service: &Service,
+    keep: Keep,
+) -> Result<(), Problem> {
     let record = inner.record(service.name())?;
+    if keep == Keep::Network && remains::stay(inner, &record, service).await? {
+        inner.forget(service.name());
+        inner.state().listed.remove(service.name());
+        return Ok(());
+    }
     let container = service.container.clone();
     blocking(move || match container.keeper() {
         Ok(keeper) => {

@@ -5,7 +5,8 @@
 //! - [`describe`] makes of an engine's words what a migration asks of a service, [`mounts`] of a
 //!   container's mounts, [`gather`] reads what they need, [`runtime`] of what runc keeps of it, [`layers`] of its image;
 //! - [`record`] is what outlives the agent of a container that leaves, [`adopt`] starts its keeper,
-//!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs) and `leaving`.
+//!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs) and `leaving`;
+//!   [`remains`] is what stays of one for its clients once its service has moved.
 //!
 //! Architecture invariants: holds nothing that a container needs to go on; changes nothing of a container
 //! that is not being moved; what a migration that is given up has changed is as it was.
@@ -13,6 +14,7 @@
 pub mod adopt;
 pub mod client;
 pub mod describe;
+mod emptied;
 pub mod gather;
 pub mod host;
 mod images;
@@ -21,5 +23,6 @@ mod leaving;
 mod listing;
 pub mod mounts;
 pub mod record;
+pub mod remains;
 pub mod runtime;
 pub mod settings;

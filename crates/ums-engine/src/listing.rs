@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use ums_api::problem::Problem;
+use tokio::sync::Mutex;
+use ums_api::problem::{Problem, ProblemKind};
+use ums_core::frontman::FrontmanMode;
 use ums_core::id::ServiceName;
 use ums_node::problem;
 use ums_node::task::blocking;
@@ -15,9 +18,29 @@ use crate::host::Inner;
 use crate::record::Record;
 use crate::settings::Setting;
 
+/// Who asks the engines.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    /// Held by who does.
+    one: Mutex<()>,
+    /// How often that was begun.
+    begun: AtomicU64,
+}
+
 impl Inner {
-    /// Asks all engines what runs there.
+    /// Asks all engines what runs there, one after the other: whoever asks meanwhile waits, and takes what was asked
+    /// after that.
     pub(crate) async fn refresh(&self) {
+        let asked = self.looks.begun.load(Ordering::Relaxed);
+        let _looking = self.looks.one.lock().await;
+        if self.looks.begun.load(Ordering::Relaxed) > asked {
+            return;
+        }
+        self.looks.begun.fetch_add(1, Ordering::Relaxed);
+        self.ask_all().await;
+    }
+
+    async fn ask_all(&self) {
         let (mut listed, mut warnings) = (BTreeMap::new(), Vec::new());
         for setting in &self.settings.engines {
             if !setting.expected && !setting.socket.exists() {
@@ -44,7 +67,10 @@ impl Inner {
     ) -> Result<Vec<String>, EngineError> {
         let mut unnamed = Vec::new();
         let client = Client::connect(&setting.socket).await?;
-        for id in client.running().await? {
+        let running = client.running().await?;
+        let has_left = |id: &String| self.state().remains.contains_key(id);
+        let stays = self.standalone.frontmen.settings.mode == FrontmanMode::Packets;
+        for id in running.into_iter().filter(|id| !has_left(id)) {
             let Some(inspected) = client.inspect(&id).await? else {
                 continue;
             };
@@ -60,7 +86,7 @@ impl Inner {
             };
             let of_layers = |lower: &str| self.images.of_layers(lower);
             // A few small files each; nobody waits for this but who asks.
-            let record = gather::record(&setting.name, name.clone(), inspected, of_layers);
+            let record = gather::record(&setting.name, name.clone(), inspected, of_layers, stays);
             listed.extend(record.map(|record| (name, record)));
         }
         Ok(unnamed)
@@ -86,7 +112,7 @@ impl Inner {
     /// Reads the image of a service, unless it was: from now on its id is the image's content's.
     pub(crate) async fn read_image(self: &Arc<Self>, name: &ServiceName) -> Result<(), Problem> {
         let Ok(record) = self.record(name) else {
-            return Ok(());
+            return self.is_unknown(name);
         };
         if record.gate.is_some() || !record.obstacles.is_empty() {
             return Ok(());
@@ -97,5 +123,23 @@ impl Inner {
             record.specification.image = image;
         }
         Ok(())
+    }
+
+    /// An engine that does not answer may have it: then that is why.
+    fn is_unknown(&self, name: &ServiceName) -> Result<(), Problem> {
+        if self.standalone.service(name).is_ok() {
+            return Ok(());
+        }
+        match self.state().warnings.first() {
+            Some(warning) => {
+                let title = "no engine that answers has this service";
+                Err(Problem::failed(
+                    ProblemKind::Container,
+                    title,
+                    warning.clone(),
+                ))
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -209,12 +209,15 @@ impl ContainerPlan {
 
     /// The same, of a container whose control group is its engine's to remove. Blocks.
     pub fn kill_only(&self) -> Result<(), Problem> {
-        let killed = Freezer::of(&self.group()?).and_then(|freezer| freezer.kill());
-        match killed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                let failed = problem::failed(ProblemKind::Cgroup, "the container can't be killed");
-                Err(failed(&error))
-            }
+        Self::kill_in(&self.cgroup)
+    }
+
+    /// Kills what the control group of a container holds, wherever the rest of it is. Blocks.
+    pub fn kill_in(cgroup: &str) -> Result<(), Problem> {
+        let failed = problem::failed(ProblemKind::Cgroup, "the container can't be killed");
+        let group = Cgroup::at(cgroup).map_err(|error| failed(&error))?;
+        match Freezer::of(&group).and_then(|freezer| freezer.kill()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(&error)),
             _ => Ok(()),
         }
     }

@@ -257,13 +257,16 @@ pub async fn delete_source(
         node.migrations.forget(id);
         return Ok(());
     }
-    let status = service.container.status_if_any_async().await?;
-    let netns = status.as_ref().map(netns_path);
-    // Clients with a connection from before learn that it is over; else they would wait.
-    let reset = node.route.reset_clients(&service, netns.as_deref()).await;
-    reset.map_err(|error| {
-        problem::failed(ProblemKind::Network, "connections can't be reset")(&*error)
-    })?;
+    // An engine gives the address to another container: nothing of ours may be said of it.
+    if service.engine.is_none() {
+        let status = service.container.status_if_any_async().await?;
+        let netns = status.as_ref().map(netns_path);
+        // Clients with a connection from before learn that it is over; else they would wait.
+        let reset = node.route.reset_clients(&service, netns.as_deref()).await;
+        reset.map_err(|error| {
+            problem::failed(ProblemKind::Network, "connections can't be reset")(&*error)
+        })?;
+    }
     node.host.destroy(&service, Keep::Endpoints).await?;
     node.migrations.forget(id);
     Ok(())

@@ -203,6 +203,13 @@ pub fn led(frontmen: &Launcher) -> Vec<String> {
         .collect()
 }
 
+/// Whether the near end of this migration is there, as far as its state file tells.
+pub fn stands(frontmen: &Launcher, id: MigrationId, name: &ServiceName) -> bool {
+    let near = record::list::<Status>(&directory(frontmen, NEAR)).unwrap_or_default();
+    let mut all = near.into_iter().map(|record| record.status);
+    all.any(|status| status.service == name.as_str() && status.migration == id.to_string())
+}
+
 /// The near end of a service, if it is this migration's: to another one's it has nothing to say, however
 /// late it comes.
 async fn near_of(

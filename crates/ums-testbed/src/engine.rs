@@ -1,7 +1,7 @@
 //! Container engines inside a system of the testbed, as somebody has started them.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,61 +13,103 @@ use crate::tools::{text, wait_for};
 
 /// Longest wait for an engine's first answer.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Docker's socket, where it has it by default.
+const DOCKER_SOCKET: &str = "/run/docker.sock";
+/// What Podman is told by a file: by default it asks for what this machine's root may not have, and for crun.
+const CONTAINERS_CONF: &str = "\
+[containers]
+default_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]
+[engine]
+cgroup_manager = \"cgroupfs\"
+events_logger = \"file\"
+runtime = \"runc\"
+";
 
-/// Docker in a system. It goes with the system.
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Docker.
+    Docker,
+    /// Podman, with the service of its API.
+    Podman,
+}
+
+impl Kind {
+    /// Its name, and its command's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// Whether this machine has it.
+    pub fn is_here(self) -> bool {
+        let programs: &[&str] = match self {
+            Self::Docker => &["dockerd", "containerd", "docker"],
+            Self::Podman => &["podman", "conmon", "runc"],
+        };
+        let networks = ["/usr/lib/cni/bridge", "/usr/lib/podman/netavark"];
+        let has_network = || networks.iter().any(|plugin| Path::new(plugin).exists());
+        programs.iter().all(|name| rootfs::program(name).is_ok())
+            && (self == Self::Docker || has_network())
+    }
+}
+
+/// An engine in a system. It goes with the system.
 #[derive(Debug)]
-pub struct Docker<'a> {
+pub struct Engine<'a> {
+    kind: Kind,
     system: &'a System,
-    log: PathBuf,
+    directory: PathBuf,
     _nsenter: Child,
 }
 
-impl<'a> Docker<'a> {
-    /// Whether this machine has it.
-    pub fn is_here() -> bool {
-        ["dockerd", "containerd", "docker"]
-            .iter()
-            .all(|name| rootfs::program(name).is_ok())
-    }
-
+impl<'a> Engine<'a> {
     /// Starts it, with its socket where it has it by default.
-    pub fn start(system: &'a System) -> Result<Self> {
-        let directory = system.directory().join("docker");
+    pub fn start(system: &'a System, kind: Kind) -> Result<Self> {
+        let directory = system.directory().join(kind.name());
         own_cgroup_roots(system)?;
         std::fs::create_dir_all(&directory)?;
-        let config = directory.join("daemon.json");
-        std::fs::write(&config, "{}")?;
-        let log = directory.join("log");
-        let said = File::create(&log)?;
-        let mut dockerd = system.exec(rootfs::program("dockerd")?);
-        dockerd
-            .arg("--config-file")
-            .arg(&config)
-            .args(["--host", "unix:///run/docker.sock"])
-            .arg("--data-root")
-            .arg(directory.join("data"))
-            .args(["--exec-root", "/run/docker", "--pidfile", "/run/docker.pid"])
+        let mut serve = match kind {
+            Kind::Docker => dockerd(system, &directory)?,
+            Kind::Podman => podman_service(system, &directory)?,
+        };
+        let said = File::create(directory.join("log"))?;
+        serve
             .stdout(said.try_clone()?)
             .stderr(said)
             .stdin(Stdio::null());
-        let nsenter = dockerd.spawn().context("cannot start dockerd")?;
-        let docker = Self {
+        let nsenter = serve.spawn().context("the engine can't be started")?;
+        let engine = Self {
+            kind,
             system,
-            log,
+            directory,
             _nsenter: nsenter,
         };
-        wait_for("Docker's first answer", START_PATIENCE, || {
-            docker.run(&["info"]).ok()
+        wait_for("the engine's first answer", START_PATIENCE, || {
+            engine.run(&["info"]).ok()
         })
-        .with_context(|| docker.said())?;
-        Ok(docker)
+        .with_context(|| engine.said())?;
+        Ok(engine)
     }
 
-    fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.system.exec(rootfs::program("docker")?);
-        command
-            .args(["--host", "unix:///run/docker.sock"])
-            .args(arguments);
+    /// Its name, and its command's.
+    pub fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    /// The command of a person.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = match self.kind {
+            Kind::Docker => {
+                let mut docker = self.system.exec(rootfs::program("docker")?);
+                docker.args(["--host", &format!("unix://{DOCKER_SOCKET}")]);
+                docker
+            }
+            Kind::Podman => podman(self.system, &self.directory)?,
+        };
+        command.args(arguments);
         Ok(command)
     }
 
@@ -77,16 +119,26 @@ impl<'a> Docker<'a> {
         Ok(text.trim().to_owned())
     }
 
+    /// One value that it tells of a container.
+    pub fn inspect(&self, container: &str, format: &str) -> Result<String> {
+        self.run(&["inspect", "--format", format, container])
+    }
+
+    /// Where the init of a container is in `/proc`, as it is reached from outside.
+    pub fn init_of(&self, container: &str) -> Result<PathBuf> {
+        let pid = self.inspect(container, "{{.State.Pid}}")?;
+        Ok(self.system.outside(&Path::new("/proc").join(pid)))
+    }
+
     /// Makes an image of a root filesystem.
     pub fn import(&self, root: &str, name: &str) -> Result<()> {
-        let archive = self.system.directory().join("docker/image.tar");
-        let archive = archive.display().to_string();
+        let archive = self.directory.join("image.tar").display().to_string();
         let mut tar = self.system.exec("tar");
         text(tar.args(["-C", root, "-cf", &archive, "."]))?;
         self.run(&["import", &archive, name]).map(drop)
     }
 
-    /// Ends it by force; its containers go on.
+    /// Ends Docker by force; its containers go on.
     pub fn end(&self) -> Result<()> {
         let mut shell = self.system.exec("sh");
         text(shell.args(["-c", "kill -9 $(cat /run/docker.pid)"]))?;
@@ -95,8 +147,50 @@ impl<'a> Docker<'a> {
 
     /// The end of what it said.
     pub fn said(&self) -> String {
-        crate::tools::tail(&std::fs::read_to_string(&self.log).unwrap_or_default())
+        let log = std::fs::read_to_string(self.directory.join("log"));
+        crate::tools::tail(&log.unwrap_or_default())
     }
+}
+
+fn dockerd(system: &System, directory: &Path) -> Result<Command> {
+    let config = directory.join("daemon.json");
+    std::fs::write(&config, "{}")?;
+    let mut dockerd = system.exec(rootfs::program("dockerd")?);
+    dockerd
+        .arg("--config-file")
+        .arg(&config)
+        .args(["--host", &format!("unix://{DOCKER_SOCKET}")])
+        .arg("--data-root")
+        .arg(directory.join("data"))
+        .args(["--exec-root", "/run/docker", "--pidfile", "/run/docker.pid"]);
+    Ok(dockerd)
+}
+
+/// Podman's command, with storage of its own; what it keeps below `/run` is the system's.
+fn podman(system: &System, directory: &Path) -> Result<Command> {
+    let mut podman = system.exec(rootfs::program("podman")?);
+    podman
+        .arg("--root")
+        .arg(directory.join("storage"))
+        .env("CONTAINERS_CONF", directory.join("containers.conf"));
+    Ok(podman)
+}
+
+fn podman_service(system: &System, directory: &Path) -> Result<Command> {
+    std::fs::write(directory.join("containers.conf"), CONTAINERS_CONF)?;
+    // Which addresses are in use it keeps outside of its storage.
+    let script = "mkdir -p /var/lib/cni /run/podman && mount -t tmpfs cni /var/lib/cni";
+    let mut shell = system.exec("sh");
+    text(shell.args(["-c", script]))?;
+    let mut service = podman(system, directory)?;
+    service.args([
+        "system",
+        "service",
+        "--time",
+        "0",
+        "unix:///run/podman/podman.sock",
+    ]);
+    Ok(service)
 }
 
 /// runc takes the paths of control groups from the roots of the hierarchies, which a system's are not: from now on

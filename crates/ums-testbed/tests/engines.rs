@@ -2,11 +2,15 @@
 
 mod common;
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use common::PATIENCE;
 use ums_core::report::Outcome;
-use ums_testbed::client::keys;
-use ums_testbed::engine::Docker;
+use ums_testbed::client::{Load, counter, keys};
+use ums_testbed::engine::{Engine, Kind};
 use ums_testbed::rootfs;
+use ums_testbed::system::System;
 use ums_testbed::testbed::Testbed;
 use ums_testbed::tools::{skipped, text, wait_for};
 use ums_testbed::workload::{REDIS_PORT, addresses, answers, count, root_of};
@@ -15,24 +19,25 @@ use ums_testbed::workload::{REDIS_PORT, addresses, answers, count, root_of};
 const KEYS: u64 = 5_000;
 const IMAGE: &str = "localhost/redis:1";
 
-fn systems(test: &str) -> Option<Testbed> {
-    systems_by(test, common::LINK_MBIT)
+fn systems(test: &str, kind: Kind) -> Option<Testbed> {
+    systems_by(test, kind, common::LINK_MBIT)
 }
 
-fn systems_by(test: &str, mbit: u32) -> Option<Testbed> {
-    if !Docker::is_here() {
-        skipped(test, "needs Docker: run `cargo xtask setup`");
+fn systems_by(test: &str, kind: Kind, mbit: u32) -> Option<Testbed> {
+    if !kind.is_here() {
+        let name = kind.name();
+        skipped(test, &format!("needs {name}: run `cargo xtask setup`"));
         return None;
     }
     common::systems(test, mbit)
 }
 
-/// Docker with a Redis in system a, as anybody starts it.
-fn docker_with_redis<'a>(testbed: &'a Testbed, options: &[&str]) -> Docker<'a> {
-    let docker = Docker::start(&testbed.a).expect("docker runs");
+/// An engine with a Redis in system a, as anybody starts it.
+fn engine_with_redis<'a>(testbed: &'a Testbed, kind: Kind, options: &[&str]) -> Engine<'a> {
+    let engine = Engine::start(&testbed.a, kind).expect("the engine runs");
     let program = rootfs::program("redis-server").expect("redis is installed");
     let root = root_of(testbed, "redis", program).expect("a root filesystem");
-    docker.import(&root, IMAGE).expect("an image");
+    engine.import(&root, IMAGE).expect("an image");
     let run = [
         "run",
         "-d",
@@ -55,67 +60,111 @@ fn docker_with_redis<'a>(testbed: &'a Testbed, options: &[&str]) -> Docker<'a> {
         "--appendonly",
         "yes",
     ];
-    let run = docker.run(&[&run[..], options, &command[..]].concat());
+    let run = engine.run(&[&run[..], options, &command[..]].concat());
     run.expect("redis runs");
     answers(testbed, &testbed.a, REDIS_PORT).expect("redis answers");
-    docker
+    engine
+}
+
+/// How often each client of a test increments its counter.
+const PERIOD: Duration = Duration::from_millis(5);
+
+#[test]
+fn a_redis_of_docker_moves_and_its_clients_do_not_notice() {
+    let test = "a_redis_of_docker_moves_and_its_clients_do_not_notice";
+    a_redis_moves(test, Kind::Docker);
 }
 
 #[test]
-fn a_redis_of_docker_moves_to_the_standalone_host() {
-    let test = "a_redis_of_docker_moves_to_the_standalone_host";
-    let Some(testbed) = systems(test) else {
+fn a_redis_of_podman_moves_and_its_clients_do_not_notice() {
+    let test = "a_redis_of_podman_moves_and_its_clients_do_not_notice";
+    a_redis_moves(test, Kind::Podman);
+}
+
+fn a_redis_moves(test: &str, kind: Kind) {
+    let Some(testbed) = systems(test, kind) else {
         return;
     };
-    let docker = docker_with_redis(&testbed, &[]);
-    let list = testbed.a.ums_ok(&["list"]).expect("a list");
-    assert!(list.contains("web") && list.contains("docker ("), "{list}");
-    let plan = testbed
-        .a
-        .ums(&["plan", "web", "--to", "b", "--accept-loss"])
-        .expect("it runs");
-    let said =
-        String::from_utf8_lossy(&plan.stdout).into_owned() + &String::from_utf8_lossy(&plan.stderr);
-    assert!(plan.status.success(), "{said}");
+    let engine = engine_with_redis(&testbed, kind, &[]);
+    let beside = ["run", "-d", "--name", "beside", IMAGE, "/bin/redis-server"];
+    engine.run(&beside).expect("a container beside it");
+    let a = &testbed.a;
+    let list = a.ums_ok(&["list"]).expect("a list");
+    let of_engine = format!("{} (", kind.name());
+    assert!(list.contains("web") && list.contains(&of_engine), "{list}");
 
     let redis = addresses(&testbed, REDIS_PORT);
     let set = testbed.world.in_network(|| keys::set(&redis, KEYS));
     set.expect("the keys are set");
-    let counter = count(&testbed).expect("a counter");
-    let report = testbed.migrate(&testbed.a, &testbed.b, "web", &["--accept-loss"]);
-    let report = report.unwrap_or_else(|error| panic!("{error:#}\n{}", testbed.a.said()));
-    assert_eq!(
-        report.outcome,
-        Outcome::Completed,
-        "{:?}\n{}\n{}",
-        report.error,
-        testbed.a.said(),
-        testbed.b.said()
-    );
-    let here: Vec<_> = redis
-        .iter()
-        .copied()
-        .filter(|at| at.ip() == testbed.b.ip())
-        .collect();
-    let wrong = testbed.world.in_network(|| keys::wrong(&here, KEYS));
-    assert_eq!(wrong.expect("redis answers"), 0);
-    let counted = counter
-        .stop()
-        .expect("the counter's client goes on to the end");
-    assert_eq!((counted.lost, counted.doubled), (0, 0));
-    assert_eq!(
-        docker.run(&["ps", "--all", "--quiet"]).expect("it answers"),
-        ""
-    );
+    // Through the published port, and from another container to the container's own address.
+    let published = count(&testbed).expect("a counter");
+    let own = engine.inspect("web", "{{.NetworkSettings.IPAddress}}");
+    let own = own.expect("an address").parse().expect("an address");
+    let own = [SocketAddr::new(own, REDIS_PORT)];
+    let network = engine.init_of("beside").expect("it runs").join("ns/net");
+    let inside = Load::start_in(&network, move |stop| {
+        counter::run_key("beside", &own, PERIOD, stop)
+    });
+    let inside = inside.expect("another counter");
+    moves(&testbed, "web");
+    let wrong = testbed.world.in_network(|| keys::wrong(&redis, KEYS));
+    assert_eq!(wrong.expect("redis answers at both places"), 0);
+    let new = Load::start_in(&network, move |_| keys::wrong(&own, KEYS)).expect("a client");
+    assert_eq!(new.stop().expect("redis answers at its address"), 0);
+    for clients in [published, inside] {
+        let counted = clients.stop().expect("it goes on to the end");
+        assert_eq!((counted.lost, counted.doubled), (0, 0), "{counted:?}");
+        let seen = &counted.summary;
+        assert_eq!((seen.failed, seen.reconnects), (0, 0), "{seen:?}");
+    }
+
+    // The engine has its container still, but there is nothing in it.
+    let status = std::fs::read_to_string(engine.init_of("web").expect("it stays").join("status"));
+    let anonymous = status.expect("its status");
+    let anonymous = anonymous.lines().find(|line| line.starts_with("RssAnon"));
+    let kib = anonymous.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    assert!(kib.expect("a number") < 1024, "{anonymous:?}");
+    // Until nobody needs it.
+    a.ums_ok(&["rm", "web"]).expect("its Frontman retires");
+    nothing_stays(&engine, a);
+}
+
+fn moves(testbed: &Testbed, service: &str) {
+    let report = testbed.migrate(&testbed.a, &testbed.b, service, &[]);
+    let said = || format!("{}\n{}", testbed.a.said(), testbed.b.said());
+    let report = report.unwrap_or_else(|error| panic!("{error:#}\n{}", said()));
+    let error = &report.error;
+    assert_eq!(report.outcome, Outcome::Completed, "{error:?}\n{}", said());
+}
+
+/// Neither in the engine nor in the system's network.
+fn nothing_stays(engine: &Engine<'_>, system: &System) {
+    wait_for("nothing of it in the engine", PATIENCE, || {
+        let all = engine.run(&["ps", "--all", "--format", "{{.Names}}"]);
+        (!all.expect("it answers").lines().any(|name| name == "web")).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", system.said()));
+    let rules = text(&mut system.exec("iptables-save")).expect("its rules");
+    assert!(!rules.contains("6379"), "{rules}");
+    wait_for("nothing of it in the network", PATIENCE, || {
+        let tables = text(system.exec("nft").args(["list", "tables"])).expect("its tables");
+        let links = text(system.exec("ip").args(["link"])).expect("its links");
+        (!tables.contains(" ums") && !links.contains(" ums0")).then_some(())
+    })
+    .expect("nothing of ours stays");
 }
 
 #[test]
 fn what_stands_in_the_way_of_a_container_is_told_before_anything_is_done() {
     let test = "what_stands_in_the_way_of_a_container_is_told_before_anything_is_done";
-    let Some(testbed) = systems(test) else {
+    let Some(testbed) = systems(test, Kind::Docker) else {
         return;
     };
-    let docker = docker_with_redis(&testbed, &["--restart", "always", "--tmpfs", "/scratch"]);
+    let docker = engine_with_redis(
+        &testbed,
+        Kind::Docker,
+        &["--restart", "always", "--tmpfs", "/scratch"],
+    );
     let refused = |because: &str| {
         let plan = testbed.a.ums(&["plan", "web", "--to", "b"]);
         let plan = plan.expect("it runs");
@@ -143,10 +192,10 @@ fn what_stands_in_the_way_of_a_container_is_told_before_anything_is_done() {
 #[test]
 fn a_container_whose_move_is_given_up_is_as_it_was() {
     let test = "a_container_whose_move_is_given_up_is_as_it_was";
-    let Some(testbed) = systems_by(test, common::SLOW_MBIT) else {
+    let Some(testbed) = systems_by(test, Kind::Docker, common::SLOW_MBIT) else {
         return;
     };
-    let docker = docker_with_redis(&testbed, &["--restart", "always"]);
+    let docker = engine_with_redis(&testbed, Kind::Docker, &["--restart", "always"]);
     let redis = addresses(&testbed, REDIS_PORT);
     let set = testbed.world.in_network(|| keys::set(&redis[..1], KEYS));
     set.expect("the keys are set");

@@ -111,6 +111,10 @@ impl<'a> Line<'a> {
         self.permissions.ends_with('p') && !KERNELS.contains(&self.name)
     }
 
+    pub(crate) fn is_shared(&self) -> bool {
+        self.permissions.ends_with('s')
+    }
+
     pub(crate) fn has_file(&self) -> bool {
         self.inode != "0" || self.name.starts_with('/')
     }

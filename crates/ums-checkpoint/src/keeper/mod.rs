@@ -38,6 +38,7 @@ mod ready;
 mod restore;
 mod server;
 mod supplied;
+mod vacate;
 
 pub use dump::GHOST_LIMIT;
 pub use server::{processes_max, run};

@@ -151,6 +151,9 @@ pub enum Request {
     Place(PlaceRequest),
     /// Leave a container that runs, with all its pages, to the container runtime that has made it, and end.
     Leave,
+    /// Leave a container whose service has moved to the engine that has made it, and end: its init stays frozen, without its
+    /// memory and alone, and never executes an instruction again. The engine keeps its network meanwhile.
+    Vacate,
     /// Restore it and hold it. Descriptors: images directory, stored pages, and where pages have stayed at the
     /// source (`store::away`) a stream over which they come ([`supply`](crate::supply)).
     Restore(RestoreRequest),

@@ -16,7 +16,7 @@ use ums_core::budget::Span;
 use super::container::{self, Container};
 use super::place::{self, Placement};
 use super::protocol::{KeeperConfig, PROTOCOL, Phase, Reply, Request, Status};
-use super::{adopted, dump, guard, ready, restore};
+use super::{adopted, dump, guard, ready, restore, vacate};
 use crate::carry::Lost;
 use crate::criu::swrk::Swrk;
 use crate::criu::watch::Killer;
@@ -308,7 +308,10 @@ impl Drop for Place {
 
 fn serve_connection(connection: &OwnedFd, shared: &Arc<Shared>) {
     while let Ok(Some((request, fds))) = message::receive_any::<Request>(connection.as_fd()) {
-        let quit = matches!(request, Ok(Request::Quit | Request::Leave));
+        let quit = matches!(
+            request,
+            Ok(Request::Quit | Request::Leave | Request::Vacate)
+        );
         let request = match request {
             // From now on the connection is about nothing else.
             Ok(Request::Place(request)) => return place::place(connection, &request, fds, shared),
@@ -356,6 +359,7 @@ fn serve(request: Request, fds: Vec<OwnedFd>, shared: &Arc<Shared>) -> Result<()
         // Never comes here: it takes a connection of its own.
         Request::Place(_) => Err("a container is placed over a connection of its own".to_owned()),
         Request::Leave => place::leave(shared),
+        Request::Vacate => vacate::vacate(shared),
         Request::Restore(request) => restore::restore(shared, &request, fds),
         Request::Resume => restore::resume(shared),
         Request::Quit => container::kill(shared).and_then(|()| shared.container.remove()),

@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail};
 use super::load::{Finder, Pace, REQUEST_PATIENCE, Summary};
 use super::resp::{Connection, Reply};
 
-/// The key it increments.
-const KEY: &[u8] = b"ums:counter";
+/// The key it increments where nobody says otherwise.
+const KEY: &str = "ums:counter";
 
 /// What the client found.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,7 +33,17 @@ pub struct Counted {
 
 /// Increments until `stop` is set.
 pub fn run(addresses: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Result<Counted> {
-    let mut client = Client::connect(addresses)?;
+    run_key(KEY, addresses, period, stop)
+}
+
+/// The same with a key that nobody else increments.
+pub fn run_key(
+    key: &'static str,
+    addresses: &[SocketAddr],
+    period: Duration,
+    stop: &AtomicBool,
+) -> Result<Counted> {
+    let mut client = Client::connect(key, addresses)?;
     let mut pace = Pace::new(period);
     while !stop.load(Ordering::Relaxed) {
         pace.wait();
@@ -58,6 +68,7 @@ pub fn run(addresses: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Res
 }
 
 struct Client {
+    key: &'static str,
     finder: Finder,
     connection: Option<Connection>,
     /// The counter's value as acknowledged.
@@ -69,9 +80,10 @@ struct Client {
 }
 
 impl Client {
-    fn connect(addresses: &[SocketAddr]) -> Result<Self> {
+    fn connect(key: &'static str, addresses: &[SocketAddr]) -> Result<Self> {
         let finder = Finder::new(addresses);
         let mut client = Self {
+            key,
             finder,
             connection: None,
             expected: 0,
@@ -112,9 +124,10 @@ impl Client {
             self.compare(value, 0..=1);
             return Ok(applied);
         }
+        let key = self.key.as_bytes();
         let connection = self.connection()?;
         *in_flight = true;
-        let Reply::Integer(value) = connection.call(&[b"INCR", KEY])? else {
+        let Reply::Integer(value) = connection.call(&[b"INCR", key])? else {
             bail!("no integer")
         };
         *in_flight = false;
@@ -132,7 +145,8 @@ impl Client {
     }
 
     fn read(&mut self) -> Result<u64> {
-        let reply = self.connection()?.call(&[b"GET", KEY])?;
+        let key = self.key.as_bytes();
+        let reply = self.connection()?.call(&[b"GET", key])?;
         let Reply::Bulk(value) = reply else {
             bail!("GET answered {reply:?}")
         };
@@ -155,6 +169,7 @@ mod tests {
 
     fn client(expected: u64) -> Client {
         Client {
+            key: KEY,
             finder: Finder::new(&[]),
             connection: None,
             expected,

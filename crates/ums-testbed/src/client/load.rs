@@ -2,6 +2,7 @@
 //! they tell afterwards.
 
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -67,8 +68,16 @@ impl<T: Send + 'static> Load<T> {
         world: &Namespace,
         work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
     ) -> Result<Self> {
-        let path = format!("/proc/{}/ns/net", world.init());
-        let network = std::fs::File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        Self::start_in(format!("/proc/{}/ns/net", world.init()).as_ref(), work)
+    }
+
+    /// The same in the network namespace that a file stands for.
+    pub fn start_in(
+        path: &Path,
+        work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
+    ) -> Result<Self> {
+        let opened = std::fs::File::open(path);
+        let network = opened.with_context(|| format!("cannot open {}", path.display()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
