@@ -43,6 +43,7 @@ pub fn router(agent: Agent) -> Router {
         .route(&operation("frontman/lead"), post(lead))
         .route(&operation("frontman/yield"), post(give_way))
         .route(&operation("checkpoint"), post(checkpoint))
+        .route(&operation("confirm"), post(confirm))
         .route(&operation("thaw"), post(thaw))
         .route(&operation("delete-source"), post(delete_source))
         .route(&operation("create"), post(create))
@@ -214,6 +215,14 @@ async fn checkpoint(
 ) -> impl IntoResponse {
     // In a task of its own: a caller that goes away must not cut a checkpoint in half.
     answer(detached(async move { source::checkpoint(&agent.node, id, request).await }).await)
+}
+
+async fn confirm(
+    State(agent): Shared,
+    Path(id): Path<MigrationId>,
+    Json(of): Json<OfService>,
+) -> impl IntoResponse {
+    empty(source::confirm(&agent.node, id, of.service).await)
 }
 
 async fn thaw(

@@ -22,6 +22,7 @@
 //! | `POST /v1/migrations/{id}/frontman/lead` | [`LeadRequest`] | `{}` it leads clients to the new place |
 //! | `POST /v1/migrations/{id}/frontman/yield` | [`OfService`] | `{}` endpoint is the service's again; the Frontman hands over what it held and retires |
 //! | `POST /v1/migrations/{id}/checkpoint` | [`CheckpointRequest`] | [`Checkpointed`] frozen by the cgroup, everything sent, delivery verified by the destination |
+//! | `POST /v1/migrations/{id}/confirm` | [`OfService`] | `{}` nobody has told the frozen container's engine anything; asked before the commit |
 //! | `POST /v1/migrations/{id}/thaw` | [`OfService`] | `{}` the service runs on at the source |
 //! | `POST /v1/migrations/{id}/delete-source` | [`OfService`] | `{}` the frozen source container is destroyed (never thawed) |
 //! | destination side | | |
@@ -116,7 +117,7 @@ pub struct ServiceView {
     /// What could not be set again when it came here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub losses: Vec<Loss>,
-    /// What it has in memory, bytes, where its engine is not UMS itself.
+    /// What it has in memory, bytes, while it has a process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     /// What its container engine has of it; absent where UMS has started it.

@@ -102,6 +102,7 @@ async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
     steps::open_data_path(m, &plan, &created).await?; //                             7
     let digest = steps::checkpoint_and_transfer(m, &plan).await?; //          8, 9, 10
     steps::restore(m, digest).await?; //                                      11, 12
+    steps::confirm(m, &plan).await?;
     m.commit().await //                                                       13: no way back
 }
 

@@ -1,13 +1,16 @@
 //! The Docker Engine's API, which Podman serves too, on a unix socket.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::{
-    ContainerInspectResponse, ContainerUpdateBody, RestartPolicy, RestartPolicyNameEnum,
+    ContainerInspectResponse, ContainerUpdateBody, EventMessage, RestartPolicy,
+    RestartPolicyNameEnum,
 };
-use bollard::query_parameters::{ListContainersOptions, RemoveContainerOptions};
+use bollard::query_parameters::{EventsOptions, ListContainersOptions, RemoveContainerOptions};
+use futures_util::Stream;
 use ums_core::specification::Restart;
 
 /// How long an engine may take to answer, seconds: to remove a container takes it a part of one.
@@ -74,6 +77,22 @@ impl Client {
             .into_iter()
             .filter_map(|container| container.id)
             .collect())
+    }
+
+    /// What it says of what happens, from `since` on, without end. Nothing is asked before the first is waited for.
+    pub(crate) fn events(
+        &self,
+        since: String,
+        filters: HashMap<String, Vec<String>>,
+    ) -> impl Stream<Item = Result<EventMessage, bollard::errors::Error>> + use<> {
+        let options = EventsOptions {
+            since: Some(since),
+            filters: Some(filters),
+            ..EventsOptions::default()
+        };
+        // It outlives who asks.
+        let docker = self.docker.clone();
+        docker.events(Some(options))
     }
 
     /// All that it knows of one; `None` when there is no such container any more.

@@ -14,6 +14,7 @@ use ums_core::specification::{ImageId, Specification};
 use crate::mounts::{self, Mounted};
 use crate::runtime::State;
 use creation::creation;
+pub(crate) use creation::restart_of;
 use objections::{container, losses, obstacles};
 use place::{address, ports, volumes};
 

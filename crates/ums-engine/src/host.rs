@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Request;
 use ums_core::id::{MigrationId, ServiceName};
-use ums_core::specification::{FILES, Restart, Specification};
+use ums_core::specification::{FILES, Specification};
 use ums_node::container::{ContainerPlan, Given, Volumes};
 use ums_node::durable;
 use ums_node::facts::{Known, Port};
@@ -25,6 +25,7 @@ use crate::listing::Looks;
 use crate::record::{self, Record};
 use crate::remains::{self, Remains};
 use crate::settings::Setting;
+use crate::told::Watch;
 
 /// Where things are on this node.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub(crate) struct State {
     pub(crate) leaving: BTreeMap<ServiceName, Record>,
     /// Those whose service has moved, by their engines' ids.
     pub(crate) remains: BTreeMap<String, Remains>,
+    /// Who listens to what their engines are told of those whose gate is shut.
+    pub(crate) watches: BTreeMap<ServiceName, Watch>,
     /// Engines that did not answer.
     pub(crate) warnings: Vec<String>,
 }
@@ -191,7 +194,9 @@ impl Inner {
                 _ => {}
             }
         }
-        self.state().leaving.remove(name);
+        let mut state = self.state();
+        state.leaving.remove(name);
+        state.watches.remove(name);
     }
 }
 
@@ -243,6 +248,10 @@ impl Host for Hosts {
         Box::pin(leaving::is_undisturbed(&self.0, service))
     }
 
+    fn confirm<'a>(&'a self, service: &'a Service) -> Pending<'a, ()> {
+        Box::pin(leaving::confirm(&self.0, service))
+    }
+
     fn shut_gate(&self, name: &ServiceName, id: MigrationId) -> Result<(), Problem> {
         if self.0.own.service(name).is_ok() {
             return self.0.own.shut_gate(name, id);
@@ -254,8 +263,7 @@ impl Host for Hosts {
             return Err(problem::conflict(ProblemKind::Migrating, title, detail));
         }
         record.gate = Some(id);
-        self.0.keep(record.clone())?;
-        leaving::set_restart(&self.0, &record, &Restart::default())
+        tokio::runtime::Handle::current().block_on(leaving::shut(&self.0, record))
     }
 
     fn open_gate(&self, name: &ServiceName, id: MigrationId) -> Result<(), Problem> {
@@ -288,7 +296,8 @@ impl Host for Hosts {
         }
         if record.gate.is_some() {
             let restart = record.restart.clone();
-            leaving::set_restart(&self.0, &record, &restart)?;
+            let set = leaving::set_restart(&self.0, &record, &restart);
+            tokio::runtime::Handle::current().block_on(set)?;
         }
         self.0.forget(name);
         Ok(())

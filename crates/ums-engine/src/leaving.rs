@@ -1,8 +1,10 @@
 //! A container that leaves: its keeper, what people tell it meanwhile, and its end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bollard::models::ContainerInspectResponse;
+use tokio::time::timeout;
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::client;
 use ums_checkpoint::keeper::protocol::Request;
@@ -14,12 +16,39 @@ use ums_node::problem;
 use ums_node::task::blocking;
 
 use crate::adopt;
+use crate::describe::restart_of;
 use crate::host::{Inner, refused};
 use crate::record::Record;
 use crate::remains;
+use crate::told::{Told, Watch};
 
-/// Changes what its engine does when a container ends; content when there is nothing to change. Blocks.
-pub(crate) fn set_restart(
+/// Shuts the gate of a container, if it is as it was looked at: it is not started again when it ends, and what its
+/// engine is told from now on is heard.
+pub(crate) async fn shut(inner: &Arc<Inner>, mut record: Record) -> Result<(), Problem> {
+    let client = inner.client(&record.engine).await?;
+    let seen = client.inspect(&record.id).await;
+    let seen = seen.map_err(|error| refused(&error))?.unwrap_or_default();
+    let name = record.specification.name.clone();
+    if let Some(why) = is_another(&record, &seen) {
+        return Err(disturbed(&why));
+    }
+    // It may have been told otherwise since.
+    record.restart = restart_of(&seen);
+    inner.keep(record.clone())?;
+    set_restart(inner, &record, &Restart::default()).await?;
+    let since = SystemTime::now();
+    let seen = client.inspect(&record.id).await;
+    let seen = seen.map_err(|error| refused(&error))?.unwrap_or_default();
+    if let Some(why) = is_another(&record, &seen) {
+        return Err(disturbed(&why));
+    }
+    let watch = Watch::begin(&client, &record.id, since);
+    inner.state().watches.insert(name, watch);
+    Ok(())
+}
+
+/// Changes what its engine does when a container ends; content when there is nothing to change.
+pub(crate) async fn set_restart(
     inner: &Arc<Inner>,
     record: &Record,
     to: &Restart,
@@ -27,15 +56,13 @@ pub(crate) fn set_restart(
     if !record.restart.is_on() {
         return Ok(());
     }
-    tokio::runtime::Handle::current().block_on(async {
-        let client = inner.client(&record.engine).await?;
-        let set = client.set_restart(&record.id, to).await;
-        match set {
-            // It is gone, and with it what would be restarted.
-            Err(_) if matches!(client.inspect(&record.id).await, Ok(None)) => Ok(()),
-            done => done.map_err(|error| refused(&error)),
-        }
-    })
+    let client = inner.client(&record.engine).await?;
+    let set = client.set_restart(&record.id, to).await;
+    match set {
+        // It is gone, and with it what would be restarted.
+        Err(_) if matches!(client.inspect(&record.id).await, Ok(None)) => Ok(()),
+        done => done.map_err(|error| refused(&error)),
+    }
 }
 
 /// Starts the keeper of a container that leaves, unless it has one.
@@ -96,37 +123,89 @@ fn ended(name: &ServiceName) -> Problem {
     problem::conflict(ProblemKind::ServiceExited, title, detail)
 }
 
+/// How long an engine that tells what happens is waited for before the commit: the service stands still.
+const CONFIRM_PATIENCE: Duration = Duration::from_millis(300);
+
 /// Signals that people and engines send to a container that is to end.
 const ENDING: [u32; 5] = [1, 2, 3, 9, 15];
 
+/// Whether nobody has told the container anything, as far as that was heard.
 pub(crate) async fn is_undisturbed(inner: &Arc<Inner>, service: &Service) -> Result<(), Problem> {
     if service.engine.is_none() {
         return Ok(());
     }
     let record = inner.record(service.name())?;
-    let disturbed = |what: String| {
-        let detail = format!("{what} while it was being moved: it stays here");
-        let title = "the container's engine was told something";
-        Err(Problem::failed(ProblemKind::Container, title, detail))
-    };
+    match heard(inner, &record)? {
+        Told::Nothing => Ok(()),
+        // The engine was restarted, or this agent was.
+        _ => ask(inner, &record).await,
+    }
+}
+
+/// The same, and its engine is asked in any case.
+pub(crate) async fn confirm(inner: &Arc<Inner>, service: &Service) -> Result<(), Problem> {
+    if service.engine.is_none() {
+        return Ok(());
+    }
+    let record = inner.record(service.name())?;
+    if heard(inner, &record)? == Told::Unknown {
+        return ask(inner, &record).await;
+    }
+    match timeout(CONFIRM_PATIENCE, ask(inner, &record)).await {
+        Ok(answer) => answer,
+        // By now it would have been heard.
+        Err(_) => heard(inner, &record).map(drop),
+    }
+}
+
+fn heard(inner: &Inner, record: &Record) -> Result<Told, Problem> {
     // It is frozen: whatever was sent to it waits.
     if let Some(signal) = ending(record.init.0).first() {
-        return disturbed(format!("signal {signal} was sent to it"));
+        return Err(disturbed(&format!("signal {signal} was sent to it")));
     }
-    let inspected = inner
-        .client(&record.engine)
-        .await?
-        .inspect(&record.id)
-        .await;
-    let state = inspected
-        .map_err(|error| refused(&error))?
-        .and_then(|it| it.state);
-    let state = state.unwrap_or_default();
+    if record.netns().is_none() {
+        return Err(disturbed("it was ended"));
+    }
+    let state = inner.state();
+    let told = state.watches.get(&record.specification.name);
+    match told.map_or(Told::Unknown, Watch::told) {
+        Told::This(action) => {
+            let what = format!("its engine was told something (event `{action}`)");
+            Err(disturbed(&what))
+        }
+        told => Ok(told),
+    }
+}
+
+async fn ask(inner: &Inner, record: &Record) -> Result<(), Problem> {
+    let client = inner.client(&record.engine).await?;
+    let seen = client.inspect(&record.id).await;
+    let seen = seen.map_err(|error| refused(&error))?.unwrap_or_default();
+    match is_another(record, &seen) {
+        Some(why) => Err(disturbed(&why)),
+        // It was switched off when the gate was shut.
+        None if restart_of(&seen).is_on() => Err(disturbed("it was given a restart policy")),
+        None => Ok(()),
+    }
+}
+
+fn disturbed(what: &str) -> Problem {
+    let detail = format!("{what} while it was being moved: it stays here as it is now");
+    let title = "somebody else has done something with the container";
+    Problem::failed(ProblemKind::Container, title, detail)
+}
+
+/// How a container is another one than was looked at, or does something else; `None` where it isn't.
+fn is_another(record: &Record, seen: &ContainerInspectResponse) -> Option<String> {
+    let state = seen.state.clone().unwrap_or_default();
     let same = state.pid == Some(record.init.0.into());
-    match state.running == Some(true) && same && state.paused != Some(true) {
-        true => Ok(()),
-        false => disturbed("it was stopped, paused or started again".to_owned()),
-    }
+    let why = match (state.running, state.paused) {
+        (Some(true), _) if !same => "it was started anew",
+        (Some(true), Some(true)) => "it was paused",
+        (Some(true), _) => return None,
+        _ => "it was ended",
+    };
+    Some(why.to_owned())
 }
 
 /// Those of them that wait for a process which is frozen.

@@ -5,7 +5,8 @@
 //! - [`describe`] makes of an engine's words what a migration asks of a service, [`mounts`] of a
 //!   container's mounts, [`gather`] reads what they need, [`runtime`] of what runc keeps of it, [`layers`] of its image;
 //! - [`record`] is what outlives the agent of a container that leaves, [`adopt`] starts its keeper,
-//!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs) and `leaving`;
+//!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs), `leaving`, and `told`
+//!   (what people tell an engine meanwhile);
 //!   [`remains`] is what stays of one for its clients once its service has moved.
 //!
 //! Architecture invariants: holds nothing that a container needs to go on; changes nothing of a container
@@ -14,7 +15,6 @@
 pub mod adopt;
 pub mod client;
 pub mod describe;
-mod emptied;
 pub mod gather;
 pub mod host;
 mod images;
@@ -22,7 +22,9 @@ pub mod layers;
 mod leaving;
 mod listing;
 pub mod mounts;
+mod program;
 pub mod record;
 pub mod remains;
 pub mod runtime;
 pub mod settings;
+mod told;

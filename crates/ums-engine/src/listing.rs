@@ -1,6 +1,7 @@
 //! What the engines of a node run, asked anew each time.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +18,30 @@ use crate::gather;
 use crate::host::Inner;
 use crate::record::Record;
 use crate::settings::Setting;
+
+/// What is told of an engine whose containers run, and that nobody can ask.
+fn unserved(setting: &Setting) -> Option<String> {
+    (setting.name == PODMAN && is_running(CONMON)).then(|| {
+        format!(
+            "containers run here that are not listed: nobody serves Podman's API at `{}` (`systemctl enable --now \
+             podman.socket`)",
+            setting.socket.display()
+        )
+    })
+}
+
+/// The engine that runs containers without a daemon, and what watches each of them.
+const PODMAN: &str = "podman";
+const CONMON: &str = "conmon";
+
+/// Whether there is a process of this name (`comm`, proc_pid_comm(5)).
+fn is_running(name: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is = |path: PathBuf| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    processes.map(|process| process.path()).any(is)
+}
 
 /// Who asks the engines.
 #[derive(Debug, Default)]
@@ -44,6 +69,7 @@ impl Inner {
         let (mut listed, mut warnings) = (BTreeMap::new(), Vec::new());
         for setting in &self.settings.engines {
             if !setting.expected && !setting.socket.exists() {
+                warnings.extend(unserved(setting));
                 continue;
             }
             match self.list(setting, &mut listed).await {

@@ -1,5 +1,5 @@
 //! Containers whose service has moved, and that their engine keeps for its clients: each is an init that is frozen,
-//! has no memory and no files, and holds the container's address and published ports in the engine's network until
+//! has no memory and no program to be started by, and holds the container's address and published ports in the engine's network until
 //! the Frontman retires. Then its engine removes it.
 //!
 //! The engine knows nothing of that: to it the container runs. So none of it gives the address or a port to another
@@ -24,8 +24,8 @@ use ums_node::host::Service;
 use ums_node::task::blocking;
 use ums_node::{durable, frontman, problem, tunnel};
 
-use crate::emptied;
 use crate::host::{Hosts, Inner};
+use crate::program;
 use crate::record::{Record, VERSION};
 
 /// How often the Frontman of one has to be missing before it is over: a standby takes a moment to go on.
@@ -113,8 +113,8 @@ pub(crate) async fn stay(
         if !vacate(&container)? || !remains.lives() {
             return Ok(None);
         }
-        if let Err(error) = emptied::empty(&of.upper, &of.lower) {
-            tracing::warn!(service = %remains.service, %error, "the container's files stay until it is removed");
+        if let Err(error) = program::remove(&of.root, &of.specification) {
+            tracing::warn!(service = %remains.service, %error, "somebody could start the container again until it is removed");
         }
         Ok(Some(remains))
     })
@@ -180,7 +180,10 @@ async fn remove(inner: &Arc<Inner>, remains: &Remains, is_led: bool) -> Result<(
     let (cgroup, lives) = (remains.cgroup.clone(), remains.lives());
     if lives {
         // Frozen by version 1 it hears nothing of its engine's.
-        blocking(move || ContainerPlan::kill_in(&cgroup)).await?;
+        if let Err(error) = blocking(move || ContainerPlan::kill_in(&cgroup)).await {
+            // Where it is paused too its engine can do it.
+            tracing::info!(service = %remains.service, %error, "it is left to its engine");
+        }
     }
     let client = inner.client(&remains.engine).await?;
     let removed = client.remove(&remains.id).await;

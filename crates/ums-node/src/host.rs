@@ -118,6 +118,12 @@ pub trait Host: Send + Sync {
         Box::pin(async { Ok(()) })
     }
 
+    /// The same right before the commit, with all that can be asked: what was told a moment ago may not have been heard.
+    fn confirm<'a>(&'a self, service: &'a Service) -> Pending<'a, ()> {
+        let _ = service;
+        Box::pin(async { Ok(()) })
+    }
+
     /// Shuts the gate of a service for a migration: from now on control messages are refused, also
     /// after a restart. Refused while another migration has it shut. Blocks.
     fn shut_gate(&self, name: &ServiceName, id: MigrationId) -> Result<(), Problem>;

@@ -85,11 +85,7 @@ pub fn view(node: &Node, service: &Service) -> ServiceView {
         migration: service.gate.or(arriving.map(|arriving| arriving.migration)),
         endpoints: endpoints(node, &service.specification),
         specification: service.specification.clone(),
-        memory_bytes: service
-            .engine
-            .as_ref()
-            .and(status_init)
-            .map(inspect::memory_bytes),
+        memory_bytes: status_init.map(inspect::memory_bytes),
         engine: service.engine.as_ref().map(of_engine),
     }
 }

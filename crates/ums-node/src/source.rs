@@ -232,6 +232,12 @@ async fn end_pager(node: &Arc<Node>, id: MigrationId) -> Result<(), Problem> {
     ended.map_err(|error| problem::failed(ProblemKind::Pages, "the pager can't be ended")(&error))
 }
 
+/// Before step 13: whether nobody has told the frozen service anything that it will never hear.
+pub async fn confirm(node: &Arc<Node>, id: MigrationId, name: ServiceName) -> Result<(), Problem> {
+    let service = gated(node, id, &name)?;
+    node.host.confirm(&service).await
+}
+
 /// Step 15: the frozen source is destroyed without executing another instruction.
 pub async fn delete_source(
     node: &Arc<Node>,

@@ -1,6 +1,8 @@
 //! Containers that people have started with an engine are listed, planned and moved.
 
 mod common;
+#[path = "engines/told.rs"]
+mod told;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -90,7 +92,7 @@ fn a_redis_moves(test: &str, kind: Kind) {
     engine.run(&beside).expect("a container beside it");
     let a = &testbed.a;
     let list = a.ums_ok(&["list"]).expect("a list");
-    let of_engine = format!("{} (", kind.name());
+    let of_engine = format!(" {} ", kind.name());
     assert!(list.contains("web") && list.contains(&of_engine), "{list}");
 
     let redis = addresses(&testbed, REDIS_PORT);
@@ -147,11 +149,10 @@ fn nothing_stays(engine: &Engine<'_>, system: &System) {
     let rules = text(&mut system.exec("iptables-save")).expect("its rules");
     assert!(!rules.contains("6379"), "{rules}");
     wait_for("nothing of it in the network", PATIENCE, || {
-        let tables = text(system.exec("nft").args(["list", "tables"])).expect("its tables");
-        let links = text(system.exec("ip").args(["link"])).expect("its links");
-        (!tables.contains(" ums") && !links.contains(" ums0")).then_some(())
+        let links = text(system.exec("ip").args(["link"])).ok()?;
+        (!links.contains(" ums")).then_some(())
     })
-    .expect("nothing of ours stays");
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", system.said()));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ums_core::frontman::{FrontmanMode, PortRange};
 use ums_core::id::SystemName;
 
-use crate::value::Network;
+use crate::value::{EngineName, Network};
 
 pub(crate) use layer::{Layer, LogFormat, Restore, Sources};
 pub(crate) use peers::{PEERS_MAX, Peer, Peers, PeersError, is_peer, permission};
@@ -124,6 +124,8 @@ pub(crate) struct Config {
     pub(crate) log_format: Option<LogFormat>,
     /// Bounds.
     pub(crate) limits: Limits,
+    /// Container engines and their sockets; the usual ones when it is empty.
+    pub(crate) engines: BTreeMap<EngineName, PathBuf>,
     /// Peers that the file names.
     peers: BTreeMap<SystemName, Peer>,
 }
@@ -179,6 +181,11 @@ impl Config {
                 idle_seconds: limits.idle_seconds.map_or(30, |number| number.0),
                 freeze_seconds: limits.freeze_seconds.map_or(5, |number| number.0),
             },
+            engines: layer
+                .engines
+                .into_iter()
+                .map(|(name, socket)| (name, socket.0))
+                .collect(),
             peers: layer.peers,
             bin_dir,
             state_dir,

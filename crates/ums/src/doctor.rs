@@ -4,6 +4,7 @@
 //! without a Coordinator.
 
 mod bundle;
+mod engines;
 mod identity;
 mod kernel;
 mod room;
@@ -82,6 +83,7 @@ pub(crate) async fn examine(config: &Config) -> Findings {
     checks.extend(bundle::checks(config));
     checks.extend(room::checks(config));
     checks.extend(identity::checks(config));
+    checks.extend(engines::checks(config));
     checks.extend(systems::checks(config).await);
     Findings::of(checks)
 }

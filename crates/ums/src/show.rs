@@ -156,7 +156,9 @@ pub(crate) fn services(services: &[ServiceView]) -> String {
         vec![
             view.specification.name.to_string(),
             status(view).to_owned(),
-            engine(view),
+            engine(view).to_owned(),
+            memory(view),
+            moves_by(view).to_owned(),
             view.specification.address.to_string(),
             endpoints(view),
             view.migration
@@ -168,6 +170,8 @@ pub(crate) fn services(services: &[ServiceView]) -> String {
         "NAME",
         "STATUS",
         "ENGINE",
+        "MEMORY",
+        "MOVES BY",
         "ADDRESS",
         "ENDPOINTS",
         "MIGRATION",
@@ -191,15 +195,24 @@ pub(crate) fn services(services: &[ServiceView]) -> String {
     text
 }
 
-/// Whose it is, and what it has in memory where nobody else says.
-fn engine(view: &ServiceView) -> String {
-    let name = view
-        .engine
-        .as_ref()
-        .map_or("ums", |engine| engine.name.as_str());
-    match view.memory_bytes {
-        Some(bytes) => format!("{name} ({} MiB)", bytes.div_ceil(1 << 20)),
-        None => name.to_owned(),
+/// Whose it is.
+fn engine(view: &ServiceView) -> &str {
+    let engine = view.engine.as_ref();
+    engine.map_or("ums", |engine| engine.name.as_str())
+}
+
+/// What it has in memory.
+fn memory(view: &ServiceView) -> String {
+    let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
+    view.memory_bytes.map_or_else(|| "-".to_owned(), mib)
+}
+
+/// The approach by which it can move, as far as that is known without a look at its processes (`ums plan`).
+fn moves_by(view: &ServiceView) -> &'static str {
+    let obstacles = view.engine.iter().flat_map(|engine| &engine.obstacles);
+    match obstacles.count() {
+        0 => approach(Approach::OrchestratorLevel),
+        _ => "-",
     }
 }
 

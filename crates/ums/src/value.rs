@@ -176,6 +176,53 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX>
     }
 }
 
+/// The name of a container engine on a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct EngineName(String);
+
+/// As the agent takes it, bytes.
+const ENGINE_NAME_LEN_MAX: usize = 20;
+
+impl EngineName {
+    /// The name.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for EngineName {
+    type Error = BadValue;
+    fn try_from(name: String) -> Result<Self, BadValue> {
+        let usable = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let is_named = (1..=ENGINE_NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(usable);
+        match is_named && !name.starts_with('-') {
+            true => Ok(Self(name)),
+            false => Err(BadValue::new(
+                &name,
+                format!(
+                    "the name of an engine: 1 to {ENGINE_NAME_LEN_MAX} lower-case letters, digits and hyphens"
+                ),
+            )),
+        }
+    }
+}
+
+/// A path from the root.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct AbsolutePath(pub(crate) std::path::PathBuf);
+
+impl TryFrom<String> for AbsolutePath {
+    type Error = BadValue;
+    fn try_from(path: String) -> Result<Self, BadValue> {
+        match path.starts_with('/') {
+            true => Ok(Self(path.into())),
+            false => Err(BadValue::new(&path, "a path that begins with /")),
+        }
+    }
+}
+
 /// `--publish SYSTEM:SERVICE`, or one number for both, with `/udp` behind it for datagrams.
 pub(crate) fn published_port(text: &str) -> Result<PublishedPort, BadValue> {
     let bad = || {

@@ -144,6 +144,11 @@ impl AgentClient {
             .await
     }
 
+    /// Whether nobody has told the frozen container anything meanwhile: to be asked of an engine's before the commit.
+    pub async fn confirm(&self, id: MigrationId, service: &ServiceName) -> Answer<()> {
+        self.of_service(id, "confirm", service).await
+    }
+
     /// Lets the service run on at the source.
     pub async fn thaw(&self, id: MigrationId, service: &ServiceName) -> Answer<()> {
         self.of_service(id, "thaw", service).await

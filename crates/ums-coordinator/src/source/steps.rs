@@ -31,6 +31,8 @@ pub(super) struct Determined {
     service: ServiceFacts,
     technique: Technique,
     estimates: Estimates,
+    /// Whether others than UMS have control of the container.
+    engines: bool,
 }
 
 /// What was asked for.
@@ -81,6 +83,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
         .iter()
         .find(|view| view.specification.name == request.service);
     let endpoint = own.and_then(|view| view.endpoints.first().copied());
+    let engines = own.is_some_and(|view| view.engine.is_some());
     m.done(
         step,
         Output::Planned {
@@ -100,6 +103,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
         service,
         technique,
         estimates: known.estimates,
+        engines,
     })
 }
 
@@ -298,6 +302,17 @@ pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Fai
         },
     ];
     written(m, step, events).await
+}
+
+/// Before step 13: people could tell an engine something of its container until now, and can't be refused. What comes
+/// after the commit finds the container as it is removed.
+pub(super) async fn confirm(m: &mut Migration, plan: &Determined) -> Result<(), Failure> {
+    if !plan.engines {
+        return Ok(());
+    }
+    let (agent, id) = (m.agent(), m.id());
+    let service = m.saga().request().service.clone();
+    attempt(m, Step::Restore, agent.confirm(id, &service)).await
 }
 
 /// UMS §III-B, Step 13, after the commit was written: the destination is told until it answers that

@@ -6,7 +6,6 @@ use ums_core::specification::{Creation, Health, Restart};
 pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
     let config = inspected.config.clone().unwrap_or_default();
     let host = inspected.host_config.clone().unwrap_or_default();
-    let restart = host.restart_policy.unwrap_or_default();
     let health = config.healthcheck.filter(|check| {
         let test = check.test.as_deref().unwrap_or_default();
         !matches!(test, []) && test[0] != "NONE"
@@ -16,13 +15,7 @@ pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
         image: config.image.unwrap_or_default(),
         image_id: id.trim_start_matches("sha256:").to_owned(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
-        restart: Restart {
-            policy: restart
-                .name
-                .map(|name| name.to_string())
-                .unwrap_or_default(),
-            times: restart.maximum_retry_count.unwrap_or_default(),
-        },
+        restart: restart_of(inspected),
         groups: host.group_add.unwrap_or_default(),
         user: config.user.unwrap_or_default(),
         stop_signal: config
@@ -43,6 +36,20 @@ pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
             retries: check.retries.unwrap_or_default(),
             start_period_ns: check.start_period.unwrap_or_default(),
         }),
+    }
+}
+
+/// What its engine does when it ends.
+pub(crate) fn restart_of(inspected: &ContainerInspectResponse) -> Restart {
+    let host = inspected.host_config.as_ref();
+    let restart = host.and_then(|host| host.restart_policy.clone());
+    let restart = restart.unwrap_or_default();
+    Restart {
+        policy: restart
+            .name
+            .map(|name| name.to_string())
+            .unwrap_or_default(),
+        times: restart.maximum_retry_count.unwrap_or_default(),
     }
 }
 

@@ -236,6 +236,11 @@ fn agent_arguments(config: &Config) -> Result<Vec<OsString>, Failure> {
     flag("--idle-seconds", limits.idle_seconds.to_string().into());
     flag("--freeze-seconds", limits.freeze_seconds.to_string().into());
     flag("--restore", config.restore.as_str().into());
+    for (name, socket) in &config.engines {
+        let mut setting = OsString::from(format!("{}=", name.as_str()));
+        setting.push(socket);
+        flag("--engine", setting);
+    }
     if let Some(limit) = config.bandwidth_limit {
         flag("--bandwidth-bytes", limit.to_string().into());
     }

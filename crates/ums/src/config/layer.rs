@@ -13,7 +13,7 @@ use ums_core::frontman::{FrontmanMode, PortRange};
 use ums_core::id::SystemName;
 
 use super::{ConfigError, FILE_DEFAULT, Peer};
-use crate::value::{Bounded, Lease, Network, Rate};
+use crate::value::{AbsolutePath, Bounded, EngineName, Lease, Network, Rate};
 
 /// The largest configuration file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -146,6 +146,10 @@ pub(crate) struct Layer {
     #[arg(skip)]
     #[serde(default)]
     pub(crate) limits: LimitsLayer,
+    /// Container engines and their sockets; only in the file.
+    #[arg(skip)]
+    #[serde(default)]
+    pub(crate) engines: BTreeMap<EngineName, AbsolutePath>,
     /// Peers; only in the file.
     #[arg(skip)]
     #[serde(default)]
@@ -237,6 +241,7 @@ impl Layer {
             log_format: self.log_format.or(weaker.log_format),
             // Only the file, the weakest layer, has these.
             limits: weaker.limits,
+            engines: weaker.engines,
             peers: weaker.peers,
         }
     }

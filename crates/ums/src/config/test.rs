@@ -68,6 +68,8 @@ fn a_full_file_is_read() {
         idle_seconds = 120
         freeze_seconds = 9
 
+        [engines]
+        docker = "/run/docker.sock"
         [peers.b]
         address = "10.77.0.2:7000"
         allow = ["send", "receive"]
@@ -77,6 +79,12 @@ fn a_full_file_is_read() {
     assert_eq!(config.ca, Path::new("/srv/ums/pki/ca.pem"));
     assert_eq!(config.key, Path::new("/etc/ums/key.pem"));
     assert_eq!(config.bandwidth_limit, Some(100_000_000));
+    let engines: Vec<_> = config
+        .engines
+        .iter()
+        .map(|(name, at)| (name.as_str(), at))
+        .collect();
+    assert_eq!(engines, [("docker", &"/run/docker.sock".into())]);
     assert_eq!(config.lease, Duration::from_secs(30));
     assert_eq!(
         (config.limits.outgoing_max, config.limits.hold_seconds_max),
