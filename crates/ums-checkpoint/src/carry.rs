@@ -39,12 +39,14 @@ mod event;
 mod exclusive;
 mod inherit;
 mod inner;
+mod ipc;
 mod multicast;
 mod netlink;
 mod notify;
 mod oddity;
 mod option;
 mod passing;
+mod polling;
 mod process;
 pub(crate) mod raw;
 mod room;
@@ -83,6 +85,8 @@ pub struct Carry {
     events: Vec<event::Event>,
     watches: Vec<notify::Watch>,
     exclusive: Vec<exclusive::Exclusive>,
+    polling: Vec<polling::Polling>,
+    ipc: Vec<ipc::Object>,
     threads: Vec<task::Thread>,
     processes: Vec<task::Whole>,
     inherited: inherit::Family,
@@ -132,6 +136,7 @@ pub(crate) fn capture(processes: &[Process], paths: &Paths) -> io::Result<Carry>
     for (place, kind) in descriptor::all(processes)? {
         let copy = reach.get(place)?;
         match kind {
+            Kind::Epoll => carry.polling.extend(polling::capture(&copy, place)),
             Kind::Event => carry.events.extend(event::capture(&copy, place)?),
             Kind::Notify => {
                 let (watches, unread) = notify::capture(&copy, place, paths)?;
@@ -146,6 +151,11 @@ pub(crate) fn capture(processes: &[Process], paths: &Paths) -> io::Result<Carry>
                 carry.multicast.extend(multicast);
                 carry.failed.extend(error::capture(&copy, place, nature)?);
                 carry.noticed.extend(notice(&copy, place, nature)?);
+                if nature.domain == nix::libc::AF_UNIX {
+                    for (place, kind, it) in descriptor::in_flight(&copy, place)? {
+                        carry.add_in_flight((&it, place, kind), &mut sockets, &groups)?;
+                    }
+                }
             }
         }
     }
@@ -156,6 +166,7 @@ pub(crate) fn capture(processes: &[Process], paths: &Paths) -> io::Result<Carry>
         carry.processes.extend(task::whole(*process)?);
     }
     carry.inherited = inherit::Family::of(processes)?;
+    carry.ipc = ipc::capture(processes)?;
     Ok(carry)
 }
 
@@ -164,7 +175,7 @@ pub(crate) fn capture(processes: &[Process], paths: &Paths) -> io::Result<Carry>
 /// # Errors
 /// It can't be dumped as it is: CRIU would leave out a part of its stream without a word.
 fn notice(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lost>> {
-    let Place { pid, fd } = place;
+    let Place { pid, fd, .. } = place;
     if nature.is_tcp() && (oddity::is_urgent(socket, nature) || oddity::hides_more(socket, nature)?)
     {
         return Err(io::Error::other(format!(
@@ -199,7 +210,7 @@ fn messages(socket: &OwnedFd, place: Place, nature: Nature) -> io::Result<Vec<Lo
     if nature.domain != nix::libc::AF_UNIX {
         return Ok(Vec::new());
     }
-    let Place { pid, fd } = place;
+    let Place { pid, fd, .. } = place;
     let Changed {
         named,
         empty,
@@ -243,6 +254,27 @@ fn offsets(processes: &[Process]) -> io::Result<Offsets> {
 }
 
 impl Carry {
+    /// What is on its way between processes (SCM_RIGHTS), of what can be carried there.
+    fn add_in_flight(
+        &mut self,
+        (it, place, kind): (&OwnedFd, Place, Kind),
+        sockets: &mut socket::Collector,
+        groups: &multicast::Groups,
+    ) -> io::Result<()> {
+        match kind {
+            Kind::Epoll => self.polling.extend(polling::capture(it, place)),
+            Kind::Event => self.events.extend(event::capture(it, place)?),
+            Kind::Socket => {
+                let nature = sockets.add(it, place)?;
+                let multicast = multicast::capture(it, place, nature, groups)?;
+                self.multicast.extend(multicast);
+            }
+            // The one is refused, the other has not got a path.
+            Kind::Terminal | Kind::Timer | Kind::Notify => {}
+        }
+        Ok(())
+    }
+
     /// Writes it beside the images of a checkpoint.
     pub fn write(&self, images: &MemoryDir) -> io::Result<()> {
         images.write(NAME, &serde_json::to_vec(self)?)
@@ -308,6 +340,8 @@ impl Carry {
         lost.extend(event::apply(&self.events, &reach));
         lost.extend(notify::apply(&self.watches, &reach, processes));
         lost.extend(exclusive::apply(&self.exclusive, &reach));
+        lost.extend(polling::apply(&self.polling, &reach));
+        lost.extend(ipc::apply(&self.ipc, processes));
         lost.extend(task::apply(&self.threads, &self.processes, processes));
         lost.extend(self.inherited.lost(processes));
         lost.extend(error::apply(&self.failed, &reach));

@@ -60,6 +60,7 @@ pub use soft_dirty::SoftDirty;
 pub use write_protect::WriteProtect;
 
 use scan::Found;
+pub(crate) use sys::dispatches;
 
 use crate::criu::page_server::PAGE_LEN;
 

@@ -26,6 +26,8 @@ pub struct UnixSocket {
     pub is_orphan: bool,
     /// Its name; empty for none. An abstract one begins with a zero.
     pub name: Vec<u8>,
+    /// The lower 32 bits of the inode number of the file that it is bound by; 0 for none.
+    pub file: u32,
     /// Of one that listens: those who wait to be accepted, by their inode numbers; 0 for one who has
     /// gone meanwhile.
     pub waiting: Vec<u64>,
@@ -124,8 +126,8 @@ pub fn sockets_in(namespace: File) -> io::Result<BTreeMap<u64, UnixSocket>> {
 /// `struct unix_diag_req`, for all unix sockets.
 fn request() -> Vec<u8> {
     const AF_UNIX: u8 = 1;
-    // Name, peer, those who wait, queues, user (`UDIAG_SHOW_*`).
-    const SHOW: u32 = 0x1 | 0x4 | 0x8 | 0x10 | 0x40;
+    // Name, file, peer, those who wait, queues, user (`UDIAG_SHOW_*`).
+    const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x40;
     let mut request = Vec::with_capacity(24);
     request.extend([AF_UNIX, 0, 0, 0]);
     request.extend(u32::MAX.to_ne_bytes()); // all states
@@ -138,6 +140,7 @@ fn request() -> Vec<u8> {
 /// `UNIX_DIAG_*`.
 fn read_attributes(told: &[u8], socket: &mut UnixSocket) {
     const NAME: u16 = 0;
+    const FILE: u16 = 1;
     const PEER: u16 = 2;
     const WAITING: u16 = 3;
     const QUEUES: u16 = 4;
@@ -145,6 +148,7 @@ fn read_attributes(told: &[u8], socket: &mut UnixSocket) {
     for (number, value) in attributes(told) {
         match number {
             NAME => socket.name = value.to_vec(),
+            FILE if value.len() >= 4 => socket.file = u32_at(value, 0),
             PEER if value.len() >= 4 => {
                 socket.peer = u64::from(u32_at(value, 0));
                 // What nobody holds any more has no number.

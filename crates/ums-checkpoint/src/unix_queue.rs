@@ -48,6 +48,8 @@ pub enum Flight {
     Terminal,
     /// Another socket that has descriptors in its own queue.
     Nested,
+    /// CRIU sets it by a descriptor of a process (its `timerfd.c`).
+    Timer,
 }
 
 impl Flight {
@@ -56,6 +58,7 @@ impl Flight {
         match self {
             Self::Terminal => "a terminal",
             Self::Nested => "a unix socket that has descriptors in its own queue",
+            Self::Timer => "a timer (timerfd)",
         }
     }
 }
@@ -130,6 +133,25 @@ pub(crate) fn flight_anywhere(socket: &OwnedFd) -> io::Result<Option<Flight>> {
             }
         }
         Ok(None)
+    })
+}
+
+/// Copies of all descriptors in the queue of a socket whose owner is frozen, in the order in which they would be
+/// received.
+pub(crate) fn descriptors(socket: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+    if in_flight(socket) == 0 {
+        return Ok(Vec::new());
+    }
+    from_the_first(socket, || {
+        let mut buffer = vec![0; PIECE];
+        let mut all = Vec::new();
+        for _ in 0..PIECES_MAX {
+            match peek(socket, &mut buffer)? {
+                (0, _) => break,
+                (_, descriptors) => all.extend(descriptors),
+            }
+        }
+        Ok(all)
     })
 }
 
@@ -263,8 +285,14 @@ fn flight(descriptor: &OwnedFd, through: &OwnedFd) -> Option<Flight> {
             Some(Flight::Terminal)
         }
         SFlag::S_IFSOCK if !is_itself && in_flight(descriptor) > 0 => Some(Flight::Nested),
+        _ if is_timer(descriptor) => Some(Flight::Timer),
         _ => None,
     }
+}
+
+fn is_timer(descriptor: &OwnedFd) -> bool {
+    let link = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+    link.is_ok_and(|link| link.as_os_str() == "anon_inode:[timerfd]")
 }
 
 /// `/dev/tty`, `/dev/ptmx` and the slaves of pseudo-terminals (Linux's device list).

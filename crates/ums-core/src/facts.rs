@@ -180,6 +180,8 @@ pub enum ObstacleKind {
     ThreadTimer,
     /// A limit of open files that leaves no room for CRIU.
     DescriptorLimit,
+    /// A limit of memory (RLIMIT_AS, RLIMIT_DATA) that leaves no room for CRIU.
+    MemoryLimit,
     /// Two processes in one address space (CLONE_VM, vfork).
     SharedAddressSpace,
     /// Two processes with one working directory, root and umask (CLONE_FS).

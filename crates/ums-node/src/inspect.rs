@@ -19,6 +19,7 @@ mod descriptor;
 mod eventfd;
 mod files;
 mod lease;
+mod limits;
 mod mapping;
 mod parse;
 mod place;
@@ -36,7 +37,7 @@ mod unmapped;
 mod unseen;
 mod unshared;
 
-pub use files::{bytes as files_bytes, shared_writable_files};
+pub use files::{bytes as files_bytes, mapped_writable_files, shared_writable_files};
 pub use unshared::over_limit;
 
 /// Most processes that are looked at (the default `pid_max` of the kernel).
@@ -74,6 +75,9 @@ pub fn understand(text: &str) {
     let _ = parse::terminal_number(text);
     let _ = parse::is_temporary(text);
     let _ = parse::open_files_max(text);
+    let _ = parse::kibibytes(text, "VmSize:");
+    let _ = parse::exit_signal(text);
+    let _ = parse::memory_policies(text).count();
     let _ = parse::with_queue(text, parse::Table::Netlink);
     let _ = parse::with_queue(text, parse::Table::Udp);
     let _ = parse::inode_of(text, "socket");
@@ -188,6 +192,8 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
         let found = descriptor::obstacles(process, &mounts, &mut sockets, &mut deleted);
         seen.obstacles.extend(found);
         seen.obstacles.extend(state::obstacles(process));
+        seen.obstacles.extend(limits::obstacles(process));
+        seen.losses.extend(limits::losses(process));
         seen.losses.extend(eventfd::losses(process));
         seen.losses.extend(unseen::losses(process));
         seen.losses.extend(renamed::losses(process));
@@ -210,7 +216,7 @@ pub fn inspect(init: i32, directories: &[&Path]) -> Result<Seen, InspectError> {
     let odd = socket::oddities(&tree);
     seen.obstacles.extend(socket::odd(&odd));
     seen.losses.extend(socket::losses(&odd));
-    let (obstacles, losses) = unix::look(init, &sockets)?;
+    let (obstacles, losses) = unix::look(init, &sockets, directories)?;
     seen.obstacles.extend(obstacles);
     seen.losses.extend(losses);
     let (obstacles, losses) = terminal::look(&tree);

@@ -22,6 +22,7 @@ mod attributes;
 mod blocks;
 mod entry;
 mod manifest;
+mod mapped;
 mod pass;
 mod remove;
 mod writer;
@@ -33,6 +34,7 @@ use crate::send::SendError;
 
 pub use apply::{Applier, ApplyError};
 pub use manifest::{ENTRIES_MAX, Manifest};
+pub use mapped::Look;
 pub use pass::{Always, Stats, first_pass, second_pass};
 pub use writer::FileWriter;
 

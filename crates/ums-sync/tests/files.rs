@@ -16,7 +16,7 @@ use common::{chain, limits, pair};
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Gid, Mode, SeekFrom, Uid, XattrFlags};
 use tempfile::TempDir;
-use ums_sync::files::{Always, Applier, ApplyError, Stats, Tree, first_pass, second_pass};
+use ums_sync::files::{Always, Applier, ApplyError, Look, Stats, Tree, first_pass, second_pass};
 use ums_sync::frame::{Entry, Kind, RelativePath, RootName};
 use ums_sync::receive::{Block, FileOperation, Sink, SinkError};
 
@@ -92,6 +92,16 @@ impl Place {
 
     /// Both passes with `between` in the middle.
     fn migrate(&self, always: &Always, between: impl FnOnce() + Send) -> Result<Stats, String> {
+        self.migrate_mapped(always, &mut || Ok(Always::new()), between)
+    }
+
+    /// The same, where some files are mapped during the first pass.
+    fn migrate_mapped(
+        &self,
+        always: &Always,
+        mapped: &mut Look<'_>,
+        between: impl FnOnce() + Send,
+    ) -> Result<Stats, String> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -100,7 +110,8 @@ impl Place {
         let (sender, receiver) = runtime.block_on(pair(limits(), Writing(self.applier())));
         let sender = sender.unwrap();
         let mut writer = sender.files();
-        let manifest = first_pass(&self.tree(), &mut writer).map_err(|error| chain(&error))?;
+        let manifest = first_pass(&self.tree(), &mut writer, mapped);
+        let manifest = manifest.map_err(|error| chain(&error))?;
         between();
         let stats = second_pass(&self.tree(), &manifest, always, &mut writer)
             .map_err(|error| chain(&error))?;
@@ -398,6 +409,42 @@ fn only_what_changed_is_sent_again() {
         "{stats:?}"
     );
     assert_eq!(stats.seen, 303);
+    place.assert_same();
+}
+
+#[test]
+fn what_is_mapped_in_the_first_pass_is_sent_again_whatever_its_times_say() {
+    let place = Place::with(&["upper"]);
+    for name in ["mapped", "mapped later", "not mapped"] {
+        fs::write(place.upper().join(name), name).unwrap();
+    }
+    settle();
+    let later = place.upper().join("mapped later");
+    let mut mapped = || {
+        // Changed after the look that does not find it.
+        fs::write(&later, "stored to, and once more")?;
+        settle();
+        Ok(Always::from([(RootName::Upper, PathBuf::from("mapped"))]))
+    };
+    let stats = place.migrate_mapped(&Always::new(), &mut mapped, || {});
+    let stats = stats.unwrap();
+    assert_eq!((stats.sent, stats.seen), (2, 4), "{stats:?}");
+    place.assert_same();
+}
+
+#[test]
+fn where_no_store_changes_a_time_all_files_are_sent_again() {
+    let shm = Path::new("/dev/shm");
+    let is_memory = rustix::fs::statfs(shm).is_ok_and(|about| about.f_type == 0x0102_1994);
+    assert!(is_memory, "/dev/shm is not in memory");
+    let mut place = Place::with(&["upper"]);
+    place.base = tempfile::tempdir_in(shm).unwrap();
+    fs::create_dir_all(place.upper().join("directory")).unwrap();
+    fs::create_dir_all(place.destination(&RootName::Upper)).unwrap();
+    fs::write(place.upper().join("file"), "content").unwrap();
+    settle();
+    let stats = place.migrate(&Always::new(), || {}).unwrap();
+    assert_eq!((stats.sent, stats.bytes), (1, 7), "{stats:?}");
     place.assert_same();
 }
 

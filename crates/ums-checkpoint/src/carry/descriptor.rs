@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
+use crate::unix_queue;
 
 /// Most descriptors of one service that are looked at: the kernel's bound for all of a system is of
 /// this order.
@@ -23,11 +24,24 @@ pub(super) struct Place {
     pub pid: i32,
     /// Number of the descriptor.
     pub fd: i32,
+    /// It is behind none, but on its way to whoever reads from that one (SCM_RIGHTS): which it is among those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flight: Option<u32>,
+}
+
+impl Place {
+    /// Behind a descriptor.
+    pub(super) const fn behind(pid: i32, fd: i32) -> Self {
+        let flight = None;
+        Self { pid, fd, flight }
+    }
 }
 
 /// Kinds of descriptors that have something that CRIU does not carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// epoll_create(2).
+    Epoll,
     /// eventfd(2).
     Event,
     /// inotify_init(2).
@@ -43,6 +57,7 @@ pub(super) enum Kind {
 /// What the link of a descriptor below `/proc/PID/fd` tells of its kind.
 fn kind(link: &str) -> Option<Kind> {
     match link {
+        "anon_inode:[eventpoll]" => Some(Kind::Epoll),
         "anon_inode:[eventfd]" => Some(Kind::Event),
         "anon_inode:inotify" => Some(Kind::Notify),
         "anon_inode:[timerfd]" => Some(Kind::Timer),
@@ -51,6 +66,21 @@ fn kind(link: &str) -> Option<Kind> {
         _ if link.starts_with("socket:") => Some(Kind::Socket),
         _ => None,
     }
+}
+
+/// Those that are on their way to who reads from a unix socket, the owner of which is frozen.
+pub(super) fn in_flight(
+    socket: &OwnedFd,
+    through: Place,
+) -> io::Result<Vec<(Place, Kind, OwnedFd)>> {
+    let descriptors = unix_queue::descriptors(socket)?;
+    let known = descriptors.into_iter().zip(0..).filter_map(|(it, number)| {
+        let link = fs::read_link(format!("/proc/self/fd/{}", it.as_raw_fd())).ok()?;
+        let kind = kind(&link.to_string_lossy())?;
+        let flight = Some(number);
+        Some((Place { flight, ..through }, kind, it))
+    });
+    Ok(known.collect())
 }
 
 /// Every description of a known kind. Sockets are named once; of other kinds, which have no number of
@@ -76,7 +106,7 @@ pub(super) fn all(processes: &[Process]) -> io::Result<Vec<(Place, Kind)>> {
                 continue;
             }
             let pid = process.inner;
-            found.push((Place { pid, fd }, kind));
+            found.push((Place::behind(pid, fd), kind));
             if found.len() > DESCRIPTORS_MAX {
                 return Err(io::Error::other("the service has too many descriptors"));
             }
@@ -97,7 +127,7 @@ pub(super) fn directories(processes: &[Process]) -> io::Result<Vec<Place>> {
             let is_directory = || fs::metadata(entry.path()).is_ok_and(|file| file.is_dir());
             let fd = number(&entry.file_name()).filter(|_| is_directory());
             let pid = process.inner;
-            found.extend(fd.map(|fd| Place { pid, fd }));
+            found.extend(fd.map(|fd| Place::behind(pid, fd)));
         }
     }
     Ok(found)
@@ -132,9 +162,16 @@ impl Reach {
     /// `NotFound` when the process or the descriptor isn't there.
     pub(super) fn get(&self, place: Place) -> io::Result<OwnedFd> {
         let pidfd = self.pidfds.get(&place.pid).ok_or(io::ErrorKind::NotFound)?;
-        pidfd_getfd(pidfd, place.fd, PidfdGetfdFlags::empty()).map_err(|error| match error {
-            Errno::BADF | Errno::SRCH => io::ErrorKind::NotFound.into(),
+        let copy = pidfd_getfd(pidfd, place.fd, PidfdGetfdFlags::empty());
+        let copy = copy.map_err(|error| match error {
+            Errno::BADF | Errno::SRCH => io::Error::from(io::ErrorKind::NotFound),
             error => error.into(),
-        })
+        })?;
+        let Some(number) = place.flight else {
+            return Ok(copy);
+        };
+        let mut descriptors = unix_queue::descriptors(&copy)?.into_iter();
+        let found = descriptors.nth(number as usize);
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

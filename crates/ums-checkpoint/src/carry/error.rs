@@ -106,7 +106,7 @@ mod test {
     use super::super::socket::nature;
     use super::*;
 
-    const PLACE: Place = Place { pid: 1, fd: 3 };
+    const PLACE: Place = Place::behind(1, 3);
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

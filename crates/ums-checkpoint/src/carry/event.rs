@@ -67,7 +67,7 @@ mod test {
 
     use super::*;
 
-    const PLACE: Place = Place { pid: 1, fd: 3 };
+    const PLACE: Place = Place::behind(1, 3);
 
     #[test]
     fn a_counter_that_is_cut_off_is_raised_once() {

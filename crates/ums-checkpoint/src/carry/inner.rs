@@ -18,6 +18,7 @@ mod alarm;
 mod apart;
 mod attribute;
 mod domain;
+mod hindrance;
 mod key;
 mod keyring;
 mod map;
@@ -154,6 +155,10 @@ fn ask(
         }
         Err(error) => return Err(error),
     };
+    if let Some(reason) = hindrance::of_thread(&inside)? {
+        inside.leave()?;
+        return Err(in_the_way(process.inner, reason));
+    }
     let asked = look(process, (locked, about), &mut inside, &mut seen.lost).and_then(|inner| {
         let attributes = &inner.attributes;
         let lost = apart::look(process, &mut inside, outsiders, attributes, end)?;
@@ -163,7 +168,7 @@ fn ask(
     inside.leave()?;
     let inner = asked?;
     if let Some(reason) = inner.attributes.in_the_way() {
-        return Err(io::Error::other(format!("process {} {reason}", inner.pid)));
+        return Err(in_the_way(inner.pid, reason));
     }
     let nothing = Inner {
         pid: inner.pid,
@@ -171,6 +176,11 @@ fn ask(
     };
     seen.inner.extend((inner != nothing).then_some(inner));
     Ok(())
+}
+
+/// Why process `inner` must not be dumped.
+fn in_the_way(inner: i32, reason: &str) -> io::Error {
+    io::Error::other(format!("process {inner} {reason}"))
 }
 
 fn look(
@@ -184,7 +194,9 @@ fn look(
         pid,
         ..Inner::default()
     };
-    inside.page()?;
+    if let Some(reason) = hindrance::of_process(inside)? {
+        return Err(in_the_way(pid, reason));
+    }
     inner.future = map::future(process.pid, locked, inside)?;
     inner.keys = key::taken(inside);
     inner.attributes = Attributes::ask(process.pid, inside);

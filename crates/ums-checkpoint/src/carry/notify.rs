@@ -49,7 +49,7 @@ pub(super) fn capture(
 }
 
 fn unread(queue: &OwnedFd, place: Place) -> io::Result<Option<Lost>> {
-    let Place { pid, fd } = place;
+    let Place { pid, fd, .. } = place;
     let bytes = raw::unread(queue)?;
     let what =
         format!("{bytes} bytes of events behind descriptor {fd} (inotify) that it has not read");
@@ -70,7 +70,7 @@ pub fn unread_events(processes: &[Process]) -> io::Result<Vec<(i32, i32)>> {
         copy.is_ok_and(|copy| raw::unread(&copy).is_ok_and(|bytes| bytes > 0))
     };
     let unread = queues.map(|(place, _)| place).filter(is_unread);
-    Ok(unread.map(|Place { pid, fd }| (pid, fd)).collect())
+    Ok(unread.map(|Place { pid, fd, .. }| (pid, fd)).collect())
 }
 
 /// Directories that tell of what happens in them (F_NOTIFY, `fcntl(2)`), each by process id inside the
@@ -122,7 +122,7 @@ fn parse(line: &str) -> Option<Line> {
 pub(super) fn apply(watches: &[Watch], reach: &Reach, processes: &[Process]) -> Vec<Lost> {
     let init = processes.iter().find(|process| process.inner == 1);
     let set = |watch: &Watch| {
-        let Place { pid, fd } = watch.place;
+        let Place { pid, fd, .. } = watch.place;
         let result = match init {
             Some(init) => watch.set(reach, init.pid),
             None => Err(io::ErrorKind::NotFound.into()),
@@ -163,7 +163,7 @@ mod test {
 
     use super::*;
 
-    const PLACE: Place = Place { pid: 1, fd: 3 };
+    const PLACE: Place = Place::behind(1, 3);
 
     #[test]
     fn flags_of_a_watch_are_seen() {

@@ -71,8 +71,9 @@ pub fn look(processes: &[Process]) -> io::Result<BTreeSet<(i32, Oddity)>> {
     let reach = Reach::new(processes);
     let (mut found, mut families) = (BTreeSet::new(), BTreeMap::new());
     let mut ports: BTreeMap<(i32, String), Vec<i32>> = BTreeMap::new();
-    for (Place { pid, fd }, kind) in descriptor::all(processes)? {
-        let Ok(copy) = reach.get(Place { pid, fd }) else {
+    for (place, kind) in descriptor::all(processes)? {
+        let Place { pid, .. } = place;
+        let Ok(copy) = reach.get(place) else {
             continue;
         };
         // The number may be another file's by now.

@@ -77,7 +77,7 @@ pub fn passing(processes: &[Process], moment: Moment) -> io::Result<BTreeSet<Str
     Ok(found)
 }
 
-fn told(Place { pid, fd }: Place, what: &str) -> String {
+fn told(Place { pid, fd, .. }: Place, what: &str) -> String {
     format!("process {pid} has, at the socket behind descriptor {fd}, {what}")
 }
 

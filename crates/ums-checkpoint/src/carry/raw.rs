@@ -149,6 +149,37 @@ fn number(socket: &OwnedFd, request: libc::c_ulong) -> io::Result<i32> {
     }
 }
 
+/// Length of `struct epoll_params` (`linux/eventpoll.h`).
+pub(super) const EPOLL_PARAMS: usize = 8;
+
+/// EPIOCGPARAMS.
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+pub(super) fn epoll_parameters(epoll: &OwnedFd) -> io::Result<[u8; EPOLL_PARAMS]> {
+    const EPIOCGPARAMS: libc::Ioctl = 0x8008_8a02_u32 as libc::Ioctl;
+    let mut parameters = [0; EPOLL_PARAMS];
+    // SAFETY: the kernel writes `EPOLL_PARAMS` bytes, as the request's number says, to an array of as many.
+    let result = unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCGPARAMS, parameters.as_mut_ptr()) };
+    match result {
+        0 => Ok(parameters),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// EPIOCSPARAMS.
+#[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+pub(super) fn set_epoll_parameters(
+    epoll: &OwnedFd,
+    parameters: &[u8; EPOLL_PARAMS],
+) -> io::Result<()> {
+    const EPIOCSPARAMS: libc::Ioctl = 0x4008_8a01_u32 as libc::Ioctl;
+    // SAFETY: the kernel reads `EPOLL_PARAMS` bytes, as the request's number says, of an array of as many.
+    let result = unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCSPARAMS, parameters.as_ptr()) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// How many bytes one call would read of a connection, without reading them.
 #[expect(unsafe_code, reason = "a length without a buffer")]
 pub(super) fn readable(socket: &OwnedFd) -> i32 {
@@ -239,5 +270,55 @@ mod test {
         assert_eq!(device_name(&socket, 0).unwrap(), "");
         assert!(device_index(&socket, "there-is-none").is_err());
         assert!(device_index(&socket, "a-name-that-is-too-long").is_err());
+    }
+}
+
+/// About a System V queue of this thread's IPC namespace.
+#[expect(unsafe_code, reason = "no wrapper of System V calls")]
+fn queue(id: i32) -> io::Result<libc::msqid_ds> {
+    // SAFETY: numbers and pointers, for which zero is a value.
+    let mut about: libc::msqid_ds = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one such structure, which outlives the call.
+    match unsafe { libc::msgctl(id, libc::IPC_STAT, &raw mut about) } {
+        0 => Ok(about),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// How many bytes it takes.
+pub(super) fn queue_bytes(id: i32) -> io::Result<u64> {
+    queue(id).map(|about| about.msg_qbytes)
+}
+
+#[expect(unsafe_code, reason = "no wrapper of System V calls")]
+pub(super) fn set_queue_bytes(id: i32, bytes: u64) -> io::Result<()> {
+    let mut about = queue(id)?;
+    about.msg_qbytes = bytes;
+    // SAFETY: the kernel reads one such structure, which outlives the call.
+    match unsafe { libc::msgctl(id, libc::IPC_SET, &raw mut about) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether a System V segment of this thread's IPC namespace is locked (SHM_LOCKED, `linux/shm.h`).
+#[expect(unsafe_code, reason = "no wrapper of System V calls")]
+pub(super) fn is_locked(id: i32) -> io::Result<bool> {
+    const SHM_LOCKED: u32 = 0o2000;
+    // SAFETY: numbers and pointers, for which zero is a value.
+    let mut about: libc::shmid_ds = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one such structure, which outlives the call.
+    match unsafe { libc::shmctl(id, libc::IPC_STAT, &raw mut about) } {
+        0 => Ok(u32::from(about.shm_perm.mode) & SHM_LOCKED != 0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[expect(unsafe_code, reason = "no wrapper of System V calls")]
+pub(super) fn lock(id: i32) -> io::Result<()> {
+    // SAFETY: the kernel takes the numbers alone.
+    match unsafe { libc::shmctl(id, libc::SHM_LOCK, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

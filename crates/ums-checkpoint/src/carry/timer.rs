@@ -216,7 +216,7 @@ mod test {
 
     use super::*;
 
-    const PLACE: Place = Place { pid: 1, fd: 3 };
+    const PLACE: Place = Place::behind(1, 3);
     const MS: i128 = 1_000_000;
 
     fn timer(clock: TimerfdClockId) -> OwnedFd {

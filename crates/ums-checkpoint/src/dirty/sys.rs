@@ -184,7 +184,7 @@ pub(super) fn resume(tid: i32, request: u32, signal: i32) -> Result<(), Errno> {
 }
 
 /// Whether the system calls of a stopped thread go to a handler of its own.
-pub(super) fn dispatches(tid: i32) -> Result<bool, Errno> {
+pub(crate) fn dispatches(tid: i32) -> Result<bool, Errno> {
     /// `struct ptrace_sud_config`.
     #[repr(C)]
     #[derive(Default)]

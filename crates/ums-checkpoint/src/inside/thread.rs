@@ -94,6 +94,22 @@ impl Inside {
         Ok(())
     }
 
+    /// Whether it answers its system calls itself (PR_SET_SYSCALL_USER_DISPATCH): none may come through.
+    pub(crate) fn dispatches(&self) -> io::Result<bool> {
+        Ok(crate::dirty::dispatches(self.thread.as_raw())?)
+    }
+
+    /// Whether there is something in its tile registers (AMX): XTILECFG and XTILEDATA in the header of what the
+    /// instruction XSAVE writes (Intel's manual, volume 1, 13.4).
+    pub(crate) fn has_tiles(&self) -> io::Result<bool> {
+        const HEADER: usize = 512;
+        const TILES: u64 = 1 << 17 | 1 << 18;
+        let saved = raw::xstate(self.thread)?;
+        let used = saved.get(HEADER..HEADER + 8);
+        let used = used.and_then(|used| used.try_into().ok());
+        Ok(used.map_or(0, u64::from_le_bytes) & TILES != 0)
+    }
+
     /// Makes a call; what it returns.
     ///
     /// # Errors

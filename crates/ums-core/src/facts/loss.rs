@@ -52,6 +52,8 @@ pub enum LossKind {
     SealedMemory,
     /// An attribute of a process that the kernel keeps (`prctl(2)`, `/proc/PID`).
     ProcessAttribute,
+    /// The end of a child is told to its parent by SIGCHLD, where it was another signal or none (`clone(2)`).
+    ChildSignal,
     /// A wait that counts from its beginning lasts longer.
     RelativeTimeout,
     /// Bytes in a terminal that were not read yet, and a line in it that has no end yet.
@@ -95,6 +97,7 @@ impl LossKind {
             | Self::EventfdSemaphore
             | Self::SemaphoreUndo
             | Self::Keyring
+            | Self::ChildSignal
             | Self::FileLease
             | Self::DirectoryNotification
             | Self::Landlock
@@ -145,6 +148,7 @@ impl LossKind {
             Self::Keyring => "keys of a kernel keyring are gone",
             Self::SealedMemory => "sealed memory can be changed",
             Self::ProcessAttribute => "an attribute of a process has its default value",
+            Self::ChildSignal => "the end of a child is told by SIGCHLD",
             Self::RelativeTimeout => "a wait lasts longer than it was asked to",
             Self::TerminalData => "bytes under way in a terminal are changed",
             Self::FilePath => "the path of a file that has lost its name is told otherwise",

@@ -221,6 +221,12 @@ fn obstacle(obstacle: &Obstacle) -> Refusal {
             "may open too few files for CRIU to look at it (RLIMIT_NOFILE)",
             "raise its soft limit (`prlimit --pid PID --nofile=1024:`), or let it close some",
         ),
+        ObstacleKind::MemoryLimit => (
+            RefusalKind::Process,
+            "may map too little memory for CRIU to look at it (RLIMIT_AS, RLIMIT_DATA)",
+            "raise its soft limit (`prlimit --pid PID --as=BYTES: --data=BYTES:`), or limit the service by `--memory` \
+             instead",
+        ),
         ObstacleKind::SharedAddressSpace => (
             RefusalKind::Process,
             "shares its memory with another process (CLONE_VM, or a `vfork` that is under way), \

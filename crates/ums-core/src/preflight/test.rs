@@ -214,6 +214,7 @@ fn each_obstacle_is_refused_by_its_kind() {
         (ObstacleKind::PendingTrap, RefusalKind::Process),
         (ObstacleKind::ThreadTimer, RefusalKind::Process),
         (ObstacleKind::DescriptorLimit, RefusalKind::Process),
+        (ObstacleKind::MemoryLimit, RefusalKind::Process),
         (ObstacleKind::SharedAddressSpace, RefusalKind::Process),
         (ObstacleKind::SharedPlaces, RefusalKind::Process),
         (ObstacleKind::ThreadApart, RefusalKind::Process),

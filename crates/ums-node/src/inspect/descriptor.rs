@@ -43,6 +43,8 @@ pub(super) fn obstacles(
             found.extend(socket::obstacle_of(&path, process.inner));
         } else if let Some((kind, detail)) = judge(&link, &metadata) {
             found.push(obstacle(kind, process.inner, detail));
+        } else if link == "anon_inode:[pidfd]" {
+            found.extend(pidfd(process, &number));
         } else if link == "anon_inode:[fanotify]" {
             found.extend(fanotify(process, &number));
         } else if link.starts_with("pipe:") {
@@ -130,6 +132,14 @@ fn pipe(process: &Process, number: &str) -> Option<Obstacle> {
     let packets = parse::descriptor_info(&info)?.direct;
     let what = format!("descriptor {number}");
     packets.then(|| obstacle(ObstacleKind::PacketPipe, process.inner, what))
+}
+
+/// A pidfd of one thread (PIDFD_THREAD, pidfd_open(2)), which CRIU refuses (its `pidfd.c`).
+fn pidfd(process: &Process, number: &str) -> Option<Obstacle> {
+    let info = proc_file(process.pid, &format!("fdinfo/{number}"))?;
+    let of_thread = parse::descriptor_info(&info)?.exclusive;
+    let what = format!("descriptor {number}, a pidfd that stands for one thread (PIDFD_THREAD)");
+    of_thread.then(|| obstacle(ObstacleKind::Descriptor, process.inner, what))
 }
 
 /// Marks that tell files by handles (FAN_REPORT_FID and its like, `fanotify_init(2)`): at the destination

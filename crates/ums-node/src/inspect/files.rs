@@ -19,9 +19,7 @@ const ENTRIES_MAX: u64 = 2_000_000;
 pub fn shared_writable_files(pids: &[i32]) -> Result<BTreeSet<PathBuf>, InspectError> {
     let mut files = BTreeSet::new();
     for pid in pids {
-        let maps = proc_file(*pid, "maps").unwrap_or_default();
-        let mapped = parse::mappings(&maps).filter(|mapping| mapping.shared && mapping.writable);
-        files.extend(mapped.filter_map(|mapping| regular(*pid, &mapping.name)));
+        files.extend(mapped_writable(*pid));
         files.extend(
             numbers(*pid)
                 .iter()
@@ -29,6 +27,23 @@ pub fn shared_writable_files(pids: &[i32]) -> Result<BTreeSet<PathBuf>, InspectE
         );
     }
     Ok(files)
+}
+
+/// The same of those alone that a process of the service whose first one is `init` has mapped.
+///
+/// # Errors
+/// When the service has ended.
+pub fn mapped_writable_files(init: i32) -> Result<BTreeSet<PathBuf>, InspectError> {
+    let pids = super::processes(init)?;
+    Ok(pids.into_iter().flat_map(mapped_writable).collect())
+}
+
+fn mapped_writable(pid: i32) -> Vec<PathBuf> {
+    let maps = proc_file(pid, "maps").unwrap_or_default();
+    let mapped = parse::mappings(&maps).filter(|mapping| mapping.shared && mapping.writable);
+    mapped
+        .filter_map(|mapping| regular(pid, &mapping.name))
+        .collect()
 }
 
 fn open_for_writing(pid: i32, number: &str) -> Option<PathBuf> {

@@ -100,6 +100,8 @@ pub(super) fn root_mount(text: &str) -> Option<u32> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DescriptorInfo {
     pub mount: u32,
+    /// O_EXCL: of a pidfd, that it stands for one thread (PIDFD_THREAD).
+    pub exclusive: bool,
     /// O_PATH: no access.
     pub path_only: bool,
     pub writable: bool,
@@ -121,6 +123,7 @@ pub(super) fn descriptor_info(text: &str) -> Option<DescriptorInfo> {
     let path_only = flags & PATH_ONLY != 0;
     Some(DescriptorInfo {
         mount: field("mnt_id")?.parse().ok()?,
+        exclusive: flags & nix::libc::O_EXCL as u32 != 0,
         path_only,
         writable: flags & ACCESS_MODE != 0 && !path_only,
         direct: flags & DIRECT != 0,
@@ -220,12 +223,35 @@ pub(super) fn terminal_number(text: &str) -> Option<u64> {
 
 /// The soft limit of open files in `/proc/PID/limits`; `u64::MAX` when there is none.
 pub(super) fn open_files_max(text: &str) -> Option<u64> {
+    soft_limit(text, "Max open files")
+}
+
+/// A soft limit of `/proc/PID/limits`, by its name there; the largest number where there is none.
+pub(super) fn soft_limit(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines();
-    let rest = lines.find_map(|line| line.strip_prefix("Max open files"))?;
+    let rest = lines.find_map(|line| line.strip_prefix(name))?;
     match rest.split_whitespace().next()? {
         "unlimited" => Some(u64::MAX),
         limit => limit.parse().ok(),
     }
+}
+
+/// A size in `/proc/PID/status`, by its name with the colon.
+pub(super) fn kibibytes(status: &str, name: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// The signal by which the end of a process is told, of `/proc/PID/stat`: the 36th word behind the name.
+pub(super) fn exit_signal(stat: &str) -> Option<i32> {
+    let (_, words) = stat.rsplit_once(')')?;
+    words.split_whitespace().nth(35)?.parse().ok()
+}
+
+/// Policies in `/proc/PID/numa_maps` that somebody has chosen (numa(7)).
+pub(super) fn memory_policies(text: &str) -> impl Iterator<Item = &str> {
+    let policies = text.lines().filter_map(|line| line.split(' ').nth(1));
+    policies.filter(|policy| *policy != "default")
 }
 
 /// Tables of sockets below `/proc/PID/net`.
@@ -486,6 +512,23 @@ mod test {
     }
 
     #[test]
+    fn limits_sizes_and_signals() {
+        let limits = "Max cpu time              100                  200                  seconds   \n\
+                      Max data size             unlimited            unlimited            bytes     \n";
+        assert_eq!(soft_limit(limits, "Max cpu time"), Some(100));
+        assert_eq!(soft_limit(limits, "Max data size"), Some(u64::MAX));
+        assert_eq!(soft_limit(limits, "Max address space"), None);
+        assert_eq!(kibibytes("VmSize:\t    1234 kB\n", "VmSize:"), Some(1234));
+        let numbers: Vec<String> = (3..=52).map(|word| word.to_string()).collect();
+        let stat = format!("7 (a) b) {}", numbers.join(" "));
+        assert_eq!(exit_signal(&stat), Some(38));
+        assert_eq!(exit_signal("7 (a"), None);
+        let maps = "7f00 bind:0 anon=16 dirty=16 N0=16\n7f10 default file=/a mapped=1\n7f20 interleave:0 anon=1\n";
+        let chosen: Vec<&str> = memory_policies(maps).collect();
+        assert_eq!(chosen, ["bind:0", "interleave:0"]);
+    }
+
+    #[test]
     fn whose_cpu_time_a_timer_counts() {
         let of = |clock| {
             let thread = None;
@@ -577,6 +620,7 @@ mod test {
             info("0100000"),
             Some(DescriptorInfo {
                 mount: 17,
+                exclusive: false,
                 path_only: false,
                 writable: false,
                 direct: false,
@@ -586,6 +630,7 @@ mod test {
             info("0100001"),
             Some(DescriptorInfo {
                 mount: 17,
+                exclusive: false,
                 path_only: false,
                 writable: true,
                 direct: false,
@@ -595,6 +640,7 @@ mod test {
             info("0102002"),
             Some(DescriptorInfo {
                 mount: 17,
+                exclusive: false,
                 path_only: false,
                 writable: true,
                 direct: false,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::path::Path;
 
 use ums_checkpoint::unix_diag::{self, UnixSocket};
 use ums_checkpoint::unix_queue::{self, Flight, Queue};
@@ -11,17 +12,25 @@ use ums_core::facts::{Loss, LossKind, Obstacle, ObstacleKind};
 use super::parse::inode_of;
 use super::{InspectError, descriptor, lasting, obstacle, proc_path, process};
 
+mod name;
+
 /// Inode number → process id in the service, of the sockets that its processes hold.
 type Held = BTreeMap<u64, i32>;
 /// Inode number → socket, of a network namespace.
 type Sockets = BTreeMap<u64, UnixSocket>;
 
-/// What of the unix sockets among these can't be carried, and what is not the same after a move.
-pub(super) fn look(init: i32, sockets: &Held) -> Result<(Vec<Obstacle>, Vec<Loss>), InspectError> {
+/// What of the unix sockets among these can't be carried, and what is not the same after a move. `directories` hold
+/// the changed files and volumes.
+pub(super) fn look(
+    init: i32,
+    sockets: &Held,
+    directories: &[&Path],
+) -> Result<(Vec<Obstacle>, Vec<Loss>), InspectError> {
     let all = sockets_in(init)?;
     let mut obstacles = foreign(init, &all, sockets)?;
     obstacles.extend(waiting(init, sockets));
     let places = places(init)?;
+    obstacles.extend(name::changed(&all, sockets, &places, directories));
     let mut losses = losses(&all, sockets, |inode| credentials(&places, inode));
     if all
         .iter()

@@ -91,7 +91,8 @@ async fn open_path(
         let status = of.container.status();
         let status = status.map_err(|error| problem::keeper(&error))?;
         let tree = trees::all(&this, &of, &status, send_image);
-        files::first_pass(&tree, &mut writer).map_err(|error| at_files(&error))
+        let mut mapped = || trees::mapped_files(&of, &status);
+        files::first_pass(&tree, &mut writer, &mut mapped).map_err(|error| at_files(&error))
     })
     .await?;
     sender.settle().await.map_err(|error| at_peer(&error))?;

@@ -1,5 +1,6 @@
 //! The directories of a service that moves, and what in them may have changed unseen.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ums_api::problem::{Problem, ProblemKind};
@@ -30,6 +31,15 @@ pub(super) fn changing_files(service: &Service, status: &Status) -> Result<Alway
     let failed = problem::failed(ProblemKind::Inspect, "the service can't be inspected");
     let pids = inspect::processes(init).map_err(|error| failed(&error))?;
     let files = inspect::shared_writable_files(&pids).map_err(|error| failed(&error))?;
+    Ok(files.iter().map(|path| locate(service, path)).collect())
+}
+
+/// Of these, the ones that are mapped now.
+pub(super) fn mapped_files(service: &Service, status: &Status) -> io::Result<Always> {
+    let Some(init) = status.init_pid else {
+        return Ok(Always::new());
+    };
+    let files = inspect::mapped_writable_files(init).map_err(io::Error::other)?;
     Ok(files.iter().map(|path| locate(service, path)).collect())
 }
 

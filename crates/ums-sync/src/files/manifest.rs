@@ -13,7 +13,7 @@ pub const ENTRIES_MAX: usize = 1_000_000;
 
 /// A file that changed so short a time before it was looked at may change again without its
 /// times showing it: the kernel's clock for them ticks every 10 ms at the slowest.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// What was seen of an entry: a digest of its kind, inode, size and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Stamp {
     pub(super) const UNSENT: Stamp = Stamp([0; 16]);
 
     /// Sent, but what was sent can't be told from what may have come right after it.
-    const UNSURE: Stamp = Stamp([1; 16]);
+    pub(super) const UNSURE: Stamp = Stamp([1; 16]);
 
     pub(super) fn of(stat: &Stat) -> Self {
         let mut hasher = blake3::Hasher::new();
@@ -52,18 +52,21 @@ impl Stamp {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let changed = Duration::new(
-            u64::try_from(stat.st_ctime).unwrap_or_default(),
-            u32::try_from(stat.st_ctime_nsec)
-                .unwrap_or_default()
-                .min(999_999_999),
-        );
-        if now.saturating_sub(changed) < TICK {
+        if now.saturating_sub(changed(stat)) < TICK {
             Self::UNSURE
         } else {
             Self::of(stat)
         }
     }
+}
+
+/// When an entry changed for the last time, since the epoch.
+pub(super) fn changed(stat: &Stat) -> Duration {
+    let nanos = u32::try_from(stat.st_ctime_nsec).unwrap_or_default();
+    Duration::new(
+        u64::try_from(stat.st_ctime).unwrap_or_default(),
+        nanos.min(999_999_999),
+    )
 }
 
 /// One entry that was seen.

@@ -11,6 +11,7 @@ use super::attributes::{Attributes, reopen};
 use super::blocks::{self, Blocks, Hasher};
 use super::entry::Found;
 use super::manifest::{Manifest, NodeId, Stamp};
+use super::mapped::{Look, Mapped};
 use super::{FileError, FileWriter, Tree};
 use crate::frame::{DEPTH_MAX, Entry, Frame, Kind, RelativePath, RootName};
 
@@ -31,17 +32,23 @@ pub struct Stats {
     pub bytes: u64,
 }
 
-/// Sends everything; the service may be running.
+/// Sends everything; the service may be running. `look` tells which of its files are mapped shared and writable
+/// now: what they get meanwhile may show nowhere, so that the second pass has to send them whatever it sees.
 ///
 /// Blocks: not for a thread that runs an async executor.
-pub fn first_pass(tree: &Tree, writer: &mut FileWriter) -> Result<Manifest, FileError> {
+pub fn first_pass(
+    tree: &Tree,
+    writer: &mut FileWriter,
+    look: &mut Look<'_>,
+) -> Result<Manifest, FileError> {
     let mut manifest = Manifest::default();
     for (root, path) in &tree.roots {
         // The image never changes: nothing of it has to be remembered.
         let memory = if *root == RootName::Image {
             Memory::None
         } else {
-            Memory::Remember(&mut manifest)
+            let mapped = Mapped::new(root, path, look)?;
+            Memory::Remember(&mut manifest, mapped)
         };
         Pass::new(root, writer, memory, HashSet::new()).run(path)?;
     }
@@ -76,7 +83,11 @@ pub fn second_pass(
 }
 
 /// By inode, because all names of a file have to be sent again together.
-fn inodes(root: &RootName, base: &Path, always: &Always) -> Result<HashSet<u64>, FileError> {
+pub(super) fn inodes(
+    root: &RootName,
+    base: &Path,
+    always: &Always,
+) -> Result<HashSet<u64>, FileError> {
     let mut inodes = HashSet::new();
     for (_, path) in always.iter().filter(|(of, _)| of == root) {
         match std::fs::symlink_metadata(base.join(path)) {
@@ -103,7 +114,7 @@ enum Memory<'a> {
     /// First pass over what never changes.
     None,
     /// First pass.
-    Remember(&'a mut Manifest),
+    Remember(&'a mut Manifest, Mapped<'a>),
     /// Second pass.
     Compare(&'a Manifest),
 }
@@ -153,7 +164,10 @@ impl<'a> Pass<'a> {
         self.device = stat.st_dev;
         let node = match &mut self.memory {
             Memory::None => None,
-            Memory::Remember(manifest) => Some(manifest.add_root(self.root.clone())),
+            Memory::Remember(manifest, mapped) => {
+                mapped.on(&fd);
+                Some(manifest.add_root(self.root.clone()))
+            }
             Memory::Compare(manifest) => manifest.root(self.root),
         };
         self.entry(&Found { fd, stat }, node, 0).map(drop)
@@ -171,7 +185,10 @@ impl<'a> Pass<'a> {
         let stamp = match self.links.get(&found.stat.st_ino) {
             // All names of an entry share a stamp, so that the second pass judges them alike.
             Some(sent) if kind != FileType::Directory => sent.stamp,
-            _ => Stamp::before_reading(&found.stat),
+            _ => match &mut self.memory {
+                Memory::Remember(_, mapped) => mapped.stamp(&found.stat)?,
+                _ => Stamp::before_reading(&found.stat),
+            },
         };
         if self.must_send(&found.stat, node) {
             match self.send(found, kind, node, stamp)? {
@@ -180,7 +197,7 @@ impl<'a> Pass<'a> {
                 Outcome::Gone | Outcome::NotCarried => return Ok(false),
             }
         }
-        if let (Memory::Remember(manifest), Some(node)) = (&mut self.memory, node) {
+        if let (Memory::Remember(manifest, _), Some(node)) = (&mut self.memory, node) {
             manifest.set(node, stamp);
         }
         if kind == FileType::Directory {
@@ -217,7 +234,7 @@ impl<'a> Pass<'a> {
             return Err(self.unsupported(&format!("it is deeper than {DEPTH_MAX} directories")));
         }
         let remembered = match (&mut self.memory, node) {
-            (Memory::Remember(manifest), Some(node)) => {
+            (Memory::Remember(manifest, _), Some(node)) => {
                 let added = manifest.add_children(node, &names);
                 Some(added.ok_or_else(|| FileError::TooMany {
                     root: self.root.clone(),
@@ -380,7 +397,7 @@ impl<'a> Pass<'a> {
 
     fn hasher(&self, size: u64) -> Option<Hasher> {
         match &self.memory {
-            Memory::Remember(manifest) => {
+            Memory::Remember(manifest, _) => {
                 blocks::block_len(size, manifest.hashes_left()).map(Hasher::new)
             }
             Memory::None | Memory::Compare(_) => None,
@@ -394,7 +411,7 @@ impl<'a> Pass<'a> {
         hasher: Option<Hasher>,
         size: u64,
     ) {
-        if let (Memory::Remember(manifest), Some(node), Some(mut hasher)) =
+        if let (Memory::Remember(manifest, _), Some(node), Some(mut hasher)) =
             (&mut self.memory, node, hasher)
         {
             hasher.end(size);

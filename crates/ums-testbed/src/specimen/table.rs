@@ -342,4 +342,47 @@ pub const ALL: &[Specimen] = &[
         .abandoned(&["PR_SET_MDWE", "start it without"]),
     specimen!("confined-listener", "confined", &["listener"])
         .refused(RefusalKind::Descriptor, &["seccomp notify"]),
+    specimen!("chosen-exits", "chosen", &["exits"])
+        .declared(LossKind::ChildSignal, &["by signal 10"]),
+    specimen!("chosen-dispatch", "chosen", &["dispatch"])
+        .abandoned(&["PR_SET_SYSCALL_USER_DISPATCH", "start it without"]),
+    specimen!("chosen-segments", "chosen", &["segments"])
+        .abandoned(&["modify_ldt(2)", "start it without"]),
+    specimen!("chosen-nodes", "chosen", &["nodes"])
+        .declared(LossKind::ProcessAttribute, &["interleave:0", "mbind(2)"]),
+    specimen!("chosen-tight", "chosen", &["tight"]).refused(RefusalKind::Process, &["RLIMIT_AS"]),
+    specimen!("chosen-cpu", "chosen", &["cpu"])
+        .declared(LossKind::ProcessAttribute, &["RLIMIT_CPU"]),
+    specimen!("chosen-tiles", "chosen", &["tiles"]),
+    specimen!(
+        "chosen-registers",
+        "chosen",
+        &["rights", "barriers", "busy"]
+    ),
+    specimen!("chosen-signals", "chosen", &["handlers", "disarmed"]),
+    specimen!("chosen-ended", "chosen", &["ended", "heap", "forward"]),
+    specimen!("chosen-systemv", "chosen", &["systemv"]),
+    specimen!("chosen-weak", "chosen", &["weak"]),
+    specimen!("chosen-directory", "chosen", &["directory"]),
+    specimen!("handles-flight", "handles", &["flight"])
+        .refused(RefusalKind::Descriptor, &["a timer (timerfd)"]),
+    specimen!("handles-flight-event", "handles", &["flight-event"]),
+    specimen!("handles-flight-options", "handles", &["flight-options"]),
+    specimen!("handles-flight-group", "handles", &["flight-group"]),
+    specimen!("handles-thread", "handles", &["threads"])
+        .refused(RefusalKind::Descriptor, &["PIDFD_THREAD"]),
+    specimen!("handles-renamed", "handles", &["renamed"])
+        .refused(RefusalKind::Socket, &["`/bound`", "`renamed`", "rename(2)"]),
+    specimen!("handles-linked", "handles", &["linked"])
+        .refused(RefusalKind::Socket, &["`/bound`", "several names"]),
+    specimen!("handles-local", "handles", &["local"]),
+    specimen!("handles-devices", "handles", &["devices"]),
+    specimen!("handles-pids", "handles", &["pids", "sizes", "timers"]),
+    specimen!("handles-flags", "handles", &["flags"]),
+    specimen!("handles-past", "handles", &["past"]),
+    specimen!("handles-memory", "handles", &["memory"]),
+    specimen!("handles-locks", "handles", &["locks"]),
+    specimen!("handles-owned", "handles", &["owned"]),
+    specimen!("handles-partial", "handles", &["partial"]),
+    specimen!("handles-cycles", "handles", &["cycles"]),
 ];

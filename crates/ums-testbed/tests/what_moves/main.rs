@@ -2,6 +2,7 @@
 //! that there is.
 
 mod local;
+mod rare;
 mod table;
 
 use std::fmt::Write;

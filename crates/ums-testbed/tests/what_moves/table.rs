@@ -3,7 +3,7 @@
 use Evidence::{Specimen, Test};
 use Outcome::{Carried, Changed, Declared, GivenUp, Refused};
 
-use super::local;
+use super::{local, rare};
 
 /// What becomes of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub(crate) const GROUPS: &[(&str, &[Row])] = &[
     ("Pipes, locks and what descriptors share", local::PIPES),
     ("Kernel objects and devices", OBJECTS),
     ("Confinement", CONFINEMENT),
+    ("What few processes choose", rare::RARE),
+    ("Descriptors between and beside processes", rare::HANDLES),
     ("Whole services", SERVICES),
 ];
 

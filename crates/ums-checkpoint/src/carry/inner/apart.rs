@@ -10,6 +10,7 @@ use super::super::Lost;
 use super::super::process::Process;
 use super::attribute::{Attributes, OfThread};
 use super::domain::Outsiders;
+use super::hindrance;
 use crate::inside::Inside;
 
 /// Looks at all threads of a process, in whose first one calls are made already; `attributes` are what that
@@ -32,6 +33,10 @@ pub(super) fn look(
     let mut others = 0;
     for tid in others_of(pid)? {
         let mut inside = Inside::enter(tid, end)?;
+        if let Some(reason) = hindrance::of_thread(&inside)? {
+            inside.leave()?;
+            return Err(super::in_the_way(inner, reason));
+        }
         let seen = confined(tid, inner, &mut inside, outsiders);
         let chosen = OfThread::ask((pid, tid), &mut inside, page, first);
         inside.leave()?;

@@ -23,6 +23,10 @@ const PR_GET_MDWE: u64 = 66;
 /// `asm/prctl.h`.
 const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_SET_CPUID: u64 = 0x1012;
+const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+/// Number of the tile registers (AMX) among the extended ones (kernel `arch/x86/xstate.rst`).
+const XTILE_DATA: u64 = 18;
 
 /// Mitigations that a thread can choose, as `/proc/PID/status` names them, with their numbers (kernel
 /// `userspace-api/spec_ctrl.rst`).
@@ -45,6 +49,8 @@ pub(in crate::carry) struct Attributes {
     no_huge_pages: u64,
     /// Mitigations, by their numbers, and what was chosen.
     speculation: Vec<(u64, u64)>,
+    /// It may use the tile registers (AMX, ARCH_REQ_XCOMP_PERM).
+    tiles: bool,
 }
 
 /// What each thread chooses for itself.
@@ -96,6 +102,7 @@ impl Attributes {
             no_new_code,
             no_huge_pages: Some(no_huge_pages).filter(|flags| *flags > 1).unwrap_or(0),
             speculation: speculation(&pid.to_string()),
+            tiles: tiles(inside).unwrap_or(false),
         }
     }
 
@@ -110,6 +117,11 @@ impl Attributes {
     /// Tells the first thread, and with it the process.
     pub(super) fn tell(&self, inside: &mut Inside) -> Vec<(String, io::Result<()>)> {
         let mut told = self.tell_thread(inside);
+        if self.tiles {
+            let done = inside.call(libc::SYS_arch_prctl, &[ARCH_REQ_XCOMP_PERM, XTILE_DATA]);
+            let what = "use of the tile registers (AMX, ARCH_REQ_XCOMP_PERM)";
+            told.push((what.to_owned(), done.map(drop)));
+        }
         if self.no_huge_pages != 0 {
             let arguments = [PR_SET_THP_DISABLE, 1, self.no_huge_pages & !1];
             let what = "no huge pages, with exceptions (PR_SET_THP_DISABLE)";
@@ -178,6 +190,12 @@ fn tsc(inside: &mut Inside) -> io::Result<u32> {
     let page = inside.lend(&[0; 4])?;
     prctl(inside, &[PR_GET_TSC, page])?;
     Ok(u32::from_ne_bytes(inside.lent()?))
+}
+
+fn tiles(inside: &mut Inside) -> io::Result<bool> {
+    let page = inside.lend(&[0; 8])?;
+    inside.call(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, page])?;
+    Ok(u64::from_ne_bytes(inside.lent()?) & (1 << XTILE_DATA) != 0)
 }
 
 /// What a thread has chosen, which is what is otherwise here than for one that has chosen nothing.

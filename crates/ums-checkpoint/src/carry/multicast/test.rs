@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::super::socket::nature;
 use super::*;
 
-const PLACE: Place = Place { pid: 1, fd: 3 };
+const PLACE: Place = Place::behind(1, 3);
 const IP_MULTICAST_IF: i32 = 32;
 
 /// A namespace with a loopback device and `eth0`, entered by the calling thread.

@@ -3,7 +3,7 @@ use std::os::unix::net::UnixStream;
 
 use super::*;
 
-const PLACE: Place = Place { pid: 1, fd: 3 };
+const PLACE: Place = Place::behind(1, 3);
 
 /// Values that no socket has by itself, or that a host allows only within its own bounds.
 const TELLING: &[(&str, i32)] = &[
