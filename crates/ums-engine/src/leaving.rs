@@ -265,6 +265,7 @@ pub(crate) async fn destroy(
     let frontmen = &inner.standalone.frontmen;
     frontman::retire(frontmen, service.name(), None, Duration::ZERO).await?;
     inner.forget(service.name());
+    inner.forget_coming(service.name());
     inner.state().listed.remove(service.name());
     Ok(())
 }

@@ -634,6 +634,19 @@ fn loss_in_words(loss: &Loss) -> String {
     )
 }
 
+/// Who makes the container there.
+fn container(plan: &Plan) -> String {
+    let by = match (&plan.engine, plan.destination_known) {
+        (Some(engine), _) => format!("made by `{engine}` there"),
+        (None, true) => "made by UMS itself".to_owned(),
+        (None, false) => "not known: the destination was not asked".to_owned(),
+    };
+    match &plan.engine_why {
+        Some(why) => format!("{by}, {why}"),
+        None => by,
+    }
+}
+
 /// `ums plan`.
 pub(crate) fn plan(plan: &Plan) -> String {
     let mut text = format!("{}: {} → {}\n", plan.service, plan.source, plan.destination);
@@ -651,6 +664,7 @@ pub(crate) fn plan(plan: &Plan) -> String {
     ));
     let cost = &plan.prediction;
     let mut rows = vec![
+        ("container", container(plan)),
         ("memory", bytes(cost.memory_bytes)),
         ("files", bytes(cost.filesystem_bytes)),
         ("rate", rate(cost.bytes_per_second)),

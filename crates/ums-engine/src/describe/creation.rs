@@ -14,7 +14,12 @@ pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
     Creation {
         image: config.image.unwrap_or_default(),
         image_id: id.trim_start_matches("sha256:").to_owned(),
-        labels: config.labels.unwrap_or_default().into_iter().collect(),
+        labels: config
+            .labels
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with(LABELS))
+            .collect(),
         restart: restart_of(inspected),
         groups: host.group_add.unwrap_or_default(),
         user: config.user.unwrap_or_default(),
