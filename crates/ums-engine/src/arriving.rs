@@ -85,6 +85,7 @@ impl Inner {
 
     /// Nothing is known of it any more, but what its engine tells.
     pub(crate) fn forget_coming(&self, name: &ServiceName) {
+        self.state().unmade.remove(name);
         if self.state().coming.remove(name).is_none() {
             return;
         }
@@ -306,6 +307,17 @@ fn mounts(of: &Coming, places: &Places) -> Vec<ExternalMount> {
         key: mount.key,
     })
     .collect()
+}
+
+/// An engine that has ended, or does not wait any more, would know nothing of a service that runs.
+pub(crate) fn is_made(inner: &Inner, name: &ServiceName) -> Result<(), Problem> {
+    match inner.state().unmade.get(name) {
+        None => Ok(()),
+        Some(why) => {
+            let title = "the engine does not make the container any more";
+            Err(Problem::failed(ProblemKind::Container, title, why))
+        }
+    }
 }
 
 /// It executes: writes down which its init is. Blocks.

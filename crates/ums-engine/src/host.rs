@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) coming: BTreeMap<ServiceName, Coming>,
     /// Those of them that an earlier agent has left.
     pub(crate) orphans: BTreeSet<ServiceName>,
+    /// Those whose engine did not make their container after all, and why.
+    pub(crate) unmade: BTreeMap<ServiceName, String>,
     /// Which engines there are, and whether services can arrive there.
     pub(crate) engines: Vec<EngineFacts>,
     /// Engines that did not answer.
@@ -399,6 +401,10 @@ impl Host for Hosts {
             Some(of) => arriving::arrived(&self.0, of),
             None => self.0.own.arrived(name),
         }
+    }
+
+    fn is_made(&self, service: &Service) -> Result<(), Problem> {
+        arriving::is_made(&self.0, service.name())
     }
 
     fn settled<'a>(&'a self, name: &'a ServiceName) -> Pending<'a, ()> {

@@ -236,6 +236,7 @@ pub(crate) async fn destroy(
     let record = inner.record(service.name())?;
     if keep == Keep::Network && remains::stay(inner, &record, service).await? {
         inner.forget(service.name());
+        inner.forget_coming(service.name());
         inner.state().listed.remove(service.name());
         return Ok(());
     }

@@ -32,12 +32,18 @@ pub const RUNTIME: &str = "ums";
 const CHUNK: usize = 256 * 1024;
 
 impl Client {
-    /// Whether the engine has the runtime that restores.
-    pub async fn has_runtime(&self) -> Result<bool, EngineError> {
+    /// Why no service can arrive in a container of the engine; `None` when one can.
+    pub async fn unready(&self) -> Result<Option<String>, EngineError> {
+        let version = in_time(&self.socket, self.docker.version()).await?;
+        let mut parts = version.components.unwrap_or_default().into_iter();
+        if parts.any(|part| part.name.starts_with("Podman")) {
+            // Its API of Docker's takes no runtime: the service would be started anew instead.
+            return Ok(Some("services don't arrive in Podman yet".to_owned()));
+        }
         let info = in_time(&self.socket, self.docker.info()).await?;
-        Ok(info
-            .runtimes
-            .is_some_and(|runtimes| runtimes.contains_key(RUNTIME)))
+        let runtimes = info.runtimes.unwrap_or_default();
+        let why = "it does not know the runtime that restores (`ums host install` there)";
+        Ok((!runtimes.contains_key(RUNTIME)).then(|| why.to_owned()))
     }
 
     /// The image of this content, by a name that the engine knows: one that was received before, or the one that the

@@ -147,6 +147,12 @@ pub trait Host: Send + Sync {
         Box::pin(async { Ok(None) })
     }
 
+    /// Whether whoever makes the container of a service that arrives still does, now that its processes are there and held.
+    fn is_made(&self, service: &Service) -> Result<(), Problem> {
+        let _ = service;
+        Ok(())
+    }
+
     /// Lets go of a service that has arrived, and all of whose pages are in.
     fn settled<'a>(&'a self, name: &'a ServiceName) -> Pending<'a, ()> {
         let _ = name;

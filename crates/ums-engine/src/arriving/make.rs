@@ -21,6 +21,7 @@ use super::files;
 use super::record::{Coming, Made, Stage};
 use crate::client::{Client, EngineError};
 use crate::host::{Inner, refused};
+use crate::making::RUNTIME;
 
 /// How often is looked whether the runtime has the container ready.
 const LOOK: Duration = Duration::from_millis(20);
@@ -91,7 +92,15 @@ async fn image(inner: &Arc<Inner>, client: &Client, of: &Coming) -> Result<Strin
 /// The layer of a container's root filesystem that is its own.
 async fn upper(client: &Client, id: &str) -> Result<PathBuf, Problem> {
     let inspected = client.inspect(id).await.map_err(|error| refused(&error))?;
-    let driver = inspected.and_then(|it| it.graph_driver);
+    let inspected = inspected.unwrap_or_default();
+    let runtime = inspected.host_config.and_then(|host| host.runtime);
+    if runtime.as_deref() != Some(RUNTIME) {
+        // Under another one it would be started anew, while it runs at its source.
+        let detail = format!("its runtime is `{}`", runtime.unwrap_or_default());
+        let title = "the engine does not make the container as it was asked to";
+        return Err(Problem::failed(ProblemKind::Container, title, detail));
+    }
+    let driver = inspected.graph_driver;
     let upper = driver.and_then(|driver| driver.data.get("UpperDir").cloned());
     upper.map(PathBuf::from).ok_or_else(|| {
         let detail = "use its storage driver overlay2 (Podman: overlay)";
@@ -117,11 +126,19 @@ async fn start(
             problem::failed(ProblemKind::Container, "the container can't be reserved")(&error)
         })?;
     let (told, started) = oneshot::channel();
-    let (asking, of_id) = (client.clone(), id.to_owned());
+    let (asking, this, of_id) = (client.clone(), Arc::clone(inner), id.to_owned());
+    let name = of.specification.name.clone();
     // It takes as long as the service takes to come.
     tokio::spawn(async move {
+        let started = asking.start(&of_id).await;
+        let is_coming = |of: &Coming| of.made.as_ref().is_some_and(|made| made.id == of_id);
+        if let Err(error) = &started
+            && this.coming(&name).as_ref().is_some_and(is_coming)
+        {
+            this.state().unmade.insert(name, problem::chain(error));
+        }
         // Who has heard enough is told by the keeper.
-        let _ = told.send(asking.start(&of_id).await);
+        let _ = told.send(started);
     });
     placed(inner, &container, id, started).await?;
     let netns = container.netns().await?;

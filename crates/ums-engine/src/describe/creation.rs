@@ -3,6 +3,8 @@
 use bollard::models::ContainerInspectResponse;
 use ums_core::specification::{Creation, Health, Restart};
 
+use crate::making::LABELS;
+
 pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
     let config = inspected.config.clone().unwrap_or_default();
     let host = inspected.host_config.clone().unwrap_or_default();
