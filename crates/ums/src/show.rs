@@ -634,16 +634,12 @@ fn loss_in_words(loss: &Loss) -> String {
     )
 }
 
-/// Who makes the container there.
-fn container(plan: &Plan) -> String {
-    let by = match (&plan.engine, plan.destination_known) {
-        (Some(engine), _) => format!("made by `{engine}` there"),
-        (None, true) => "made by UMS itself".to_owned(),
-        (None, false) => "not known: the destination was not asked".to_owned(),
-    };
-    match &plan.engine_why {
-        Some(why) => format!("{by}, {why}"),
-        None => by,
+/// Who makes the container there, where an engine does or did.
+fn container(plan: &Plan) -> Option<String> {
+    match (&plan.engine, &plan.engine_why) {
+        (Some(engine), _) => Some(format!("made by `{engine}` there")),
+        (None, Some(why)) => Some(format!("made by UMS itself, {why}")),
+        (None, None) => None,
     }
 }
 
@@ -664,7 +660,6 @@ pub(crate) fn plan(plan: &Plan) -> String {
     ));
     let cost = &plan.prediction;
     let mut rows = vec![
-        ("container", container(plan)),
         ("memory", bytes(cost.memory_bytes)),
         ("files", bytes(cost.filesystem_bytes)),
         ("rate", rate(cost.bytes_per_second)),
@@ -674,6 +669,7 @@ pub(crate) fn plan(plan: &Plan) -> String {
         ),
         ("total", format!("about {}", span_ms(cost.total_ms as f64))),
     ];
+    rows.extend(container(plan).map(|by| ("container", by)));
     if let Some(written) = cost.written_bytes_per_second {
         let rounds = format!(
             "{}, {} left for the freeze",
