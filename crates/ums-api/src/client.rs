@@ -91,6 +91,9 @@ pub struct MigrateRequest {
     /// Go ahead although the move changes how the service behaves.
     #[serde(default)]
     pub accept_loss: bool,
+    /// Who is to make the container at the destination: the name of an engine there, or `standalone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
     /// Of a plan: look how fast the service writes to its memory. With a longest downtime that is done anyway.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub measure: bool,
@@ -104,6 +107,7 @@ impl MigrateRequest {
             technique: self.technique,
             approach: self.approach,
             accept_loss: self.accept_loss,
+            engine: self.engine.clone(),
         }
     }
 }

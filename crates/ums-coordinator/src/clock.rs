@@ -107,6 +107,7 @@ pub(crate) mod test {
             technique: None,
             max_downtime_ms: None,
             accept_loss: false,
+            engine: None,
             asked_at_ms: unix_ms().saturating_sub(5000),
             // Of an earlier boot, whose clock stood much higher.
             asked_at_ns: monotonic_ns() + 3_600_000_000_000,

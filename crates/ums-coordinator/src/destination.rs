@@ -158,6 +158,7 @@ pub(crate) async fn reserve(
     // What the move changes was put before whoever asked for it, at the source.
     let options = MigrateOptions {
         accept_loss: true,
+        engine: request.service.specification.engine.clone(),
         ..MigrateOptions::default()
     };
     let refusals = preflight::judge(

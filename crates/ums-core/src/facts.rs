@@ -64,6 +64,19 @@ pub struct NodeFacts {
     /// Whether it can tell which pages of a running service change.
     #[serde(default)]
     pub tracks_memory: bool,
+    /// Container engines there.
+    #[serde(default)]
+    pub engines: Vec<EngineFacts>,
+}
+
+/// A container engine of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    /// Its name on that node.
+    pub name: String,
+    /// Why no service can arrive in a container of it; `None` when one can.
+    #[serde(default)]
+    pub unready: Option<String>,
 }
 
 /// How much of a service this release carries beyond what CRIU does. It is raised when something is added

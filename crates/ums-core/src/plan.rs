@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::converge::{self, Bounds, Foreseen};
 use crate::facts::{Loss, LossKind, NodeFacts, ServiceFacts};
 use crate::id::{ServiceName, SystemName};
-use crate::preflight::{self, Estimates, MigrateOptions, Refusal, Writing};
+use crate::preflight::{self, Estimates, MigrateOptions, Refusal, Writing, engine};
 use crate::technique::{Approach, Technique};
 
 /// Freeze, CRIU's dump of everything but pages, and its end: 76 ms at 1 MiB, 79 ms at 128 MiB.
@@ -122,6 +122,13 @@ pub struct Plan {
     /// Why the service's writing was not measured although it was to be.
     #[serde(default)]
     pub unmeasured: Option<String>,
+    /// The engine at the destination that would make its container; `None` for UMS itself, or where the destination was not
+    /// asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Why that is not the same as at the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_why: Option<String>,
     /// What the move would change of the service.
     #[serde(default)]
     pub losses: Vec<Loss>,
@@ -149,6 +156,12 @@ pub fn make(
 ) -> Plan {
     let approach = options.approach.unwrap_or(Approach::OrchestratorLevel);
     let technique = technique(options, source);
+    let chosen = destination.map(|to| engine::choose(options, service, to));
+    let chosen = chosen.and_then(Result::ok);
+    let losses = match &chosen {
+        Some(chosen) => engine::losses(service, chosen.engine.as_deref()),
+        None => engine::before(service),
+    };
     Plan {
         service: service.specification.name.clone(),
         source: route.source,
@@ -174,12 +187,12 @@ pub fn make(
         max_downtime_ms: options.max_downtime_ms,
         destination_known: destination.is_some(),
         unmeasured: None,
-        losses: service
-            .losses
-            .iter()
-            .cloned()
+        losses: losses
+            .into_iter()
             .chain(destination.and_then(|destination| carried_less(source, destination)))
             .collect(),
+        engine: chosen.as_ref().and_then(|chosen| chosen.engine.clone()),
+        engine_why: chosen.and_then(|chosen| chosen.why),
         refusals: preflight::judge(source, service, destination, options, estimates),
     }
 }

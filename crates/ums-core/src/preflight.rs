@@ -9,6 +9,7 @@
 mod confinement;
 mod container;
 mod cpu;
+pub mod engine;
 mod node;
 mod service;
 
@@ -78,6 +79,8 @@ pub enum RefusalKind {
     SharedMemory,
     /// A process of the service is in a state that can't be carried.
     Process,
+    /// A service can't arrive in that engine at the destination.
+    Engine,
     /// The service's container can't be taken over from its engine.
     Container,
     /// A deleted file that the service has open is too large.
@@ -123,6 +126,9 @@ pub struct MigrateOptions {
     pub approach: Option<Approach>,
     /// Whether the service may behave otherwise after the move, as its losses say.
     pub accept_loss: bool,
+    /// Who is to make the container at the destination: an engine there, or [`engine::STANDALONE`]. Where nobody says,
+    /// [`engine::choose`] does.
+    pub engine: Option<String>,
 }
 
 /// What can only be estimated.
@@ -168,7 +174,7 @@ pub fn judge_local(
     let mut refusals = service::state(service);
     refusals.extend(service::options(options, source));
     refusals.extend(service::obstacles(service));
-    refusals.extend(service::losses(service, options));
+    refusals.extend(service::losses(&engine::before(service), options));
     refusals.extend(node::engine("source", source));
     refusals
 }
@@ -185,6 +191,13 @@ pub fn judge(
     let mut refusals = judge_local(source, service, options);
     if let Some(destination) = destination {
         refusals.extend(judge_destination(source, service, destination));
+        match engine::choose(options, service, destination) {
+            Ok(chosen) => {
+                let further = engine::further(service, chosen.engine.as_deref());
+                refusals.extend(service::losses(&further, options));
+            }
+            Err(refusal) => refusals.push(refusal),
+        }
     }
     let technique = plan::technique(options, source);
     refusals.extend(destination.and_then(|to| service::pages_come_late(technique, to)));

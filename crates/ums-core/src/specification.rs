@@ -49,6 +49,9 @@ pub struct Specification {
     /// How a container engine was told to make it, where one has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creation: Option<Box<Creation>>,
+    /// The container engine that makes its container, by its name on the node; absent where UMS makes it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// An image by its content: the BLAKE3 of its manifest, 64 hexadecimal digits.

@@ -38,6 +38,15 @@ pub enum EngineError {
         /// Where it was asked.
         socket: String,
     },
+    /// An archive of an image can't be made.
+    #[error("`{}` can't be packed for the engine: has the C/R bundle `tar`?", path.display())]
+    Archive {
+        /// Of what.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// It has more containers than are looked at.
     #[error("the engine has more than {CONTAINERS_MAX} containers that run, which is the limit")]
     TooMany,
@@ -46,8 +55,8 @@ pub enum EngineError {
 /// An engine that answers.
 #[derive(Debug, Clone)]
 pub struct Client {
-    docker: Docker,
-    socket: String,
+    pub(crate) docker: Docker,
+    pub(crate) socket: String,
 }
 
 impl Client {
@@ -154,7 +163,7 @@ impl Client {
     }
 }
 
-async fn in_time<T>(
+pub(crate) async fn in_time<T>(
     socket: &str,
     asked: impl Future<Output = Result<T, bollard::errors::Error>>,
 ) -> Result<T, EngineError> {
@@ -166,7 +175,7 @@ async fn in_time<T>(
     }
 }
 
-fn failed(socket: &str, source: bollard::errors::Error) -> EngineError {
+pub(crate) fn failed(socket: &str, source: bollard::errors::Error) -> EngineError {
     EngineError::Api {
         socket: socket.to_owned(),
         source: Box::new(source),
@@ -183,7 +192,7 @@ fn status(error: &EngineError) -> Option<u16> {
     }
 }
 
-fn is_missing(error: &EngineError) -> bool {
+pub(crate) fn is_missing(error: &EngineError) -> bool {
     status(error) == Some(404)
 }
 

@@ -123,6 +123,7 @@ pub fn describe(name: ServiceName, image: ImageId, seen: &Seen) -> Described {
             hostname: config.hostname.unwrap_or_default(),
             mounts: sorted.mounts,
             creation: Some(Box::new(creation)),
+            engine: None,
         },
     }
 }

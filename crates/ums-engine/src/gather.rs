@@ -55,6 +55,10 @@ pub fn record(
         obstacles,
         losses,
     } = describe(name, image, &seen);
+    let specification = ums_core::specification::Specification {
+        engine: Some(engine.to_owned()),
+        ..specification
+    };
     let files = files(&seen, &specification.mounts);
     let state = seen.state;
     let stdio = state

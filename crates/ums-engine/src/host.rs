@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Request;
+use ums_core::facts::EngineFacts;
 use ums_core::id::{MigrationId, ServiceName};
 use ums_core::specification::{FILES, Specification};
 use ums_node::container::{ContainerPlan, Given, Volumes};
@@ -18,6 +19,8 @@ use ums_standalone::host::StandaloneHost;
 use ums_standalone::state::Standalone;
 
 use crate::adopt::{self, Places};
+use crate::arriving;
+use crate::arriving::record::{Coming, Stage};
 use crate::client::{Client, EngineError};
 use crate::images::AllImages;
 use crate::leaving;
@@ -64,6 +67,14 @@ pub(crate) struct State {
     pub(crate) remains: BTreeMap<String, Remains>,
     /// Who listens to what their engines are told of those whose gate is shut.
     pub(crate) watches: BTreeMap<ServiceName, Watch>,
+    /// Those that arrive in a container, or have.
+    pub(crate) coming: BTreeMap<ServiceName, Coming>,
+    /// Those of them that an earlier agent has left.
+    pub(crate) orphans: BTreeSet<ServiceName>,
+    /// Those whose engine did not make their container after all, and why.
+    pub(crate) unmade: BTreeMap<ServiceName, String>,
+    /// Which engines there are, and whether services can arrive there.
+    pub(crate) engines: Vec<EngineFacts>,
     /// Engines that did not answer.
     pub(crate) warnings: Vec<String>,
 }
@@ -75,6 +86,11 @@ impl Hosts {
         let leaving = leaving
             .into_iter()
             .map(|record| (record.specification.name.clone(), record));
+        let coming = arriving::record::read_all(&settings.state_dir.join(arriving::RECORDS));
+        let coming: BTreeMap<_, _> = coming
+            .into_iter()
+            .map(|of| (of.specification.name.clone(), of))
+            .collect();
         let scratch = settings.run_dir.join("engines/.image");
         let remains = remains::read_all(&remains_dir(&settings));
         Self(Arc::new(Inner {
@@ -85,6 +101,8 @@ impl Hosts {
             state: Mutex::new(State {
                 leaving: leaving.collect(),
                 remains,
+                orphans: coming.keys().cloned().collect(),
+                coming,
                 ..State::default()
             }),
             settings,
@@ -126,17 +144,59 @@ impl Inner {
             .ok_or_else(|| problem::unknown_service(name))
     }
 
+    /// Whether the image of a service that is to arrive need not be sent.
+    async fn has_image(&self, of: &Specification) -> Result<bool, Problem> {
+        if Images::is_present(&self.images, &of.image) {
+            return Ok(true);
+        }
+        let Some(engine) = &of.engine else {
+            return Ok(false);
+        };
+        let client = self.client(engine).await?;
+        let known = client.image(&of.image, of.creation.as_deref()).await;
+        known
+            .map(|it| it.is_some())
+            .map_err(|error| refused(&error))
+    }
+
+    /// A service that arrives, has, leaves, or was listed.
+    fn any(&self, name: &ServiceName) -> Result<Service, Problem> {
+        let coming = self.coming(name);
+        if let Some(of) = coming.as_ref().filter(|of| of.stage != Stage::Settled) {
+            return Ok(self.seen_coming(of));
+        }
+        match (self.record(name), coming.filter(|of| of.given().is_some())) {
+            (Err(_), Some(of)) => Ok(self.seen_coming(&of)),
+            (record, _) => record.map(|record| self.seen(&record)),
+        }
+    }
+
+    /// Whether it is not its engine's alone yet.
+    fn is_coming(&self, name: &ServiceName) -> bool {
+        self.coming(name)
+            .is_some_and(|of| of.stage != Stage::Settled)
+    }
+
+    /// From where its older connections come, and its address on its engine's network, if it has come here.
+    fn inbound(&self, record: &Record) -> Option<Coming> {
+        let of = self.coming(&record.specification.name)?;
+        let same = of.init == Some(record.init);
+        (of.stage == Stage::Settled && same).then_some(of)
+    }
+
     pub(crate) fn seen(&self, record: &Record) -> Service {
         let places = self.places(&record.specification.name);
         let mut volumes = record.volumes.clone();
         volumes.insert(FILES.to_owned(), places.files());
         let (init, began) = record.init;
+        let inbound = self.inbound(record);
+        let address = inbound.as_ref().and_then(|of| of.made.as_ref()?.address);
         Service {
             specification: record.specification.clone(),
             gate: record.gate,
             arriving: None,
-            inbound: None,
-            address: record.specification.address,
+            inbound: inbound.map(|of| of.from),
+            address: address.unwrap_or(record.specification.address),
             container: ContainerPlan {
                 keeper: places.socket(),
                 cgroup: record.cgroup.clone(),
@@ -219,14 +279,32 @@ impl Host for Hosts {
             .leaving
             .values()
             .chain(listed.map(|(_, record)| record));
-        services.extend(records.map(|record| self.0.seen(record)));
+        let mut records: Vec<_> = records.cloned().collect();
+        let coming: Vec<_> = state.coming.values().cloned().collect();
+        drop(state);
+        // Those that are their engine's own are listed by it, once it was asked.
+        let coming = coming.into_iter().filter(|of| {
+            let is = |record: &Record| record.specification.name == of.specification.name;
+            let listed = records.iter().position(is);
+            match (of.stage, listed) {
+                (Stage::Settled, Some(_)) => false,
+                (Stage::Settled, None) => of.given().is_some(),
+                (_, Some(listed)) => {
+                    records.remove(listed);
+                    true
+                }
+                (_, None) => true,
+            }
+        });
+        services.extend(coming.map(|of| self.0.seen_coming(&of)));
+        services.extend(records.iter().map(|record| self.0.seen(record)));
         services
     }
 
     fn service(&self, name: &ServiceName) -> Result<Service, Problem> {
         match self.0.own.service(name) {
             Ok(service) => Ok(service),
-            Err(_) => self.0.record(name).map(|record| self.0.seen(&record)),
+            Err(_) => self.0.any(name),
         }
     }
 
@@ -303,17 +381,47 @@ impl Host for Hosts {
         Ok(())
     }
 
+    fn has_image<'a>(&'a self, of: &'a Specification) -> Pending<'a, bool> {
+        Box::pin(self.0.has_image(of))
+    }
+
     fn arriving(&self, specification: Specification, from: Arriving) -> Pending<'_, Service> {
-        self.0.own.arriving(specification, from)
+        let Some(engine) = specification.engine.clone() else {
+            return self.0.own.arriving(specification, from);
+        };
+        Box::pin(async move { arriving::arriving(&self.0, &engine, specification, from).await })
+    }
+
+    fn image_is_here<'a>(&'a self, name: &'a ServiceName) -> Pending<'a, Option<PathBuf>> {
+        Box::pin(arriving::image_is_here(&self.0, name))
     }
 
     fn arrived(&self, name: &ServiceName) -> Result<(), Problem> {
-        self.0.own.arrived(name)
+        match self.0.coming(name) {
+            Some(of) => arriving::arrived(&self.0, of),
+            None => self.0.own.arrived(name),
+        }
+    }
+
+    fn is_made(&self, service: &Service) -> Result<(), Problem> {
+        arriving::is_made(&self.0, service.name())
+    }
+
+    fn settled<'a>(&'a self, name: &'a ServiceName) -> Pending<'a, ()> {
+        Box::pin(async move {
+            match self.0.coming(name) {
+                Some(of) => arriving::settled(&self.0, of).await,
+                None => Ok(()),
+            }
+        })
     }
 
     fn destroy<'a>(&'a self, service: &'a Service, keep: Keep) -> Pending<'a, ()> {
         match service.engine {
             None => self.0.own.destroy(service, keep),
+            Some(_) if self.0.is_coming(service.name()) => {
+                Box::pin(arriving::destroy(&self.0, service, keep))
+            }
             Some(_) => Box::pin(leaving::destroy(&self.0, service, keep)),
         }
     }
@@ -327,9 +435,15 @@ impl Host for Hosts {
         let state = self.0.state();
         let all = || state.leaving.iter().chain(&state.listed);
         known.services.extend(all().map(|(name, _)| name.clone()));
+        let coming = || state.coming.iter();
+        known
+            .services
+            .extend(coming().map(|(name, _)| name.clone()));
+        known.engines = state.engines.clone();
         let ports = all().flat_map(|(_, record)| &record.specification.ports);
         let of_remains = state.remains.values().flat_map(|remains| &remains.ports);
         let ports = ports.chain(of_remains);
+        let ports = ports.chain(coming().flat_map(|(_, of)| &of.specification.ports));
         known
             .ports
             .extend(ports.map(Port::of).collect::<BTreeSet<_>>());

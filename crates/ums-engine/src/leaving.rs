@@ -236,6 +236,7 @@ pub(crate) async fn destroy(
     let record = inner.record(service.name())?;
     if keep == Keep::Network && remains::stay(inner, &record, service).await? {
         inner.forget(service.name());
+        inner.forget_coming(service.name());
         inner.state().listed.remove(service.name());
         return Ok(());
     }
@@ -265,6 +266,7 @@ pub(crate) async fn destroy(
     let frontmen = &inner.standalone.frontmen;
     frontman::retire(frontmen, service.name(), None, Duration::ZERO).await?;
     inner.forget(service.name());
+    inner.forget_coming(service.name());
     inner.state().listed.remove(service.name());
     Ok(())
 }

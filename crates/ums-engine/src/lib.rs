@@ -8,11 +8,13 @@
 //!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs), `leaving`, and `told`
 //!   (what people tell an engine meanwhile);
 //!   [`remains`] is what stays of one for its clients once its service has moved.
+//! - [`arriving`] has an engine make the container of a service that comes, by what [`making`] asks of it.
 //!
 //! Architecture invariants: holds nothing that a container needs to go on; changes nothing of a container
 //! that is not being moved; what a migration that is given up has changed is as it was.
 
 pub mod adopt;
+pub mod arriving;
 pub mod client;
 pub mod describe;
 pub mod gather;
@@ -21,6 +23,7 @@ mod images;
 pub mod layers;
 mod leaving;
 mod listing;
+pub mod making;
 pub mod mounts;
 mod program;
 pub mod record;

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 use ums_api::problem::{Problem, ProblemKind};
+use ums_core::facts::EngineFacts;
 use ums_core::frontman::FrontmanMode;
 use ums_core::id::ServiceName;
 use ums_node::problem;
 use ums_node::task::blocking;
 
+use crate::arriving;
+use crate::arriving::record::{Coming, Stage};
 use crate::client::{Client, EngineError};
 use crate::describe::service_name;
 use crate::gather;
@@ -55,7 +58,7 @@ pub(crate) struct Looks {
 impl Inner {
     /// Asks all engines what runs there, one after the other: whoever asks meanwhile waits, and takes what was asked
     /// after that.
-    pub(crate) async fn refresh(&self) {
+    pub(crate) async fn refresh(self: &Arc<Self>) {
         let asked = self.looks.begun.load(Ordering::Relaxed);
         let _looking = self.looks.one.lock().await;
         if self.looks.begun.load(Ordering::Relaxed) > asked {
@@ -65,23 +68,32 @@ impl Inner {
         self.ask_all().await;
     }
 
-    async fn ask_all(&self) {
+    async fn ask_all(self: &Arc<Self>) {
+        arriving::settle_all(self).await;
         let (mut listed, mut warnings) = (BTreeMap::new(), Vec::new());
+        let mut engines = Vec::new();
         for setting in &self.settings.engines {
             if !setting.expected && !setting.socket.exists() {
                 warnings.extend(unserved(setting));
                 continue;
             }
+            let name = setting.name.clone();
             match self.list(setting, &mut listed).await {
-                Ok(unnamed) => warnings.extend(unnamed),
+                Ok((unnamed, unready)) => {
+                    warnings.extend(unnamed);
+                    engines.push(EngineFacts { name, unready });
+                }
                 Err(error) => {
-                    let (name, why) = (&setting.name, problem::chain(&error));
+                    let why = problem::chain(&error);
                     warnings.push(format!("what the engine `{name}` runs is not known: {why}"));
+                    let unready = Some("it does not answer".to_owned());
+                    engines.push(EngineFacts { name, unready });
                 }
             }
         }
         let mut state = self.state();
         state.listed = listed;
+        state.engines = engines;
         state.warnings = warnings;
     }
 
@@ -90,13 +102,22 @@ impl Inner {
         &self,
         setting: &Setting,
         listed: &mut BTreeMap<ServiceName, Record>,
-    ) -> Result<Vec<String>, EngineError> {
+    ) -> Result<(Vec<String>, Option<String>), EngineError> {
         let mut unnamed = Vec::new();
         let client = Client::connect(&setting.socket).await?;
+        let unready = client.unready().await?;
+        // Some engines say nothing of a container that they are starting.
+        let coming = self.state().coming.clone();
+        let is_coming = |id: &String| {
+            let made = |of: &Coming| of.made.as_ref().is_some_and(|made| made.id == *id);
+            coming
+                .values()
+                .any(|of| of.stage != Stage::Settled && made(of))
+        };
         let running = client.running().await?;
-        let has_left = |id: &String| self.state().remains.contains_key(id);
+        let is_here = |id: &String| !self.state().remains.contains_key(id) && !is_coming(id);
         let stays = self.standalone.frontmen.settings.mode == FrontmanMode::Packets;
-        for id in running.into_iter().filter(|id| !has_left(id)) {
+        for id in running.into_iter().filter(is_here) {
             let Some(inspected) = client.inspect(&id).await? else {
                 continue;
             };
@@ -113,9 +134,18 @@ impl Inner {
             let of_layers = |lower: &str| self.images.of_layers(lower);
             // A few small files each; nobody waits for this but who asks.
             let record = gather::record(&setting.name, name.clone(), inspected, of_layers, stays);
-            listed.extend(record.map(|record| (name, record)));
+            let record = record.map(|mut record| {
+                let came = coming.get(&name).filter(|of| of.init == Some(record.init));
+                if let Some(came) = came {
+                    // It knows no other, and neither do its connections.
+                    record.specification.address = came.specification.address;
+                    record.specification.prefix_len = came.specification.prefix_len;
+                }
+                (name, record)
+            });
+            listed.extend(record);
         }
-        Ok(unnamed)
+        Ok((unnamed, unready))
     }
 
     /// Names are unique on a node: one that is taken gets its engine's before it.

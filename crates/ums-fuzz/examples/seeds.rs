@@ -475,6 +475,7 @@ fn request() -> Result<Request, Box<dyn Error>> {
         technique: Some(Technique::StopAndCopy),
         max_downtime_ms: Some(5000),
         accept_loss: false,
+        engine: None,
         asked_at_ms: 1,
         asked_at_ns: 1,
         boot: "boot".to_owned(),
@@ -532,6 +533,7 @@ fn specification() -> Result<Specification, Box<dyn Error>> {
         }],
         mounts: Vec::new(),
         creation: None,
+        engine: None,
         capabilities: vec!["CAP_NET_BIND_SERVICE".to_owned()],
         hostname: "redis".to_owned(),
     })
@@ -571,6 +573,7 @@ fn node() -> NodeFacts {
         readdresses: true,
         warnings: Vec::new(),
         tracks_memory: false,
+        engines: Vec::new(),
         carries: ums_core::facts::CARRIES,
         images: Default::default(),
         limits: Default::default(),

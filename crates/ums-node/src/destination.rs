@@ -119,6 +119,7 @@ pub async fn settle(node: &Arc<Node>, id: MigrationId) -> Result<(), Problem> {
     if service.is_ok_and(|service| service.is_arriving(id)) {
         arrived(node, &incoming.service).await?;
     }
+    node.host.settled(&incoming.service).await?;
     node.migrations.forget(id);
     Ok(())
 }

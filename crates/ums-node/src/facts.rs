@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::dirty::{self, Backend};
 use ums_checkpoint::keeper;
-use ums_core::facts::{NodeFacts, NodeLimits};
+use ums_core::facts::{EngineFacts, NodeFacts, NodeLimits};
 use ums_core::specification::{ImageId, Transport};
 
 mod cpu;
@@ -77,6 +77,8 @@ pub struct Known {
     pub covered: Vec<&'static str>,
     /// What stands in the way of clients here, for people.
     pub warnings: Vec<String>,
+    /// Container engines.
+    pub engines: Vec<EngineFacts>,
 }
 
 /// Looks at one node.
@@ -142,6 +144,7 @@ impl Machine {
             carries: ums_core::facts::CARRIES,
             images: known.images,
             limits: limits(&self.cgroup),
+            engines: known.engines,
         })
     }
 
@@ -277,6 +280,7 @@ mod test {
             images: BTreeSet::new(),
             covered: Vec::new(),
             warnings: Vec::new(),
+            engines: Vec::new(),
         }
     }
 

@@ -144,7 +144,10 @@ impl Inside {
     /// Prepares a service's namespace for packets that leave it by other devices than `eth0`.
     pub async fn prepare(&self, netns: &Path) -> Result<(), PacketError> {
         let settings = || {
-            let v6 = INSIDE_SETTINGS_V6.into_iter().filter(|_| has_v6());
+            let there = |(name, _): &(&str, &str)| Path::new("/proc/sys").join(name).exists();
+            let v6 = INSIDE_SETTINGS_V6
+                .into_iter()
+                .filter(|it| has_v6() && there(it));
             let mut settings = INSIDE_SETTINGS.into_iter().chain(v6);
             settings.try_for_each(|(name, value)| set(name, value))
         };
@@ -216,6 +219,26 @@ impl Inside {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Moves a device of ours, if it is there, to another namespace, where what is marked for it is led to it.
+    pub async fn move_device(
+        &self,
+        device: &str,
+        from: &Path,
+        to: &Path,
+    ) -> Result<(), PacketError> {
+        let listing = self.tools.run("ip", &["link"], "", Some(from)).await?;
+        if !listing.contains(&format!(" {device}: ")) {
+            return Ok(());
+        }
+        let target = to.display();
+        let leave = format!("link set dev {device} netns {target}\n");
+        self.batch(&["-batch", "-"], &leave, Some(from)).await?;
+        // No packets of the kernel's own.
+        let up = format!("link set dev {device} addrgenmode none up\n");
+        self.batch(&["-batch", "-"], &up, Some(to)).await?;
+        self.lead_into(to, device).await
     }
 
     /// What becomes of the service's packets from now on. The rules are in the service's own

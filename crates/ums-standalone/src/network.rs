@@ -18,6 +18,7 @@
 //! *Idempotence*: every operation may be repeated, and completes one that was interrupted.
 
 mod address;
+mod housed;
 mod kept;
 mod links;
 mod route;

@@ -104,6 +104,7 @@ fn specify(
         ports: request.ports,
         mounts: Vec::new(),
         creation: None,
+        engine: None,
         capabilities: bundle::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
     };
     bundle::check(&specification).map_err(|error| {

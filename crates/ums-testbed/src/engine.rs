@@ -130,6 +130,20 @@ impl<'a> Engine<'a> {
         Ok(self.system.outside(&Path::new("/proc").join(pid)))
     }
 
+    /// Tells it of the runtime that restores, as somebody does whose services are to arrive in it.
+    pub fn install(&self) -> Result<()> {
+        let config = self.system.directory().join("docker/daemon.json");
+        let config = config.display().to_string();
+        let pid = ["--pid-file", "/run/docker.pid"];
+        let told = ["host", "install", "docker", "--file", &config];
+        self.system.ums_ok(&[&told[..], &pid].concat())?;
+        let known = || {
+            let known = self.run(&["info", "--format", "{{json .Runtimes}}"]).ok()?;
+            known.contains("ums-runtime").then_some(())
+        };
+        wait_for("the runtime in Docker", START_PATIENCE, known)
+    }
+
     /// Makes an image of a root filesystem.
     pub fn import(&self, root: &str, name: &str) -> Result<()> {
         let archive = self.directory.join("image.tar").display().to_string();

@@ -634,6 +634,15 @@ fn loss_in_words(loss: &Loss) -> String {
     )
 }
 
+/// Who makes the container there, where an engine does or did.
+fn container(plan: &Plan) -> Option<String> {
+    match (&plan.engine, &plan.engine_why) {
+        (Some(engine), _) => Some(format!("made by `{engine}` there")),
+        (None, Some(why)) => Some(format!("made by UMS itself, {why}")),
+        (None, None) => None,
+    }
+}
+
 /// `ums plan`.
 pub(crate) fn plan(plan: &Plan) -> String {
     let mut text = format!("{}: {} → {}\n", plan.service, plan.source, plan.destination);
@@ -660,6 +669,7 @@ pub(crate) fn plan(plan: &Plan) -> String {
         ),
         ("total", format!("about {}", span_ms(cost.total_ms as f64))),
     ];
+    rows.extend(container(plan).map(|by| ("container", by)));
     if let Some(written) = cost.written_bytes_per_second {
         let rounds = format!(
             "{}, {} left for the freeze",

@@ -157,6 +157,7 @@ pub fn specification(script: &str) -> ums_core::specification::Specification {
         ports: vec![],
         mounts: Vec::new(),
         creation: None,
+        engine: None,
         capabilities: vec![],
         hostname: "counter".to_owned(),
     }

@@ -15,7 +15,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::container::Given;
 use super::placing::{FromKeeper, FromRuntime, RUNTIME_PATIENCE};
-use super::protocol::{Phase, PlaceRequest};
+use super::protocol::{ExternalMount, Phase, PlaceRequest};
 use super::ready::STILL_MAX;
 use super::server::Shared;
 use crate::cgroup::Cgroup;
@@ -175,12 +175,15 @@ impl Link {
         &self.request.root
     }
 
-    /// Where a mount is found in CRIU's mount namespace that is at this path in the keeper's.
-    pub(super) fn source<'a>(&'a self, source: &'a Path, shm: &Path) -> &'a Path {
-        match source == shm {
-            true => &self.request.shm,
-            false => source,
+    /// What CRIU mounts for one of our mounts: the tmpfs for `/dev/shm` where it finds that, what the runtime itself
+    /// mounts there, or else what we have for it.
+    pub(super) fn source<'a>(&'a self, of: &'a ExternalMount, shm: &Path) -> &'a Path {
+        if of.source == shm {
+            return &self.request.shm;
         }
+        let mut mounts = self.request.mounts.iter();
+        let theirs = mounts.find(|(at, _)| *at == of.mountpoint);
+        theirs.map_or(&of.source, |(_, source)| Path::new(source))
     }
 
     /// What the runtime mounts, by names.

@@ -22,7 +22,8 @@ pub(super) fn prepare(shared: &Arc<Shared>) -> Result<(), String> {
     let wanted = |phase: &Phase| *phase == Phase::Created;
     {
         let state = shared.state();
-        if !wanted(&state.phase) || state.ready.is_some() {
+        // One that a container runtime makes is restored by the CRIU that it places.
+        if shared.config.placed || !wanted(&state.phase) || state.ready.is_some() {
             return Ok(());
         }
     }

@@ -396,7 +396,7 @@ impl Restore {
         });
         let mounts = &self.shared.config.mounts;
         let source = |of: &ExternalMount| match link {
-            Some(link) => link.source(&of.source, &self.shared.config.shm).to_owned(),
+            Some(link) => link.source(of, &self.shared.config.shm).to_owned(),
             None => of.source.clone(),
         };
         let ours = mounts

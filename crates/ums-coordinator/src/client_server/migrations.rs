@@ -40,6 +40,7 @@ pub(super) async fn plan(
         technique: request.technique,
         approach: request.approach,
         accept_loss: request.accept_loss,
+        engine: request.engine.clone(),
     };
     let (facts, refusal) = ask_destination(&shared, destination).await;
     let route = Route {
@@ -127,6 +128,7 @@ async fn admit(shared: &Arc<Shared>, wanted: MigrateRequest) -> Reply<Response> 
         destination: wanted.destination,
         approach: wanted.approach,
         accept_loss: wanted.accept_loss,
+        engine: wanted.engine,
         technique: wanted.technique,
         max_downtime_ms: wanted.max_downtime_ms,
         asked_at_ms: unix_ms(),

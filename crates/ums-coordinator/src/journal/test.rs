@@ -16,6 +16,7 @@ fn requested(number: u128) -> (MigrationId, Event) {
         technique: None,
         max_downtime_ms: None,
         accept_loss: false,
+        engine: None,
         asked_at_ms: u64::try_from(number).expect("small"),
         asked_at_ns: 0,
         boot: String::new(),

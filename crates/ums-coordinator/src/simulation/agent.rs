@@ -797,6 +797,7 @@ impl Agent {
             readdresses: true,
             warnings: Vec::new(),
             tracks_memory: false,
+            engines: Vec::new(),
             carries: ums_core::facts::CARRIES,
             images: BTreeSet::new(),
             limits: Default::default(),

@@ -135,6 +135,7 @@ async fn admitted(world: &Arc<World>) -> Option<MigrationId> {
         technique: None,
         max_downtime_ms: None,
         accept_loss: false,
+        engine: None,
         measure: false,
     };
     let body = serde_json::to_string(&request).expect("a request");

@@ -116,6 +116,7 @@ pub(super) fn specification() -> Specification {
         }],
         mounts: Vec::new(),
         creation: None,
+        engine: None,
         capabilities: Vec::new(),
         hostname: "redis".to_owned(),
     }

@@ -15,7 +15,7 @@ use ums_core::budget::{Part, Span};
 use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
-use ums_core::preflight::{self, Estimates, MigrateOptions, Refusal};
+use ums_core::preflight::{self, Estimates, MigrateOptions, Refusal, engine};
 use ums_core::saga::{Event, Output, Request, TakenBackBy};
 use ums_core::step::Step;
 use ums_core::technique::Technique;
@@ -42,6 +42,7 @@ pub(crate) fn options(request: &Request) -> MigrateOptions {
         technique: request.technique,
         approach: request.approach,
         accept_loss: request.accept_loss,
+        engine: request.engine.clone(),
     }
 }
 
@@ -108,7 +109,7 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
 }
 
 /// UMS §III-B, Step 2.
-pub(super) async fn verify_peer(m: &mut Migration, plan: &Determined) -> Result<(), Failure> {
+pub(super) async fn verify_peer(m: &mut Migration, plan: &mut Determined) -> Result<(), Failure> {
     let step = Step::VerifyPeer;
     m.start(step).await?;
     let name = m.saga().request().destination.clone();
@@ -141,8 +142,16 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Determined) -> Result<
     if !refusals.is_empty() {
         return Err(Failure::refused(step, refusals));
     }
-    let losses = plan::carried_less(&plan.source, &facts);
-    let output = losses.map_or(Output::None, |loss| Output::Verified { losses: vec![loss] });
+    let chosen = engine::choose(&options, &plan.service, &facts);
+    let chosen = chosen.map_err(|refusal| Failure::refused(step, vec![refusal]))?;
+    let mut losses = engine::further(&plan.service, chosen.engine.as_deref());
+    losses.extend(plan::carried_less(&plan.source, &facts));
+    // From now on its Specification says who is to make it there.
+    plan.service.specification.engine = chosen.engine;
+    let output = match losses.is_empty() {
+        true => Output::None,
+        false => Output::Verified { losses },
+    };
     m.done(step, output).await
 }
 

@@ -591,6 +591,7 @@ fn facts(world: &mut Inner, me: &str) -> NodeFacts {
         readdresses: true,
         warnings: Vec::new(),
         tracks_memory: false,
+        engines: Vec::new(),
         carries: ums_core::facts::CARRIES,
         images: BTreeSet::new(),
         limits: Default::default(),

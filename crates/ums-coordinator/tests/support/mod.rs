@@ -117,6 +117,7 @@ pub fn specification(name: &str) -> Specification {
         }],
         mounts: Vec::new(),
         creation: None,
+        engine: None,
         capabilities: Vec::new(),
         hostname: name.to_owned(),
     }
@@ -290,6 +291,7 @@ impl System {
             technique: None,
             max_downtime_ms: None,
             accept_loss: false,
+            engine: None,
             measure: false,
         };
         self.client()

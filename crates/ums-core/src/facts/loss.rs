@@ -76,6 +76,8 @@ pub enum LossKind {
     HostDirectory,
     /// What its engine was told of the container and nobody does at the destination.
     EngineSetting,
+    /// The ports that its engine has published lead nowhere any more.
+    EnginePorts,
     /// What its engine keeps of the container and is not there any more.
     EngineRecord,
     /// The destination's release carries less than the source's.
@@ -104,6 +106,7 @@ impl LossKind {
             | Self::Timer
             | Self::HostDirectory
             | Self::EngineSetting
+            | Self::EnginePorts
             | Self::Other => true,
             Self::SocketOption
             | Self::UnreadDatagrams
@@ -160,6 +163,7 @@ impl LossKind {
             Self::Timer => "a timer is not set as it was",
             Self::HostDirectory => "a directory of the host is copied along and no longer shared",
             Self::EngineSetting => "a setting of its engine is not kept",
+            Self::EnginePorts => "the ports that its engine has published end",
             Self::EngineRecord => "a record of its engine stays behind",
             Self::EarlierRelease => "the destination's release carries less of a service",
             Self::Other => "something is not as it was",

@@ -83,8 +83,8 @@ pub(super) fn obstacles(service: &ServiceFacts) -> Vec<Refusal> {
 }
 
 /// What the move would change for the worse, where nobody has accepted that: one for each kind.
-pub(super) fn losses(service: &ServiceFacts, options: &MigrateOptions) -> Vec<Refusal> {
-    let mut grave: Vec<&Loss> = service.losses.iter().collect();
+pub(super) fn losses(losses: &[Loss], options: &MigrateOptions) -> Vec<Refusal> {
+    let mut grave: Vec<&Loss> = losses.iter().collect();
     grave.retain(|loss| loss.kind.needs_consent() && !options.accept_loss);
     grave.sort();
     let kinds = grave.chunk_by(|one, other| one.kind == other.kind);

@@ -33,6 +33,9 @@ pub struct Request {
     /// Whether what the move changes is accepted.
     #[serde(default)]
     pub accept_loss: bool,
+    /// Who is to make the container at the destination, where somebody has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
     /// When it was asked for, milliseconds since the Unix epoch.
     pub asked_at_ms: u64,
     /// The same moment, nanoseconds of CLOCK_MONOTONIC.

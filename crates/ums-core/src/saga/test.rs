@@ -17,6 +17,7 @@ fn request() -> Request {
         technique: None,
         max_downtime_ms: None,
         accept_loss: false,
+        engine: None,
         asked_at_ms: 1,
         asked_at_ns: 1,
         boot: "boot".to_owned(),

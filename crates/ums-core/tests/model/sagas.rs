@@ -47,6 +47,7 @@ impl Sagas {
             technique: None,
             max_downtime_ms: None,
             accept_loss: false,
+            engine: None,
             asked_at_ms: 0,
             asked_at_ns: 0,
             boot: String::new(),

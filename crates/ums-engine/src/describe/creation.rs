@@ -3,6 +3,8 @@
 use bollard::models::ContainerInspectResponse;
 use ums_core::specification::{Creation, Health, Restart};
 
+use crate::making::LABELS;
+
 pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
     let config = inspected.config.clone().unwrap_or_default();
     let host = inspected.host_config.clone().unwrap_or_default();
@@ -14,7 +16,12 @@ pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
     Creation {
         image: config.image.unwrap_or_default(),
         image_id: id.trim_start_matches("sha256:").to_owned(),
-        labels: config.labels.unwrap_or_default().into_iter().collect(),
+        labels: config
+            .labels
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with(LABELS))
+            .collect(),
         restart: restart_of(inspected),
         groups: host.group_add.unwrap_or_default(),
         user: config.user.unwrap_or_default(),

@@ -92,10 +92,6 @@ pub(super) fn container(kind: ObstacleKind, detail: &str) -> Obstacle {
 /// What the standalone host does not do of what the engine was told.
 pub(super) fn losses(points: &[MountPoint], creation: &Creation, published: bool) -> Vec<Loss> {
     let mut settings = Vec::new();
-    if published {
-        let ends = "nothing answers at its published ports here any more, and open connections end";
-        settings.push(ends.to_owned());
-    }
     if creation.restart.is_on() {
         settings.push(format!(
             "it is not started again (`--restart {}`)",
@@ -126,7 +122,9 @@ pub(super) fn losses(points: &[MountPoint], creation: &Creation, published: bool
     let settings = settings
         .into_iter()
         .map(|detail| (LossKind::EngineSetting, detail));
-    let told = settings.chain(bound);
+    let ends = "nothing answers at its published ports here any more, and open connections end";
+    let ports = published.then(|| (LossKind::EnginePorts, ends.to_owned()));
+    let told = settings.chain(bound).chain(ports);
     let logs = (
         LossKind::EngineRecord,
         "what it has logged until now".to_owned(),

@@ -14,7 +14,7 @@ use ums_checkpoint::store::away::{AWAY_NAME, STAYS_AWAY};
 use ums_checkpoint::store::{PageStore, READ_RUNNING, Stored, index};
 use ums_checkpoint::tree::{Parents, TREE_NAME};
 use ums_core::converge::ROUNDS_MAX;
-use ums_core::id::{MigrationId, SystemName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_sync::files::Applier;
 use ums_sync::frame::RootName;
 use ums_sync::receive::{self, Block, FileOperation, Limits, Sink, SinkError};
@@ -169,6 +169,7 @@ struct Arrival {
     info: Option<CheckpointInfo>,
     applier: Applier,
     image: Option<Box<dyn Receiving>>,
+    service: ServiceName,
     /// Last, so that it is let go when all else is gone.
     _receiving: OwnedMutexGuard<()>,
 }
@@ -213,6 +214,7 @@ impl Arrival {
                 problem::failed(ProblemKind::Files, "files can't be received")(&error)
             })?,
             image,
+            service: incoming.service.clone(),
             _receiving: receiving,
         })
     }
@@ -267,11 +269,15 @@ impl Sink for Arrival {
     }
 
     /// The image never changes: it is hashed, written to the disk and put into the store while the
-    /// service still runs at the source.
+    /// service still runs at the source. So is made what takes the image.
     fn settle(&mut self) -> Result<(), SinkError> {
         if let Some(staging) = self.image.take() {
             self.applier.close(&RootName::Image)?;
             staging.commit()?;
+        }
+        let made = self.node.host.image_is_here(&self.service);
+        if let Some(upper) = tokio::runtime::Handle::current().block_on(made)? {
+            self.applier.moved(&RootName::Upper, &upper)?;
         }
         Ok(())
     }

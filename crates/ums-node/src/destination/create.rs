@@ -54,7 +54,7 @@ async fn create_once(
     request: CreateRequest,
 ) -> Result<Created, Problem> {
     let specification = request.specification;
-    let image_needed = !node.host.images().is_present(&specification.image);
+    let image_needed = !node.host.has_image(&specification).await?;
     let endpoints = look::endpoints(node, &specification);
     let from = Arriving {
         migration: id,

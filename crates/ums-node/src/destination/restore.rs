@@ -54,6 +54,7 @@ pub async fn restore(node: &Arc<Node>, id: MigrationId) -> Result<Restored, Prob
             .collect();
         let status = keeper.call(&Request::Restore(request), &fds);
         let status = status.map_err(|error| problem::keeper(&error))?;
+        this.host.is_made(&of)?;
         Ok(Restored {
             restore_us: status.restore_us.unwrap_or(0),
             digest,

@@ -23,6 +23,7 @@ pub(super) fn specification() -> Specification {
         ports: vec![],
         mounts: Vec::new(),
         creation: None,
+        engine: None,
         capabilities: DEFAULT_CAPABILITIES.map(String::from).to_vec(),
         hostname: "web".into(),
     }

@@ -298,7 +298,7 @@ fn are_a_pair(outside: &Value, inside: &Value) -> bool {
     inside["link_index"] == outside["ifindex"] && outside["link_index"] == inside["ifindex"]
 }
 
-fn json(text: &str) -> Result<Value, NetworkError> {
+pub(super) fn json(text: &str) -> Result<Value, NetworkError> {
     let read = serde_json::from_str(text);
     Ok(read.map_err(|source| PacketError::Unreadable { tool: "ip", source })?)
 }

@@ -15,11 +15,24 @@ impl Route for Driver {
     }
 
     fn join<'a>(&'a self, service: &'a Service, netns: &'a Path) -> Pending<'a, (), RouteError> {
-        Box::pin(async move { Ok(Self::join(self, service.name(), netns, service.into()).await?) })
+        Box::pin(async move {
+            // An engine's container has its place on the engine's network.
+            match service.engine {
+                Some(_) => Ok(()),
+                None => Ok(Self::join(self, service.name(), netns, service.into()).await?),
+            }
+        })
     }
 
     fn publish<'a>(&'a self, service: &'a Service) -> Pending<'a, (), RouteError> {
         Box::pin(async move {
+            if service.engine.is_some() {
+                // Its engine publishes its ports. Ours would come before those, where they were led by a Frontman.
+                return match self.table().await?.has(service.name()) {
+                    true => Ok(self.unpublish(service.name()).await?),
+                    false => Ok(()),
+                };
+            }
             let ports = &service.specification.ports;
             Ok(Self::publish(self, service.name(), service.address, ports).await?)
         })

@@ -146,6 +146,12 @@ impl Table {
         self.endpoints.is_empty() && self.moved.is_empty()
     }
 
+    /// Whether a service has anything in it.
+    pub fn has(&self, service: &ServiceName) -> bool {
+        let moved = self.moved.values().any(|owner| owner == service);
+        moved || self.ports_of(service).next().is_some()
+    }
+
     /// What the kernel holds after the change.
     pub(super) fn after(&self, change: &Change) -> Self {
         let mut table = self.clone();

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps,
@@ -95,25 +95,26 @@ struct Attributes {
     xattrs: Vec<OwnedXattr>,
 }
 
+/// Opens the directory of a tree.
+fn open_root(name: &RootName, location: &Path) -> Result<OwnedFd, ApplyError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, location, flags, Mode::empty());
+    opened.map_err(|error| ApplyError::Write {
+        operation: "opening",
+        root: name.clone(),
+        path: String::new(),
+        remedy: format!(", it should be at {}", location.display()),
+        source: error.into(),
+    })
+}
+
 impl Applier {
     /// An applier for these trees. Their directories must exist, and nobody else may use them
     /// until [`finish`](Applier::finish).
     pub fn new(roots: impl IntoIterator<Item = (RootName, PathBuf)>) -> Result<Self, ApplyError> {
         let mut opened = BTreeMap::new();
         for (name, location) in roots {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(CWD, &location, flags, Mode::empty()).map_err(|error| {
-                let remedy = format!(", it should be at {}", location.display());
-                let (root, source) = (name.clone(), error.into());
-                let (operation, path) = ("opening", String::new());
-                ApplyError::Write {
-                    operation,
-                    root,
-                    path,
-                    remedy,
-                    source,
-                }
-            })?;
+            let fd = open_root(&name, &location)?;
             let (directory_times, last_parent) = (BTreeMap::new(), None);
             opened.insert(
                 name,
@@ -158,6 +159,19 @@ impl Applier {
             Some(mut root) => root.set_times(name),
             None => Ok(()),
         }
+    }
+
+    /// A tree has been moved to another directory, with all that has arrived of it.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn moved(&mut self, name: &RootName, location: &Path) -> Result<(), ApplyError> {
+        let fd = open_root(name, location)?;
+        let root = self.root(name)?;
+        root.fd = fd;
+        root.location = location.to_owned();
+        root.last_parent = None;
+        Ok(())
     }
 
     fn root(&mut self, name: &RootName) -> Result<&mut Root, ApplyError> {

@@ -46,6 +46,10 @@ pub(crate) struct Wanted {
     /// Go ahead although the move changes how the service behaves, as `ums plan` tells
     #[arg(long)]
     accept_loss: bool,
+    /// Who makes the container there: `docker`, `podman` or another engine of the peer, or `standalone` for UMS itself
+    /// [default: the same as here where the peer has it, else standalone]
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
 }
 
 impl Wanted {
@@ -57,6 +61,7 @@ impl Wanted {
             approach: self.approach.map(Approach::from),
             technique: self.technique.map(Technique::from),
             accept_loss: self.accept_loss,
+            engine: self.engine.clone(),
             measure: false,
             max_downtime_ms: self.max_downtime.map(|Span(time)| milliseconds(time)),
         }
