@@ -3,7 +3,7 @@
 use Evidence::{Specimen, Test};
 use Outcome::{Carried, Changed, Declared, GivenUp, Refused};
 
-use super::local;
+use super::{engines, local};
 
 /// What becomes of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,7 @@ pub(crate) const GROUPS: &[(&str, &[Row])] = &[
     ("Pipes, locks and what descriptors share", local::PIPES),
     ("Kernel objects and devices", OBJECTS),
     ("Confinement", CONFINEMENT),
+    ("Containers of Docker and Podman", engines::CONTAINERS),
     ("Whole services", SERVICES),
 ];
 
