@@ -1,6 +1,7 @@
 //! `docs/what-moves.md` says what the table here says, and each of its rows names a test or a specimen
 //! that there is.
 
+mod engines;
 mod local;
 mod rare;
 mod table;

@@ -3,7 +3,7 @@
 use Evidence::{Specimen, Test};
 use Outcome::{Carried, Changed, Declared, GivenUp, Refused};
 
-use super::{local, rare};
+use super::{engines, local, rare};
 
 /// What becomes of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,7 @@ pub(crate) const GROUPS: &[(&str, &[Row])] = &[
     ("Confinement", CONFINEMENT),
     ("What few processes choose", rare::RARE),
     ("Descriptors between and beside processes", rare::HANDLES),
+    ("Containers of Docker and Podman", engines::CONTAINERS),
     ("Whole services", SERVICES),
 ];
 
