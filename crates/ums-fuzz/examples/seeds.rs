@@ -570,6 +570,7 @@ fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        outer: false,
         tracks_memory: false,
         carries: ums_core::facts::CARRIES,
         images: Default::default(),

@@ -77,6 +77,8 @@ pub struct Known {
     pub covered: Vec<&'static str>,
     /// What stands in the way of clients here, for people.
     pub warnings: Vec<String>,
+    /// Whether this is the inside of an outer container.
+    pub outer: bool,
 }
 
 /// Looks at one node.
@@ -139,6 +141,7 @@ impl Machine {
             udp_ports: numbers(Transport::Udp),
             readdresses: true,
             warnings: known.warnings,
+            outer: known.outer,
             carries: ums_core::facts::CARRIES,
             images: known.images,
             limits: limits(&self.cgroup),
@@ -277,6 +280,7 @@ mod test {
             images: BTreeSet::new(),
             covered: Vec::new(),
             warnings: Vec::new(),
+            outer: false,
         }
     }
 

@@ -89,6 +89,7 @@ impl Host for StandaloneHost {
             images: images.map_err(|error| unreadable(&error))?,
             covered: bundle::covered_proc_paths().collect(),
             warnings: self.0.warnings(),
+            outer: false,
         })
     }
 }

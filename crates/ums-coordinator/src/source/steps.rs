@@ -112,6 +112,7 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Determined) -> Result<
     let step = Step::VerifyPeer;
     m.start(step).await?;
     let name = m.saga().request().destination.clone();
+    let service = m.saga().request().service.clone();
     let refused = |refusal| Failure::refused(step, vec![refusal]);
     let Some(client) = m.peer() else {
         return Err(refused(Refusal::peer_unknown(name.as_str(), &[])));
@@ -119,7 +120,7 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &Determined) -> Result<
     let hello = tokio::select! {
         biased;
         reason = m.live.aborted() => return Err(Failure::of(step, reason)),
-        hello = client.hello() => hello.map_err(|error| refused(peer::refusal(&name, &error)))?,
+        hello = client.hello(Some(&service)) => hello.map_err(|error| refused(peer::refusal(&name, &error)))?,
     };
     peer::check_version(&name, &hello).map_err(refused)?;
     if !hello.you_may_send {

@@ -68,6 +68,7 @@ impl Host for Empty {
             images: BTreeSet::new(),
             covered: Vec::new(),
             warnings: Vec::new(),
+            outer: false,
         })
     }
 }
