@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ums_engine::host::Hosts;
 use ums_node::facts::Machine;
-use ums_node::host::Route;
+use ums_node::host::{Host, Route};
 use ums_node::launch::{self, Launcher};
 use ums_node::migration::Migrations;
 use ums_node::node::{self, Node};
@@ -27,18 +27,50 @@ pub struct Agent {
     pub node: Arc<Node>,
     /// Where its containers are.
     pub host: Arc<Standalone>,
-    /// Those and the containers of engines.
-    pub engines: Hosts,
+    /// Those and the containers of engines; an outer container has none.
+    pub engines: Option<Hosts>,
     /// Directory for sockets, gone after a reboot.
     pub run_dir: PathBuf,
 }
 
+/// What differs between agents.
+pub(crate) trait Making {
+    /// What a root filesystem may be.
+    fn bounds(&self) -> Bounds {
+        Bounds::default()
+    }
+
+    /// Arguments of this program that make it the pump of a service's log, whose path follows.
+    fn log_pump(&self) -> Vec<String> {
+        vec!["log".to_owned()]
+    }
+
+    /// The host, as a migration sees it, and the engines of the node, where it has any.
+    fn hosts(
+        &self,
+        config: &AgentConfig,
+        standalone: &Arc<Standalone>,
+    ) -> (Arc<dyn Host>, Option<Hosts>) {
+        let hosts = Hosts::load(engine_settings(config), Arc::clone(standalone));
+        (Arc::new(hosts.clone()), Some(hosts))
+    }
+}
+
+/// An agent of a node.
+pub(crate) struct OfNode;
+
+impl Making for OfNode {}
+
 impl Agent {
     /// Puts an agent together, and takes up what an earlier one left. `data_port` is where the data
     /// path listens.
-    pub fn load(config: &AgentConfig, data_port: u16) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        config: &AgentConfig,
+        data_port: u16,
+        making: &dyn Making,
+    ) -> anyhow::Result<Self> {
         let identity = Identity::load(&config.ca, &config.cert, &config.key)?;
-        let images = ImageStore::open(&config.state_dir, Bounds::default())?;
+        let images = ImageStore::open(&config.state_dir, making.bounds())?;
         let network = Driver::new(Some(config.bundle_bin()), config.service_network)
             .keeping(config.run_dir.join("endpoints.nft"));
         let network = Arc::new(network);
@@ -57,13 +89,13 @@ impl Agent {
             route: Arc::clone(&route),
         });
         let standing = Arc::clone(&frontmen);
-        let host = Standalone::load(host_settings(config), images, network, standing)?;
+        let host = Standalone::load(host_settings(config, making), images, network, standing)?;
         let host = Arc::new(host);
-        let engines = Hosts::load(engine_settings(config), Arc::clone(&host));
+        let (of_migrations, engines) = making.hosts(config, &host);
         let node = Node {
             settings: node_settings(config, data_port, eager_restore),
             identity,
-            host: Arc::new(engines.clone()),
+            host: of_migrations,
             route,
             packets,
             frontmen,
@@ -97,8 +129,9 @@ fn node_settings(
     }
 }
 
-fn host_settings(config: &AgentConfig) -> settings::Settings {
+fn host_settings(config: &AgentConfig, making: &dyn Making) -> settings::Settings {
     settings::Settings {
+        log_pump: making.log_pump(),
         run_dir: config.run_dir.clone(),
         state_dir: config.state_dir.clone(),
         system: config.system.clone(),

@@ -1,7 +1,8 @@
 //! The Migration Interface (UMS §III-A): what a Coordinator asks of its own system, done on the node.
 //!
 //! What it does is in [`ums_node`], and the containers are [`ums_standalone`]'s. Here is what makes a
-//! program of them: [`server`] is the API, [`config`] the flags, [`agent`] puts the parts together.
+//! program of them: [`server`] is the API, [`config`] the flags, [`agent`] puts the parts together;
+//! [`outer`] is the same in a container of any engine's.
 //!
 //! Architecture invariants: knows no saga and no peer's Coordinator; holds nothing that a service
 //! needs to go on, so that it may be killed at any time.
@@ -9,6 +10,7 @@
 pub mod agent;
 mod alone;
 pub mod config;
+pub mod outer;
 pub mod server;
 
 use std::os::unix::fs::PermissionsExt;
@@ -18,15 +20,27 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use ums_engine::host::Hosts;
 use ums_engine::remains;
 use ums_node::destination;
 use ums_standalone::{reconcile, services};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Making, OfNode};
 use crate::config::AgentConfig;
+use crate::outer::Outer;
 
 /// Serves the agent until it is told to end. Services go on without it.
 pub fn serve(config: AgentConfig) -> anyhow::Result<()> {
+    run(serve_async(config, None))
+}
+
+/// The same in an outer container, whose service it tends.
+fn serve_outer(config: AgentConfig, settings: outer::Settings) -> anyhow::Result<()> {
+    let outer = Outer::of(&config, settings);
+    run(serve_async(config, Some(outer)))
+}
+
+fn run(serving: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -38,10 +52,10 @@ pub fn serve(config: AgentConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve_async(config))
+    runtime.block_on(serving)
 }
 
-async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
+async fn serve_async(config: AgentConfig, outer: Option<Outer>) -> anyhow::Result<()> {
     private_dir(&config.run_dir)?;
     private_dir(&config.state_dir)?;
     // Before anything is looked at or cleared away: it may be another agent's, which still loads.
@@ -55,7 +69,11 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     })?;
     let data_port = data.local_addr()?.port();
     let socket = config.socket();
-    let agent = Agent::load(&config, data_port)?;
+    let making: &dyn Making = match &outer {
+        Some(outer) => outer,
+        None => &OfNode,
+    };
+    let agent = Agent::load(&config, data_port, making)?;
     services::end_cut_off(&agent.host).await;
     services::thaw_cut_off(&agent.host).await;
     let listener = listen(&socket)?;
@@ -67,13 +85,30 @@ async fn serve_async(config: AgentConfig) -> anyhow::Result<()> {
     tokio::select! {
         served = api.into_future() => served?,
         served = destination::listen(Arc::clone(&agent.node), data) => served?,
+        tended = tend(outer.as_ref(), &agent) => tended?,
         () = reconcile::run(Arc::clone(&agent.host)) => {}
         () = reconcile::keep_rules(Arc::clone(&agent.host)) => {}
-        () = remains::run(agent.engines.clone()) => {}
+        () = keep_remains(agent.engines.clone()) => {}
         _ = end.recv() => {}
     }
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// Looks after what engines keep for clients; goes on for ever where there is none.
+async fn keep_remains(engines: Option<Hosts>) {
+    match engines {
+        Some(engines) => remains::run(engines).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tends the service of an outer container; goes on for ever where there is none.
+async fn tend(outer: Option<&Outer>, agent: &Agent) -> anyhow::Result<()> {
+    match outer {
+        Some(outer) => outer.tend(agent).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A directory for root alone: sockets and secrets of services are in it.

@@ -3,7 +3,7 @@
 //!
 //! | method and path | request | response | served by |
 //! | --- | --- | --- | --- |
-//! | `GET /peer/v1/hello` | | [`Hello`] | both |
+//! | `GET /peer/v1/hello?service=NAME` | | [`Hello`] | both |
 //! | `POST /peer/v1/migrations/{id}/reserve` | [`ReserveRequest`] | [`ReserveAnswer`] | destination |
 //! | `POST /peer/v1/migrations/{id}/renew` | `{}` | [`View`] the lease begins anew | destination |
 //! | `POST /peer/v1/migrations/{id}/create` | `{}` | [`CreateAnswer`] | destination |
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use ums_core::budget::Span;
 use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
-use ums_core::id::SystemName;
+use ums_core::id::{ServiceName, SystemName};
 use ums_core::preflight::Refusal;
 use ums_core::report::Bytes;
 
@@ -198,6 +198,14 @@ pub struct CloseRequest {
     pub bytes: Bytes,
 }
 
+/// The query of a hello. A peer of an earlier release passes over it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HelloQuery {
+    /// The service that may come: where it would be put, facts may be other ones than the node's.
+    #[serde(default)]
+    pub service: Option<ServiceName>,
+}
+
 /// A request without content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -205,10 +213,19 @@ pub struct Empty {}
 
 /// Paths, so that both sides agree.
 pub mod paths {
-    use ums_core::id::MigrationId;
+    use ums_core::id::{MigrationId, ServiceName};
 
     /// `GET`: who answers.
     pub const HELLO: &str = "/peer/v1/hello";
+
+    /// The same, of where a service of this name would arrive ([`HelloQuery`](super::HelloQuery)).
+    pub fn hello(service: Option<&ServiceName>) -> String {
+        service.map_or_else(
+            || HELLO.to_owned(),
+            |service| format!("{HELLO}?service={service}"),
+        )
+    }
+
     /// One operation of a migration, as a route pattern.
     pub const OPERATION_ROUTE: &str = "/peer/v1/migrations/{id}/{operation}";
     /// One migration, as a route pattern.

@@ -23,7 +23,7 @@ const START_PAUSE: Duration = Duration::from_secs(3);
 pub(crate) async fn keep(shared: Arc<Shared>, command: AgentCommand) {
     loop {
         if matches!(
-            shared.agent.migrations().await,
+            shared.agents.node().migrations().await,
             Err(ClientError::Connect { .. })
         ) {
             match start(&command) {

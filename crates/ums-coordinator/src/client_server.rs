@@ -66,26 +66,26 @@ async fn hello(State(shared): Own) -> Response {
 }
 
 async fn facts(State(shared): Own) -> Reply<Response> {
-    Ok(ok(&shared.agent.facts().await?))
+    Ok(ok(&shared.agents.node().facts().await?))
 }
 
 async fn attendants(State(shared): Own) -> Reply<Response> {
-    Ok(ok(&shared.agent.attendants().await?))
+    Ok(ok(&shared.agents.attendants().await?))
 }
 
 async fn services(State(shared): Own) -> Reply<Response> {
-    Ok(ok(&shared.agent.services().await?))
+    Ok(ok(&shared.agents.services().await?))
 }
 
 async fn service(State(shared): Own, Path(name): Path<String>) -> Reply<Response> {
     let name = parse_name(&name)?;
-    let services = shared.agent.services().await?;
+    let services = shared.agents.services().await?;
     let view = services
         .into_iter()
         .find(|view| view.specification.name == name);
     let view = view.ok_or_else(|| service_unknown(&name))?;
     let facts = match view.status {
-        ServiceStatus::Running => shared.agent.service(&name).await.ok(),
+        ServiceStatus::Running => shared.agents.of(&name).service(&name).await.ok(),
         ServiceStatus::Frozen
         | ServiceStatus::Arriving
         | ServiceStatus::Exited
@@ -103,7 +103,8 @@ async fn run(State(shared): Own, Given(request): Given<RunRequest>) -> Reply<Res
             .registry
             .control(&request.name)
             .map_err(Problem::from)?;
-        let view = shared.agent.run_service(&request).await?;
+        refuse_outer(&shared, &request.name)?;
+        let view = shared.agents.node().run_service(&request).await?;
         Ok(json(StatusCode::CREATED, &view))
     };
     tasks.detached(work).await.ok_or_else(ending)?
@@ -116,10 +117,22 @@ async fn delete(State(shared): Own, Path(name): Path<String>) -> Reply<Response>
     let work = async move {
         refuse_arriving(&shared, &name).await?;
         let _claim = shared.registry.control(&name).map_err(Problem::from)?;
-        shared.agent.delete_service(&name).await?;
+        shared.agents.of(&name).delete_service(&name).await?;
         Ok(ok(&Empty {}))
     };
     tasks.detached(work).await.ok_or_else(ending)?
+}
+
+/// A name that an outer container has is that container's: its engine starts the service.
+fn refuse_outer(shared: &Shared, name: &ServiceName) -> Reply<()> {
+    if !shared.agents.is_outer(name) {
+        return Ok(());
+    }
+    let detail = format!(
+        "`{name}` is the name of an outer container: start that with its engine, or, if it is gone for good, remove \
+         its directory `outer/{name}` in the run directory"
+    );
+    Err(Problem::refused(409, ProblemKind::NameTaken, "the name is taken", detail).into())
 }
 
 /// A service that arrives is its migration's until it runs.
@@ -157,7 +170,7 @@ fn service_unknown(name: &ServiceName) -> Refused {
 }
 
 /// A query, with a problem that says what is wrong with it.
-fn parse_query<T: DeserializeOwned>(uri: &axum::http::Uri) -> Reply<T> {
+pub(crate) fn parse_query<T: DeserializeOwned>(uri: &axum::http::Uri) -> Reply<T> {
     axum::extract::Query::<T>::try_from_uri(uri)
         .map(|query| query.0)
         .map_err(|rejection| {

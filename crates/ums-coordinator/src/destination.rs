@@ -12,13 +12,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 use ums_api::agent::{CreateRequest, Phase, Running, ServiceStatus, ServiceView};
 use ums_api::client::Permission;
+use ums_api::http::AgentClient;
 use ums_api::peer::{
     CloseRequest, CommitAnswer, CreateAnswer, LossesAnswer, PagesAnswer, ReserveAnswer,
     ReserveRequest, RestoreAnswer, SpansAnswer, View,
 };
 use ums_api::problem::{Fault, Problem, ProblemKind};
 use ums_core::budget::{self, Laps, Part, Span};
-use ums_core::facts::NodeFacts;
+use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::preflight::{self, Estimates, MigrateOptions};
 use ums_core::receiver::{self, Message, Rejected, State};
@@ -111,6 +112,12 @@ impl Arrivals {
     }
 }
 
+/// The agent where a service arrives, or has arrived.
+fn agent(shared: &Shared, service: Option<&ServiceFacts>) -> AgentClient {
+    let name = service.map(|service| &service.specification.name);
+    shared.agents.of_any(name)
+}
+
 /// Step 3: judges and reserves.
 pub(crate) async fn reserve(
     shared: &Shared,
@@ -151,10 +158,15 @@ pub(crate) async fn reserve(
             ..problem
         }));
     }
-    let mut facts = shared.agent.facts().await?;
-    others
-        .by_ref()
-        .for_each(|(_, incoming)| promise(&mut facts, incoming));
+    let mut facts = agent(shared, Some(&request.service)).facts().await?;
+    let name = &request.service.specification.name;
+    let is_outer = shared.agents.is_outer(name);
+    others.by_ref().for_each(|(_, incoming)| {
+        let other = incoming.service.as_ref().map(|it| &it.specification.name);
+        // An outer container's network has nobody else in it.
+        let shares = |other| other == name || !(is_outer || shared.agents.is_outer(other));
+        promise(&mut facts, incoming, other.is_none_or(shares));
+    });
     // What the move changes was put before whoever asked for it, at the source.
     let options = MigrateOptions {
         accept_loss: true,
@@ -192,8 +204,9 @@ pub(crate) async fn reserve(
     Ok(accepted)
 }
 
-/// What has been promised to others counts as taken, whether or not the agent knows of it yet.
-fn promise(facts: &mut NodeFacts, incoming: &Incoming) {
+/// What has been promised to others counts as taken, whether or not the agent knows of it yet: of the place in
+/// the network only where that is the same.
+fn promise(facts: &mut NodeFacts, incoming: &Incoming, shares_network: bool) {
     let Some(service) = &incoming.service else {
         return;
     };
@@ -203,9 +216,11 @@ fn promise(facts: &mut NodeFacts, incoming: &Incoming) {
         ports,
         ..
     } = &service.specification;
-    facts.services.insert(name.to_string());
-    facts.addresses.insert(*address);
-    for port in ports {
+    if shares_network {
+        facts.services.insert(name.to_string());
+        facts.addresses.insert(*address);
+    }
+    for port in ports.iter().filter(|_| shares_network) {
         match port.transport {
             Transport::Tcp => facts.ports.insert(port.system_port),
             Transport::Udp => facts.udp_ports.insert(port.system_port),
@@ -259,7 +274,7 @@ pub(crate) async fn create(
         source,
         memory_bytes_max: memory_bytes_max(service.memory_bytes),
     };
-    let created = shared.agent.create(id, &request).await?;
+    let created = agent(shared, Some(service)).create(id, &request).await?;
     let answer = CreateAnswer {
         data_port: created.data_port,
         permit: created.permit,
@@ -297,7 +312,9 @@ pub(crate) async fn restore(
         let announced = incoming.service.as_ref().map_or(0, |it| it.memory_bytes);
         let limits = &shared.config.limits;
         let limit = limits.restore_timeout(memory_bytes_max(announced));
-        let restored = shared.agent.restore(id, limit).await?;
+        let restored = agent(shared, incoming.service.as_ref())
+            .restore(id, limit)
+            .await?;
         if restored.digest != digest {
             return Err(Rejected::Digest.into());
         }
@@ -359,7 +376,7 @@ async fn take_on(
     committed: State,
     forced: bool,
 ) -> Reply<()> {
-    match instance(shared, id).await? {
+    match instance(shared, id, incoming).await? {
         Instance::Held => {
             incoming.state = committed;
             incoming.forced = forced;
@@ -380,8 +397,8 @@ enum Instance {
     Gone(String),
 }
 
-async fn instance(shared: &Shared, id: MigrationId) -> Reply<Instance> {
-    let state = match shared.agent.migration(id).await {
+async fn instance(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Reply<Instance> {
+    let state = match agent(shared, incoming.service.as_ref()).migration(id).await {
         Ok(state) => state,
         Err(error) if is_unknown(&error) => {
             let why = "this system's agent knows nothing of it any more";
@@ -411,7 +428,7 @@ async fn run(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply
     let asked_ns = monotonic_ns();
     // Later than the answer it can't have been, whatever the agent reckons; a repeated `run` that
     // finds it running says what the first one took.
-    let (ran_ns, losses) = match shared.agent.run(id).await {
+    let (ran_ns, losses) = match agent(shared, incoming.service.as_ref()).run(id).await {
         Ok(Running { resume_us, losses }) => {
             let ran_ns = asked_ns.saturating_add(resume_us.saturating_mul(1000));
             (ran_ns.min(monotonic_ns()), losses)
@@ -440,7 +457,7 @@ async fn run(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Reply
 /// The service, if it is our agent's own already: an agent lets go of a migration only after the
 /// service has been let run, and a restarted one does not remember that it did.
 async fn arrived(shared: &Shared, incoming: &Incoming) -> Reply<Option<ServiceView>> {
-    let services = shared.agent.services().await?;
+    let services = agent(shared, incoming.service.as_ref()).services().await?;
     Ok(services
         .into_iter()
         .find(|view| incoming.is_of(&view.specification.name) && view.migration.is_none()))
@@ -454,7 +471,7 @@ async fn doubt(
     incoming: &mut Incoming,
     error: ums_api::http::ClientError,
 ) -> Refused {
-    let why = match instance(shared, id).await {
+    let why = match instance(shared, id, incoming).await {
         Ok(Instance::Gone(why)) => why,
         Ok(Instance::Held) => return error.into(),
         Err(refused) => return refused,
@@ -608,7 +625,7 @@ async fn discard(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> R
     if incoming.cleaned {
         return Ok(());
     }
-    match shared.agent.discard(id).await {
+    match agent(shared, incoming.service.as_ref()).discard(id).await {
         Ok(()) => {}
         Err(error) if is_unknown(&error) => {}
         Err(error) => return Err(error.into()),
@@ -635,7 +652,7 @@ pub(crate) async fn pages(
     id: MigrationId,
 ) -> Reply<PagesAnswer> {
     let incoming = known(shared, &source, id).await?;
-    let services = shared.agent.services().await?;
+    let services = agent(shared, incoming.service.as_ref()).services().await?;
     let mut services = services.into_iter();
     let view = services.find(|view| incoming.is_of(&view.specification.name));
     let gone = |why: &str| PagesAnswer {
@@ -726,9 +743,9 @@ async fn settle(shared: &Shared, id: MigrationId, incoming: &mut Incoming) -> Re
     if incoming.cleaned {
         return Ok(());
     }
-    match shared.agent.migration(id).await {
+    match agent(shared, incoming.service.as_ref()).migration(id).await {
         Ok(state) if state.phase == Phase::Settled || state.pages_pending == 0 => {
-            shared.agent.settle(id).await?;
+            agent(shared, incoming.service.as_ref()).settle(id).await?;
         }
         Ok(_) => return Ok(()),
         Err(error) if is_unknown(&error) => {}

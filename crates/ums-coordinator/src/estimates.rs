@@ -32,7 +32,7 @@ pub(crate) async fn of(
     });
     let (mut writing, mut unmeasured) = (None, None);
     if measure {
-        match shared.agent.writing(service).await {
+        match shared.agents.of(service).writing(service).await {
             Ok(measured) => writing = Some(measured),
             Err(error) => unmeasured = Some(error.to_string()),
         }

@@ -6,6 +6,7 @@
 //! Migration Interface of its own system, and the Coordinator of the other.
 
 mod agent_process;
+mod agents;
 mod client_server;
 mod clock;
 mod config;
@@ -153,6 +154,8 @@ impl Coordinator {
             limits.request_timeout,
             limits.copy_timeout,
         );
+        let timeouts = (limits.request_timeout, limits.copy_timeout);
+        let agents = agents::Agents::new(agent, &config.run_dir, timeouts);
         let peers = peer::Peers::new(peer::over_tls(client_tls), limits.request_timeout);
         let tasks = Arc::new(Tasks::new());
         let agent_command = config.agent_command.clone();
@@ -161,7 +164,7 @@ impl Coordinator {
             config,
             journal,
             desk: shared::Desk::Blocking,
-            agent,
+            agents,
             peers,
             registry: status::Registry::default(),
             arrivals: destination::Arrivals::default(),

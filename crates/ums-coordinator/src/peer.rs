@@ -17,7 +17,7 @@ use ums_api::peer::{
 use ums_api::problem::ProblemKind;
 use ums_core::budget::Span;
 use ums_core::facts::Loss;
-use ums_core::id::{MigrationId, SystemName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::preflight::Refusal;
 use ums_tls::TlsError;
 
@@ -113,8 +113,9 @@ pub(crate) struct PeerClient {
 type Answer<T> = Result<T, ClientError>;
 
 impl PeerClient {
-    pub(crate) async fn hello(&self) -> Answer<Hello> {
-        self.get(paths::HELLO).await
+    /// What it is, and what there is where a service of this name would arrive.
+    pub(crate) async fn hello(&self, service: Option<&ServiceName>) -> Answer<Hello> {
+        self.get(&paths::hello(service)).await
     }
 
     pub(crate) async fn reserve(

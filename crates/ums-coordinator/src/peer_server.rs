@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::Uri;
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use ums_api::client::Permission;
 use ums_api::peer::{
-    BODY_BYTES_MAX, CloseRequest, Decision, DecisionAnswer, Empty, Hello, ReserveRequest,
-    RestoreRequest, VERSIONS, paths,
+    BODY_BYTES_MAX, CloseRequest, Decision, DecisionAnswer, Empty, Hello, HelloQuery,
+    ReserveRequest, RestoreRequest, VERSIONS, paths,
 };
 use ums_api::problem::ProblemKind;
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
 use ums_core::saga::Phase;
 
+use crate::client_server::parse_query;
 use crate::destination;
 use crate::journal::Journal;
 use crate::listen::PeerIdentity;
@@ -48,12 +50,19 @@ async fn nowhere() -> Refused {
 async fn hello(
     State(shared): State<Arc<Shared>>,
     Extension(PeerIdentity(peer)): Caller,
+    uri: Uri,
 ) -> Reply<Response> {
     policy::peer(&shared, &peer)?;
+    let query: HelloQuery = parse_query(&uri)?;
     let you_may_send = policy::allowed(&shared, &peer, Permission::Send).is_ok();
     // Facts are for those who may use them.
     let facts = if you_may_send {
-        shared.agent.facts().await.ok()
+        shared
+            .agents
+            .of_any(query.service.as_ref())
+            .facts()
+            .await
+            .ok()
     } else {
         None
     };

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use ums_api::http::AgentClient;
-
+use crate::agents::Agents;
 use crate::config::Config;
 use crate::destination::Arrivals;
 use crate::journal::{Journal, JournalError};
@@ -18,7 +17,7 @@ pub(crate) struct Shared {
     pub(crate) settings: InForce,
     pub(crate) journal: Arc<Journal>,
     pub(crate) desk: Desk,
-    pub(crate) agent: AgentClient,
+    pub(crate) agents: Agents,
     pub(crate) peers: Peers,
     pub(crate) registry: Registry,
     pub(crate) arrivals: Arrivals,

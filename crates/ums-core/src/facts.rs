@@ -58,6 +58,9 @@ pub struct NodeFacts {
     /// What stands in the way of clients there and is not ours to change, for people.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Whether it is the inside of an outer container, whose engine knows that and nothing in it.
+    #[serde(default)]
+    pub outer: bool,
     /// How much of a service its release carries: [`CARRIES`] of it, 0 where it does not say.
     #[serde(default)]
     pub carries: u32,

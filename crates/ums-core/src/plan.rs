@@ -154,7 +154,7 @@ pub fn make(
     options: &MigrateOptions,
     estimates: &Estimates,
 ) -> Plan {
-    let approach = options.approach.unwrap_or(Approach::OrchestratorLevel);
+    let approach = options.approach.unwrap_or_else(|| approach_here(source));
     let technique = technique(options, source);
     let chosen = destination.map(|to| engine::choose(options, service, to));
     let chosen = chosen.and_then(Result::ok);
@@ -166,11 +166,13 @@ pub fn make(
         service: service.specification.name.clone(),
         source: route.source,
         destination: route.destination,
-        approach: approach_unavailable(approach).is_none().then_some(approach),
+        approach: approach_unavailable(approach, source)
+            .is_none()
+            .then_some(approach),
         approaches: APPROACHES
             .map(|choice| Choice {
                 choice,
-                infeasible: approach_unavailable(choice),
+                infeasible: approach_unavailable(choice, source),
             })
             .to_vec(),
         technique: technique_unavailable(technique, source)
@@ -318,17 +320,29 @@ fn scaled(amount: u64, factor: u64, divisor: u64) -> u64 {
     u64::try_from(wide).unwrap_or(u64::MAX)
 }
 
-/// Why an approach can't be chosen here; `None` when it can.
-pub fn approach_unavailable(approach: Approach) -> Option<String> {
+/// The approach that follows from where the service is.
+fn approach_here(source: &NodeFacts) -> Approach {
+    match source.outer {
+        true => Approach::ContainerLevel,
+        false => Approach::OrchestratorLevel,
+    }
+}
+
+/// Why an approach can't be chosen at this source; `None` when it can.
+pub fn approach_unavailable(approach: Approach, source: &NodeFacts) -> Option<String> {
     let reason = match approach {
-        Approach::OrchestratorLevel => return None,
+        here if here == approach_here(source) => return None,
+        Approach::OrchestratorLevel => {
+            "orchestrator level needs a container that its engine or UMS has made on the node, and this service is \
+             nested in an outer container"
+        }
         Approach::ServiceLevel => {
             "service level needs an agent in the service's image, and the standalone driver starts \
              images as they are"
         }
         Approach::ContainerLevel => {
-            "container level needs the service nested in an outer container, and the standalone \
-             driver starts it on the node itself"
+            "container level needs the service nested in an outer container, made from a wrapped image, and this one \
+             runs on the node itself"
         }
     };
     Some(reason.to_owned())

@@ -572,6 +572,7 @@ fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        outer: false,
         tracks_memory: false,
         engines: Vec::new(),
         carries: ums_core::facts::CARRIES,

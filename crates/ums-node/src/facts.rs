@@ -79,6 +79,8 @@ pub struct Known {
     pub warnings: Vec<String>,
     /// Container engines.
     pub engines: Vec<EngineFacts>,
+    /// Whether this is the inside of an outer container.
+    pub outer: bool,
 }
 
 /// Looks at one node.
@@ -141,6 +143,7 @@ impl Machine {
             udp_ports: numbers(Transport::Udp),
             readdresses: true,
             warnings: known.warnings,
+            outer: known.outer,
             carries: ums_core::facts::CARRIES,
             images: known.images,
             limits: limits(&self.cgroup),
@@ -281,6 +284,7 @@ mod test {
             covered: Vec::new(),
             warnings: Vec::new(),
             engines: Vec::new(),
+            outer: false,
         }
     }
 

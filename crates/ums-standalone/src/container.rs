@@ -72,7 +72,7 @@ pub fn start_keeper(
         socket: places.keeper(),
         bundle_bin: settings.bundle_bin.clone(),
         guard: vec![program.clone(), "guard".to_owned()],
-        log_pump: vec![program.clone(), "log".to_owned()],
+        log_pump: [std::slice::from_ref(&program), &settings.log_pump[..]].concat(),
         cgroup: bundle::cgroup_path(&settings.system, &specification.name),
         memory_limit_bytes: specification.memory_limit_bytes,
         lower: settings

@@ -90,6 +90,7 @@ impl Host for StandaloneHost {
             covered: bundle::covered_proc_paths().collect(),
             warnings: self.0.warnings(),
             engines: Vec::new(),
+            outer: false,
         })
     }
 }

@@ -18,6 +18,7 @@ use ums_node::task::blocking;
 use ums_node::{place, problem};
 
 use crate::record::{self, Record};
+use crate::settings::ServicePlaces;
 use crate::state::Standalone;
 use crate::{addresses, bundle, container, removal};
 
@@ -27,6 +28,15 @@ const CUT_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Creates and starts a service.
 pub async fn run(host: &Arc<Standalone>, request: RunRequest) -> Result<Service, Problem> {
+    run_furnished(host, request, |_| Ok(())).await
+}
+
+/// The same; `furnish` puts files in place before anything executes. It may block.
+pub async fn run_furnished(
+    host: &Arc<Standalone>,
+    request: RunRequest,
+    furnish: impl FnOnce(&ServicePlaces) -> Result<(), Problem> + Send + 'static,
+) -> Result<Service, Problem> {
     let this = Arc::clone(host);
     let of = request.rootfs.clone();
     let image = blocking(move || import(&this, &of)).await?;
@@ -39,7 +49,13 @@ pub async fn run(host: &Arc<Standalone>, request: RunRequest) -> Result<Service,
         prepare(&this, specification, None, None)
     })
     .await?;
-    match start(host, &service).await {
+    let places = host.settings.places(service.name());
+    let furnished = blocking(move || furnish(&places)).await;
+    let started = match furnished {
+        Ok(()) => start(host, &service).await,
+        Err(problem) => Err(problem),
+    };
+    match started {
         Ok(()) => Ok(service),
         Err(problem) => {
             // What could not be started leaves nothing; its own problem is what counts.

@@ -46,6 +46,8 @@ pub struct Settings {
     pub network: Network,
     /// The C/R bundle's programs.
     pub bundle_bin: PathBuf,
+    /// Arguments of this program that make it the pump of a service's log, whose path follows.
+    pub log_pump: Vec<String>,
     /// After how long an image that no service uses is removed.
     pub keep_images: Duration,
 }

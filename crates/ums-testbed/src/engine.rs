@@ -144,12 +144,28 @@ impl<'a> Engine<'a> {
         wait_for("the runtime in Docker", START_PATIENCE, known)
     }
 
+    /// What a command of a person does, which may fail.
+    pub fn output(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        Ok(self.command(arguments)?.output()?)
+    }
+
     /// Makes an image of a root filesystem.
     pub fn import(&self, root: &str, name: &str) -> Result<()> {
+        self.import_with(root, name, &[])
+    }
+
+    /// The same, with lines of its configuration as a Dockerfile has them.
+    pub fn import_with(&self, root: &str, name: &str, changes: &[String]) -> Result<()> {
         let archive = self.directory.join("image.tar").display().to_string();
         let mut tar = self.system.exec("tar");
         text(tar.args(["-C", root, "-cf", &archive, "."]))?;
-        self.run(&["import", &archive, name]).map(drop)
+        let changes = changes.iter().flat_map(|line| ["--change", line.as_str()]);
+        let import: Vec<&str> = ["import"]
+            .into_iter()
+            .chain(changes)
+            .chain([&*archive, name])
+            .collect();
+        self.run(&import).map(drop)
     }
 
     /// Ends Docker by force; its containers go on.

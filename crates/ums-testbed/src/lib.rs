@@ -17,6 +17,7 @@ pub mod lab;
 pub mod ledger;
 pub mod leftovers;
 pub mod namespace;
+pub mod outer;
 pub mod rootfs;
 pub mod services;
 pub mod specimen;

@@ -97,16 +97,18 @@ impl Pump {
     }
 }
 
-/// Runs a pump: its standard input is the socket to its keeper, from which it gets the pipes.
-/// Returns when nobody can write to them any more.
-pub fn run(log: &Path) -> io::Result<()> {
+/// Runs a pump: its standard input is the socket to its keeper, from which it gets the pipes, of
+/// standard output and standard error, and appends to these files. Returns when nobody can write to the
+/// pipes any more.
+pub fn run(logs: [&Path; 2]) -> io::Result<()> {
     // A session of its own: what kills the keeper's process group does not kill the pump.
     let _ = nix::unistd::setsid();
     let (Pipes, fds) =
         message::receive(io::stdin().as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let threads: Vec<_> = fds
         .into_iter()
-        .map(|fd| {
+        .zip(logs)
+        .map(|(fd, log)| {
             let mut log = OpenOptions::new().create(true).append(true).open(log)?;
             Ok(std::thread::spawn(move || {
                 copy(&mut File::from(fd), &mut log)
@@ -125,7 +127,7 @@ fn copy(pipe: &mut File, log: &mut File) {
         match pipe.read(&mut buffer) {
             Ok(0) => return,
             Ok(len) => {
-                let is_full = |metadata: std::fs::Metadata| metadata.len() > LOG_LEN_MAX;
+                let is_full = |of: std::fs::Metadata| of.is_file() && of.len() > LOG_LEN_MAX;
                 if log.metadata().is_ok_and(is_full) {
                     let _ = log.set_len(0);
                 }

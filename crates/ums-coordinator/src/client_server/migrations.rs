@@ -11,7 +11,7 @@ use ums_api::client::{
     REASON_BYTES_MAX, WATCH_MS_MAX, WatchQuery,
 };
 use ums_api::problem::{Problem, ProblemKind};
-use ums_core::id::{MigrationId, SystemName};
+use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{MigrateOptions, Refusal};
 use ums_core::receiver;
@@ -33,8 +33,9 @@ pub(super) async fn plan(
 ) -> Reply<Response> {
     let destination = &request.destination;
     known_peer(&shared, destination)?;
-    let source = shared.agent.facts().await?;
-    let service = shared.agent.service(&request.service).await?;
+    let agent = shared.agents.of(&request.service);
+    let source = agent.facts().await?;
+    let service = agent.service(&request.service).await?;
     let options = MigrateOptions {
         max_downtime_ms: request.max_downtime_ms,
         technique: request.technique,
@@ -42,7 +43,7 @@ pub(super) async fn plan(
         accept_loss: request.accept_loss,
         engine: request.engine.clone(),
     };
-    let (facts, refusal) = ask_destination(&shared, destination).await;
+    let (facts, refusal) = ask_destination(&shared, destination, &request.service).await;
     let route = Route {
         source: shared.config.system.clone(),
         destination: destination.clone(),
@@ -66,13 +67,19 @@ pub(super) async fn plan(
 async fn ask_destination(
     shared: &Shared,
     name: &SystemName,
+    service: &ServiceName,
 ) -> (Option<ums_core::facts::NodeFacts>, Option<Refusal>) {
     let peer = match policy::peer(shared, name) {
         Ok(peer) => peer,
         Err(denied) => return (None, Some(denied.refusal(name))),
     };
     let ours = policy::allowed(shared, name, Permission::Receive).err();
-    let hello = match shared.peers.client(name, peer.address).hello().await {
+    let hello = match shared
+        .peers
+        .client(name, peer.address)
+        .hello(Some(service))
+        .await
+    {
         Ok(hello) => hello,
         Err(error) => return (None, Some(peer::refusal(name, &error))),
     };
@@ -114,7 +121,7 @@ pub(super) async fn migrate(
 }
 
 async fn admit(shared: &Arc<Shared>, wanted: MigrateRequest) -> Reply<Response> {
-    let services = shared.agent.services().await?;
+    let services = shared.agents.services().await?;
     if !services
         .iter()
         .any(|view| view.specification.name == wanted.service)

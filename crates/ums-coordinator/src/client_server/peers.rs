@@ -25,7 +25,7 @@ pub(super) async fn list(State(shared): Own) -> Response {
 }
 
 async fn view(name: SystemName, config: PeerConfig, client: PeerClient) -> PeerView {
-    let (version, problem) = match client.hello().await {
+    let (version, problem) = match client.hello(None).await {
         Ok(hello) => (
             Some(hello.program.clone()),
             peer::check_version(&name, &hello).err(),

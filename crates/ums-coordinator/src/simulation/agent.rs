@@ -796,6 +796,7 @@ impl Agent {
             udp_ports: BTreeSet::new(),
             readdresses: true,
             warnings: Vec::new(),
+            outer: false,
             tracks_memory: false,
             engines: Vec::new(),
             carries: ums_core::facts::CARRIES,

@@ -168,7 +168,7 @@ impl Coordinator {
             config,
             journal: Arc::new(journal),
             desk: shared::Desk::Simulated(desk),
-            agent,
+            agents: crate::agents::Agents::only(agent),
             registry: status::Registry::default(),
             arrivals: destination::Arrivals::default(),
             tasks: Arc::clone(&process.tasks),

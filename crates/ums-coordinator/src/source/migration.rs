@@ -117,7 +117,7 @@ impl Migration {
     }
 
     pub(super) fn agent(&self) -> AgentClient {
-        self.shared.agent.clone()
+        self.shared.agents.of(&self.saga.request().service)
     }
 
     pub(super) fn limits(&self) -> &Limits {

@@ -113,6 +113,7 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &mut Determined) -> Res
     let step = Step::VerifyPeer;
     m.start(step).await?;
     let name = m.saga().request().destination.clone();
+    let service = m.saga().request().service.clone();
     let refused = |refusal| Failure::refused(step, vec![refusal]);
     let Some(client) = m.peer() else {
         return Err(refused(Refusal::peer_unknown(name.as_str(), &[])));
@@ -120,7 +121,7 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &mut Determined) -> Res
     let hello = tokio::select! {
         biased;
         reason = m.live.aborted() => return Err(Failure::of(step, reason)),
-        hello = client.hello() => hello.map_err(|error| refused(peer::refusal(&name, &error)))?,
+        hello = client.hello(Some(&service)) => hello.map_err(|error| refused(peer::refusal(&name, &error)))?,
     };
     peer::check_version(&name, &hello).map_err(refused)?;
     if !hello.you_may_send {

@@ -590,6 +590,7 @@ fn facts(world: &mut Inner, me: &str) -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        outer: false,
         tracks_memory: false,
         engines: Vec::new(),
         carries: ums_core::facts::CARRIES,

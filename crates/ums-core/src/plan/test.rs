@@ -23,6 +23,7 @@ pub(crate) fn node() -> NodeFacts {
         udp_ports: [].into(),
         readdresses: true,
         warnings: Vec::new(),
+        outer: false,
         tracks_memory: false,
         engines: Vec::new(),
         carries: crate::facts::CARRIES,
@@ -311,4 +312,18 @@ fn what_an_earlier_release_does_not_carry_is_told() {
     let loss = carried_less(&source, &destination).expect("it carries less");
     assert!(!loss.kind.needs_consent(), "an update must not stop moves");
     assert_eq!(carried_less(&destination, &source), None);
+}
+
+#[test]
+fn what_is_nested_moves_at_the_container_level_and_nothing_else_does() {
+    let outer = NodeFacts {
+        outer: true,
+        ..node()
+    };
+    assert_eq!(approach_here(&outer), Approach::ContainerLevel);
+    let unavailable = |approach, source| approach_unavailable(approach, source).unwrap_or_default();
+    assert_eq!(unavailable(Approach::ContainerLevel, &outer), "");
+    assert!(unavailable(Approach::OrchestratorLevel, &outer).contains("nested"));
+    assert_eq!(unavailable(Approach::OrchestratorLevel, &node()), "");
+    assert!(unavailable(Approach::ContainerLevel, &node()).contains("wrapped image"));
 }

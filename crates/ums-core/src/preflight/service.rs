@@ -41,11 +41,14 @@ pub(super) fn options(options: &MigrateOptions, source: &NodeFacts) -> Vec<Refus
             "leave `--technique` out: the best that this system has is used then",
         ));
     }
-    if let Some(reason) = options.approach.and_then(plan::approach_unavailable) {
+    if let Some(reason) = options
+        .approach
+        .and_then(|approach| plan::approach_unavailable(approach, source))
+    {
         refusals.push(Refusal::new(
             RefusalKind::ApproachUnavailable,
             reason,
-            "use the orchestrator level (the default)",
+            "leave `--approach` out: the one that follows from where the service runs is used then",
         ));
     }
     refusals

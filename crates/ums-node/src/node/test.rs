@@ -69,6 +69,7 @@ impl Host for Empty {
             covered: Vec::new(),
             warnings: Vec::new(),
             engines: Vec::new(),
+            outer: false,
         })
     }
 }

@@ -237,6 +237,24 @@ fn unused_images_and_unfinished_ones_are_removed() {
 }
 
 #[test]
+fn what_is_named_as_no_part_of_an_image_is_left_out_at_its_top_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("a");
+    tree(&top);
+    let plain = store(dir.path()).id_of(&top).unwrap();
+    fs::create_dir_all(top.join("aside/aside")).unwrap();
+    let bounds = Bounds {
+        without: "aside",
+        ..Bounds::default()
+    };
+    let store = ImageStore::open(dir.path(), bounds).unwrap();
+    assert_eq!(store.import(&top).unwrap(), plain);
+    assert!(!store.rootfs(&plain).join("aside").exists());
+    fs::create_dir_all(top.join("bin/aside")).unwrap();
+    assert_ne!(store.import(&top).unwrap(), plain);
+}
+
+#[test]
 fn a_tree_over_the_bounds_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let top = dir.path().join("a");

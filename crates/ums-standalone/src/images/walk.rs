@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::ImageError;
 
-/// How large a root filesystem may be.
+/// How large a root filesystem may be, and what is none of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Files, directories and all else.
@@ -16,6 +16,8 @@ pub struct Bounds {
     pub depth: u64,
     /// Bytes in files.
     pub bytes: u64,
+    /// A name at its top that is not part of it; empty where all is.
+    pub without: &'static str,
 }
 
 impl Default for Bounds {
@@ -25,6 +27,7 @@ impl Default for Bounds {
             entries: 2_000_000,
             depth: 256,
             bytes: 1 << 40,
+            without: "",
         }
     }
 }
@@ -79,6 +82,9 @@ impl Walk<'_> {
                 self.entries + names.len() as u64,
                 self.bounds.entries,
             )?;
+        }
+        if depth == 1 {
+            names.retain(|name| name != self.bounds.without);
         }
         names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
         self.entries += names.len() as u64;
