@@ -9,7 +9,7 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ums_api::agent::{
-    CheckpointRequest, CreateRequest, LeadRequest, OfService, OpenRequest, RunRequest,
+    CheckpointRequest, CreateRequest, LeadRequest, OfService, OpenRequest, RunRequest, Started,
 };
 use ums_api::problem::{MEDIA_TYPE, Problem, ProblemKind};
 use ums_core::id::{MigrationId, ServiceName};
@@ -33,6 +33,7 @@ pub fn router(agent: Agent) -> Router {
         .route("/v1/attendants", get(attendants))
         .route("/v1/services", get(list).post(run))
         .route("/v1/services/{name}", get(describe).delete(remove))
+        .route("/v1/services/{name}/image", get(unpacking))
         .route("/v1/services/{name}/writing", get(measure))
         .route("/v1/migrations", get(migrations))
         .route("/v1/migrations/{id}", get(migration))
@@ -130,10 +131,16 @@ async fn list(State(agent): Shared) -> impl IntoResponse {
 async fn run(State(agent): Shared, Json(request): Json<RunRequest>) -> impl IntoResponse {
     // In a task of its own: half a service is nobody's.
     let run = async move {
-        let service = services::run(&agent.host, request).await?;
-        blocking(move || Ok(look::view(&agent.node, &service))).await
+        let (service, notes) = services::run(&agent.host, request).await?;
+        let view = blocking(move || Ok(look::view(&agent.node, &service))).await?;
+        Ok(Started { view, notes })
     };
     answer(detached(run).await)
+}
+
+async fn unpacking(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {
+    let far = agent.host.unpacking(&name);
+    answer(far.ok_or_else(|| problem::unknown_service(&name)))
 }
 
 async fn describe(State(agent): Shared, Path(name): Path<ServiceName>) -> impl IntoResponse {

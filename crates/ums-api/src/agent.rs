@@ -9,8 +9,9 @@
 //! | --- | --- | --- |
 //! | `GET /v1/facts` | | `NodeFacts` |
 //! | `GET /v1/services` | | `Vec<`[`ServiceView`]`>` |
-//! | `POST /v1/services` | [`RunRequest`] | [`ServiceView`] |
+//! | `POST /v1/services` | [`RunRequest`] | [`Started`] |
 //! | `GET /v1/services/{name}` | | `ServiceFacts` |
+//! | `GET /v1/services/{name}/image` | | [`Unpacking`] while a service's image is being unpacked |
 //! | `GET /v1/services/{name}/writing` | | `Writing`: measured for some tenths of a second |
 //! | `DELETE /v1/services/{name}` | | `{}`; refused while its gate is shut |
 //! | `GET /v1/attendants` | | `Vec<`[`Attendant`]`>` what outlives migrations on purpose |
@@ -35,6 +36,7 @@
 //! | `GET /v1/migrations` | | `Vec<`[`MigrationState`]`>` what this agent holds, for the Coordinator's reconciler |
 //! | `GET /v1/migrations/{id}` | | [`MigrationState`]; 404 when unknown |
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -71,16 +73,27 @@ pub struct RunRequest {
     /// Name of the service.
     pub name: ServiceName,
     /// Absolute path on the agent's host of the root filesystem to start from; it is copied into
-    /// the image store unless it is there already.
+    /// the image store unless it is there already. Empty where `image` is given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rootfs: String,
-    /// Program and arguments.
+    /// The image to start from, and whose configuration holds where nothing else is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// Program and arguments; of an image with an entrypoint, its arguments. Empty is what the image says.
     pub command: Vec<String>,
-    /// Environment, `NAME=value` each.
+    /// In place of the image's entrypoint and command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
+    /// Environment, `NAME=value` each; added to the image's.
     #[serde(default)]
     pub env: Vec<String>,
-    /// Working directory inside the container; `/` when empty.
+    /// Working directory inside the container; the image's, or `/`, when empty.
     #[serde(default)]
     pub cwd: String,
+    /// `USER[:GROUP]`, numbers or names of the root filesystem's own; in place of the image's, and of `uid` and
+    /// `gid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// User id.
     #[serde(default)]
     pub uid: u32,
@@ -90,6 +103,12 @@ pub struct RunRequest {
     /// Memory limit, bytes.
     #[serde(default)]
     pub memory_limit_bytes: Option<u64>,
+    /// Processors that it may use, in billionths of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nano_cpus: Option<u64>,
+    /// Labels, added to the image's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Volumes.
     #[serde(default)]
     pub volumes: Vec<Volume>,
@@ -99,6 +118,60 @@ pub struct RunRequest {
     /// Published ports.
     #[serde(default)]
     pub ports: Vec<PublishedPort>,
+}
+
+/// An image that a service is to be started from. The agent reads it: it has the image store, and a registry
+/// need not send to anybody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSource {
+    /// Its reference (`ums_image::Reference`), with paths on the agent's host.
+    pub reference: String,
+    /// Whether its registry may be spoken to without TLS.
+    #[serde(default)]
+    pub plain_http: bool,
+    /// Who asks the registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
+}
+
+/// Who asks a registry. It is kept nowhere.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // No log tells a password.
+        out.debug_struct("Login")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A service that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// The service.
+    #[serde(flatten)]
+    pub view: ServiceView,
+    /// What its image asks for that is not done here, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// How far an image is that a service waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacking {
+    /// Read so far of its layers, as they are stored, bytes.
+    pub bytes: u64,
+    /// All of them, bytes.
+    pub bytes_total: u64,
 }
 
 /// A service as `ums list` shows it.
@@ -381,6 +454,11 @@ pub mod paths {
     /// `/v1/services/{name}`
     pub fn service(name: &ServiceName) -> String {
         format!("/v1/services/{name}")
+    }
+
+    /// `/v1/services/{name}/image`
+    pub fn image(name: &ServiceName) -> String {
+        format!("/v1/services/{name}/image")
     }
 
     /// `/v1/services/{name}/writing`

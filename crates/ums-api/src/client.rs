@@ -10,7 +10,8 @@
 //! | --- | --- | --- |
 //! | `GET /v1/hello` | | [`Hello`] |
 //! | `GET /v1/services` | | `Vec<`[`ServiceView`]`>` |
-//! | `POST /v1/services` | [`RunRequest`] | 201 [`ServiceView`] |
+//! | `POST /v1/services` | [`RunRequest`] | 201 [`Started`] |
+//! | `GET /v1/services/{name}/image` | | [`Unpacking`] while `ums run` waits for an image; else 404 |
 //! | `GET /v1/services/{name}` | | [`ServiceDetail`]; 404 when unknown |
 //! | `DELETE /v1/services/{name}` | | `{}`; 409 while it migrates |
 //! | `GET /v1/attendants` | | `Vec<`[`Attendant`]`>` |
@@ -35,7 +36,9 @@ use ums_core::preflight::{MigrateOptions, Refusal};
 use ums_core::report::MigrationReport;
 use ums_core::technique::{Approach, Technique};
 
-pub use crate::agent::{Attendant, RunRequest, ServiceStatus, ServiceView};
+pub use crate::agent::{
+    Attendant, ImageSource, Login, RunRequest, ServiceStatus, ServiceView, Started, Unpacking,
+};
 
 /// File name of the socket in the Coordinator's run directory.
 pub const SOCKET_NAME: &str = "ums.sock";
@@ -316,6 +319,8 @@ pub mod paths {
     pub const MIGRATIONS: &str = "/v1/migrations";
     /// One service, as a route pattern.
     pub const SERVICE_ROUTE: &str = "/v1/services/{name}";
+    /// How far a service's image is, as a route pattern.
+    pub const IMAGE_ROUTE: &str = "/v1/services/{name}/image";
     /// One migration, as a route pattern.
     pub const MIGRATION_ROUTE: &str = "/v1/migrations/{id}";
     /// Abort of one migration, as a route pattern.
@@ -327,6 +332,11 @@ pub mod paths {
     /// `/v1/services/{name}`
     pub fn service(name: &ServiceName) -> String {
         format!("{SERVICES}/{name}")
+    }
+
+    /// `/v1/services/{name}/image`
+    pub fn image(name: &ServiceName) -> String {
+        format!("{SERVICES}/{name}/image")
     }
 
     /// `/v1/migrations/{id}`, with the query of a watch.

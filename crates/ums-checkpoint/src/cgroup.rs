@@ -22,7 +22,11 @@ const MAKES_MAX: u32 = 100;
 const NO_DEVICES: &str =
     "no devices controller is mounted below /sys/fs/cgroup: mount cgroup2 there";
 /// Controllers of the unified hierarchy that a service's group is to have, where they exist.
-const UNIFIED_CONTROLLERS: [&str; 2] = ["memory", "pids"];
+const UNIFIED_CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// Span of time that a limit of processors is counted in, microseconds: what container engines use.
+const PROCESSOR_PERIOD_US: u64 = 100_000;
+/// The smallest part of it that the kernel takes, microseconds (`admin-guide/cgroup-v2.rst`, `cpu.max`).
+const PROCESSOR_QUOTA_MIN_US: u64 = 1000;
 
 /// The control groups of one service, by their common path below every hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +124,43 @@ impl Cgroup {
              `cgroup_disable=memory`, or have it delegated to where /sys/fs/cgroup begins"
                 .to_owned()
         })
+    }
+
+    /// Why processors can't be limited here; `None` when they can. Changes nothing.
+    pub fn lacks_processor_limit(&self) -> Option<String> {
+        let has = match self.home("cpu") {
+            Some(hierarchy) if hierarchy.unified => controllers_in(&hierarchy.mount)
+                .iter()
+                .any(|it| it == "cpu"),
+            other => other.is_some(),
+        };
+        (!has).then(|| {
+            "this host has no cpu controller for control groups: have it delegated to where \
+             /sys/fs/cgroup begins"
+                .to_owned()
+        })
+    }
+
+    /// Limits the processors of a group that is there, in billionths of one: `cpu.max`, or `cpu.cfs_quota_us` of
+    /// version 1. More than there are is no limit.
+    ///
+    /// # Errors
+    /// When it can't be set, with the file.
+    pub fn limit_processors(&self, nano_cpus: u64) -> io::Result<()> {
+        let hierarchy = self.home("cpu").ok_or(io::ErrorKind::Unsupported)?;
+        let quota = nano_cpus / (1_000_000_000 / PROCESSOR_PERIOD_US);
+        let quota = quota.max(PROCESSOR_QUOTA_MIN_US);
+        let dir = self.dir(hierarchy);
+        let write = |file: &str, text: String| {
+            let path = dir.join(file);
+            fs::write(&path, text)
+                .map_err(|error| naming(&path, "can't be set to the limit of processors", &error))
+        };
+        if hierarchy.unified {
+            return write("cpu.max", format!("{quota} {PROCESSOR_PERIOD_US}"));
+        }
+        write("cpu.cfs_period_us", PROCESSOR_PERIOD_US.to_string())?;
+        write("cpu.cfs_quota_us", quota.to_string())
     }
 
     /// Why a service's devices can't be filtered here; `None` when they can. Changes nothing.
@@ -456,6 +497,32 @@ mod test {
         let devices = "35 30 0:31 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n";
         let whole = group(&format!("{HYBRID}{devices}"));
         assert!(!whole.home("devices").unwrap().unified);
+    }
+
+    #[test]
+    fn processors_are_limited_in_the_words_of_either_version() {
+        let mount = tempfile::tempdir().unwrap();
+        let of = |unified| Cgroup {
+            path: String::new(),
+            hierarchies: vec![Hierarchy {
+                mount: mount.path().to_owned(),
+                controllers: vec!["cpu".to_owned()],
+                unified,
+            }],
+        };
+        let read = |file: &str| fs::read_to_string(mount.path().join(file)).unwrap();
+        of(true).limit_processors(1_500_000_000).unwrap();
+        assert_eq!(read("cpu.max"), "150000 100000");
+        of(false).limit_processors(1).unwrap();
+        assert_eq!(
+            read("cpu.cfs_quota_us") + &read("cpu.cfs_period_us"),
+            "1000100000"
+        );
+        assert!(
+            of(true).lacks_processor_limit().is_some(),
+            "no cgroup.controllers"
+        );
+        assert!(of(false).lacks_processor_limit().is_none());
     }
 
     #[test]

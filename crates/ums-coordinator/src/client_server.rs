@@ -28,6 +28,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::HELLO, get(hello))
         .route(paths::SERVICES, get(services).post(run))
         .route(paths::SERVICE_ROUTE, get(service).delete(delete))
+        .route(paths::IMAGE_ROUTE, get(unpacking))
         .route(paths::ATTENDANTS, get(attendants))
         .route(paths::PEERS, get(peers::list))
         .route(paths::FACTS, get(facts))
@@ -92,6 +93,12 @@ async fn service(State(shared): Own, Path(name): Path<String>) -> Reply<Response
         | ServiceStatus::Paused => None,
     };
     Ok(ok(&ServiceDetail { view, facts }))
+}
+
+/// Of a service that is being started: it is in no list yet.
+async fn unpacking(State(shared): Own, Path(name): Path<String>) -> Reply<Response> {
+    let name = parse_name(&name)?;
+    Ok(ok(&shared.agent.unpacking(&name).await?))
 }
 
 /// Runs to its end even if the client goes away: half a service is nobody's.

@@ -63,7 +63,12 @@ async fn what_runs_and_who_watches_is_not_cut_off_when_peers_come_and_go() {
     let request = RunRequest {
         name: "web".parse().expect("a name"),
         rootfs: "/image".to_owned(),
+        image: None,
         command: vec!["/bin/web".to_owned()],
+        entrypoint: None,
+        user: None,
+        nano_cpus: None,
+        labels: Default::default(),
         env: Vec::new(),
         cwd: String::new(),
         uid: 0,

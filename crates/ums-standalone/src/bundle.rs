@@ -204,7 +204,10 @@ fn process(specification: &Specification, (soft, hard): FileLimit) -> Value {
     let capabilities = &specification.capabilities;
     json!({
         "terminal": false,
-        "user": { "uid": specification.uid, "gid": specification.gid },
+        "user": {
+            "uid": specification.uid, "gid": specification.gid,
+            "additionalGids": additional_groups(specification),
+        },
         "args": specification.command,
         "env": specification.env,
         "cwd": if specification.cwd.is_empty() { "/" } else { &specification.cwd },
@@ -220,6 +223,11 @@ fn process(specification: &Specification, (soft, hard): FileLimit) -> Value {
         // No oomScoreAdj: the standing of the keeper is inherited, and lowering it needs
         // CAP_SYS_RESOURCE.
     })
+}
+
+fn additional_groups(specification: &Specification) -> Vec<u32> {
+    let groups = specification.creation.iter().flat_map(|it| &it.groups);
+    groups.filter_map(|group| group.parse().ok()).collect()
 }
 
 fn mounts(specification: &Specification, places: &Places<'_>) -> Vec<Value> {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ums_checkpoint::cgroup::Cgroup;
 use ums_checkpoint::keeper::client::{self, Keeper};
 use ums_checkpoint::keeper::protocol::{self, KeeperConfig, Request, Status};
 use ums_core::id::ServiceName;
@@ -29,6 +30,9 @@ pub enum Error {
     /// The Specification can't be made a container.
     #[error("the Specification can't be made a container: {0}")]
     Specification(String),
+    /// The limit of processors.
+    #[error("the service's processors can't be limited")]
+    Processors(#[source] io::Error),
     /// A file or directory.
     #[error("`{}` can't be written", path.display())]
     File {
@@ -90,7 +94,32 @@ pub fn start_keeper(
         placed: false,
         adopted: None,
     };
-    Ok(Keeper::start(&[program, "keeper".to_owned()], &keeper)?)
+    let cgroup = keeper.cgroup.clone();
+    let keeper = Keeper::start(&[program, "keeper".to_owned()], &keeper)?;
+    if let Some(nano_cpus) = nano_cpus(specification) {
+        let limited = Cgroup::at(&cgroup).and_then(|group| group.limit_processors(nano_cpus));
+        if let Err(source) = limited {
+            // Nothing has begun in it: a service must not run without its limits.
+            let _ = keeper.call(&Request::Quit, &[]);
+            return Err(Error::Processors(source));
+        }
+    }
+    Ok(keeper)
+}
+
+/// Processors that a service may use, in billionths of one, where it is limited.
+pub fn nano_cpus(specification: &Specification) -> Option<u64> {
+    let creation = specification.creation.as_ref()?;
+    let wanted = u64::try_from(creation.nano_cpus?).ok()?;
+    (wanted > 0).then_some(wanted)
+}
+
+/// Why processors can't be limited on this node; `None` when they can.
+pub fn lacks_processor_limit() -> Option<String> {
+    match Cgroup::at(bundle::ALL_SERVICES) {
+        Ok(group) => group.lacks_processor_limit(),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Lets a new keeper create and start the container.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -180,6 +181,37 @@ impl ImageStore {
         Ok(id)
     }
 
+    /// The image that was unpacked under this key, if it is there.
+    pub fn unpacked(&self, key: &str) -> Result<Option<ImageId>, ImageError> {
+        let known = stamp::of_key(&self.dir.join(STAMPS), key);
+        let known = known.filter(|id| self.present(id));
+        if let Some(id) = &known {
+            self.used(id)?;
+        }
+        Ok(known)
+    }
+
+    /// An empty directory that an image is to be unpacked to.
+    pub fn unpacking(&self) -> Result<Unpacking, ImageError> {
+        static UNPACKINGS: AtomicU64 = AtomicU64::new(0);
+        let number = UNPACKINGS.fetch_add(1, Ordering::Relaxed);
+        let unpacking = Unpacking {
+            store: self.clone(),
+            temporary: self.unfinished(&format!("unpack-{}-{number}", std::process::id()))?,
+        };
+        let rootfs = unpacking.rootfs();
+        fs::create_dir(&rootfs).map_err(ImageError::io("create", &rootfs))?;
+        // As engines make it; an image may say otherwise.
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&rootfs, open).map_err(ImageError::io("create", &rootfs))?;
+        Ok(unpacking)
+    }
+
+    /// Copies a directory to a place where nothing is, with all that belongs to it.
+    pub fn copy_out(&self, from: &Path, to: &Path) -> Result<(), ImageError> {
+        copy::tree(from, to, self.bounds).map(drop)
+    }
+
     /// The id that a directory would have as an image; nothing is taken into the store. Reads all of it.
     pub fn id_of(&self, rootfs: &Path) -> Result<ImageId, ImageError> {
         manifest::id_of(rootfs, self.bounds)
@@ -303,6 +335,36 @@ impl ImageStore {
     fn sync(&self, dir: &Path) -> Result<(), ImageError> {
         let file = fs::File::open(dir).map_err(ImageError::io("open", dir))?;
         nix::unistd::syncfs(&file).map_err(|errno| ImageError::io("synchronise", dir)(errno.into()))
+    }
+}
+
+/// An image that is being unpacked. What was unpacked goes with it, unless it became an image.
+#[derive(Debug)]
+pub struct Unpacking {
+    store: ImageStore,
+    temporary: PathBuf,
+}
+
+impl Unpacking {
+    /// Where the root filesystem is to be put.
+    pub fn rootfs(&self) -> PathBuf {
+        self.temporary.join(ROOTFS)
+    }
+
+    /// Makes what was unpacked an image, which is found by the key from now on.
+    pub fn commit(self, key: &str) -> Result<ImageId, ImageError> {
+        let id = manifest::id_of(&self.rootfs(), self.store.bounds)?;
+        self.store.publish(&self.temporary, &id)?;
+        self.store.used(&id)?;
+        stamp::remember_key(&self.store.dir.join(STAMPS), key, &id);
+        Ok(id)
+    }
+}
+
+impl Drop for Unpacking {
+    fn drop(&mut self) {
+        // Of a published image nothing is left here.
+        discard(&self.temporary);
     }
 }
 

@@ -10,13 +10,16 @@ use ums_api::agent::RunRequest;
 use ums_api::problem::{Problem, ProblemKind};
 use ums_checkpoint::keeper::protocol::Phase;
 use ums_core::id::ServiceName;
-use ums_core::specification::{ImageId, Specification};
+use ums_core::specification::Specification;
+use ums_image::unpack::Root;
+use ums_image::user::Ids;
 use ums_node::container::files;
 use ums_node::durable;
 use ums_node::host::{Arriving, Keep, Service};
 use ums_node::task::blocking;
 use ums_node::{place, problem};
 
+use crate::image::{self, Base};
 use crate::record::{self, Record};
 use crate::settings::ServicePlaces;
 use crate::state::Standalone;
@@ -26,26 +29,35 @@ use crate::{addresses, bundle, container, removal};
 /// waits for it.
 const CUT_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Creates and starts a service.
-pub async fn run(host: &Arc<Standalone>, request: RunRequest) -> Result<Service, Problem> {
+/// Creates and starts a service; tells what its image asks for that is not done here.
+pub async fn run(
+    host: &Arc<Standalone>,
+    request: RunRequest,
+) -> Result<(Service, Vec<String>), Problem> {
     run_furnished(host, request, |_| Ok(())).await
 }
 
 /// The same; `furnish` puts files in place before anything executes. It may block.
 pub async fn run_furnished(
     host: &Arc<Standalone>,
-    request: RunRequest,
+    mut request: RunRequest,
     furnish: impl FnOnce(&ServicePlaces) -> Result<(), Problem> + Send + 'static,
-) -> Result<Service, Problem> {
+) -> Result<(Service, Vec<String>), Problem> {
     let this = Arc::clone(host);
-    let of = request.rootfs.clone();
-    let image = blocking(move || import(&this, &of)).await?;
+    let (request, base) = blocking(move || {
+        let base = image::base(&this, &request)?;
+        image::settle(&mut request, &base);
+        Ok((request, base))
+    })
+    .await?;
+    let notes = image::notes(&request, &base.run);
     let kept = addresses::kept(host).await?;
     let this = Arc::clone(host);
     let service = blocking(move || {
+        let ids = ids(&this, &request, &base)?;
         // What is free is free until it is taken: two that are started at once must not be given the same.
         let _admission = this.admission();
-        let specification = specify(&this, request, image, &kept)?;
+        let specification = specify(&this, request, &base, &ids, &kept)?;
         prepare(&this, specification, None, None)
     })
     .await?;
@@ -56,7 +68,7 @@ pub async fn run_furnished(
         Err(problem) => Err(problem),
     };
     match started {
-        Ok(()) => Ok(service),
+        Ok(()) => Ok((service, notes)),
         Err(problem) => {
             // What could not be started leaves nothing; its own problem is what counts.
             let name = &service.specification.name;
@@ -68,18 +80,33 @@ pub async fn run_furnished(
     }
 }
 
-/// Copies a root filesystem into the image store, unless it is there.
-fn import(host: &Standalone, rootfs: &str) -> Result<ImageId, Problem> {
-    host.images.import(Path::new(rootfs)).map_err(|error| {
-        let title = "the root filesystem can't be imported";
-        Problem::refused(400, ProblemKind::Rootfs, title, problem::chain(&error))
+/// Who its processes are: names are those of its root filesystem.
+fn ids(host: &Standalone, request: &RunRequest, base: &Base) -> Result<Ids, Problem> {
+    let Some(user) = &request.user else {
+        return Ok(Ids {
+            uid: request.uid,
+            gid: request.gid,
+            ..Ids::default()
+        });
+    };
+    let resolved = Root::open(&host.images.rootfs(&base.id))
+        .and_then(|root| ums_image::user::resolve(&root, user));
+    resolved.map_err(|error| {
+        let title = "the service can't be specified so";
+        Problem::refused(
+            400,
+            ProblemKind::Specification,
+            title,
+            problem::chain(&error),
+        )
     })
 }
 
 fn specify(
     host: &Standalone,
     request: RunRequest,
-    image: ImageId,
+    base: &Base,
+    ids: &Ids,
     kept: &BTreeMap<Ipv4Addr, ServiceName>,
 ) -> Result<Specification, Problem> {
     let network = host.settings.network;
@@ -102,24 +129,20 @@ fn specify(
     }
     let specification = Specification {
         hostname: request.name.to_string(),
+        creation: image::creation(&request, base, ids),
         name: request.name,
-        image,
+        image: base.id.clone(),
         command: request.command,
         env: request.env,
-        cwd: if request.cwd.is_empty() {
-            "/".to_owned()
-        } else {
-            request.cwd
-        },
-        uid: request.uid,
-        gid: request.gid,
+        cwd: request.cwd,
+        uid: ids.uid,
+        gid: ids.gid,
         memory_limit_bytes: request.memory_limit_bytes,
         volumes: request.volumes,
         address,
         prefix_len: network.prefix_len,
         ports: request.ports,
         mounts: Vec::new(),
-        creation: None,
         engine: None,
         capabilities: bundle::DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
     };
@@ -183,10 +206,39 @@ fn make(host: &Standalone, record: &Record) -> Result<(), Problem> {
     // Directories without a record belong to a service that was never promised to anybody.
     places.remove().map_err(failed)?;
     places.create(volumes).map_err(failed)?;
+    if record.arriving.is_none() {
+        fill_volumes(host, specification, &places)?;
+    }
     durable::write(&places.record(), record).map_err(failed)?;
     container::start_keeper(&host.settings, specification, &places).map_err(|error| {
         problem::failed(ProblemKind::Container, "the keeper can't be started")(&error)
     })?;
+    Ok(())
+}
+
+/// A new volume begins with what the root filesystem has in its place, and with its owner, as in container
+/// engines: a program of another user than root could not write to one of root's.
+fn fill_volumes(
+    host: &Standalone,
+    specification: &Specification,
+    places: &ServicePlaces,
+) -> Result<(), Problem> {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        let title = "a volume can't be filled";
+        Problem::failed(ProblemKind::Directories, title, problem::chain(error))
+    };
+    let root = Root::open(&host.images.rootfs(&specification.image));
+    let root = root.map_err(|error| failed(&error))?;
+    for volume in &specification.volumes {
+        let found = root.directory(Path::new(&volume.path));
+        let Some((_open, from)) = found.map_err(|error| failed(&error))? else {
+            continue;
+        };
+        let to = places.volumes().join(volume.name.as_str());
+        std::fs::remove_dir(&to).map_err(|error| failed(&error))?;
+        let copied = host.images.copy_out(&from, &to);
+        copied.map_err(|error| failed(&error))?;
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ums_api::agent::Unpacking;
 use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::ServiceName;
 use ums_core::specification::Specification;
@@ -33,6 +34,8 @@ pub struct Standalone {
     records: Mutex<BTreeMap<ServiceName, Record>>,
     /// Held from looking for a free name, address or port until it is taken.
     admission: Mutex<()>,
+    /// How far images are that services wait for.
+    unpacking: Mutex<BTreeMap<ServiceName, Unpacking>>,
     /// What stands in the way of clients here, for people.
     warnings: Mutex<Vec<String>>,
 }
@@ -53,6 +56,7 @@ impl Standalone {
             frontmen,
             records: Mutex::new(records),
             admission: Mutex::new(()),
+            unpacking: Mutex::default(),
             warnings: Mutex::default(),
         })
     }
@@ -69,6 +73,23 @@ impl Standalone {
         self.admission
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// How far the image is that a service waits for.
+    pub fn unpacking(&self, name: &ServiceName) -> Option<Unpacking> {
+        let unpacking = self.unpacking.lock();
+        let unpacking = unpacking.unwrap_or_else(PoisonError::into_inner);
+        unpacking.get(name).copied()
+    }
+
+    /// Tells how far the image is that a service waits for; `None` when it waits no more.
+    pub(crate) fn set_unpacking(&self, name: &ServiceName, far: Option<Unpacking>) {
+        let unpacking = self.unpacking.lock();
+        let mut unpacking = unpacking.unwrap_or_else(PoisonError::into_inner);
+        match far {
+            Some(far) => drop(unpacking.insert(name.clone(), far)),
+            None => drop(unpacking.remove(name)),
+        }
     }
 
     /// Every record.
@@ -184,7 +205,9 @@ impl Standalone {
         let limits = facts::limits(ALL_SERVICES);
         let wanted = specification.memory_limit_bytes;
         let no_limit = limits.no_memory_limit.filter(|_| wanted.is_some());
-        match limits.no_device_filter.or(no_limit) {
+        let processors = container::nano_cpus(specification);
+        let no_quota = processors.and_then(|_| container::lacks_processor_limit());
+        match limits.no_device_filter.or(no_limit).or(no_quota) {
             Some(reason) => {
                 let title = "the service can't be confined here";
                 Err(Problem::refused(

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::{
-    abort, ca, completions, doctor, history, host, list, migrate, peer, plan, resolve, rm, run,
-    serve, status,
+    abort, ca, completions, doctor, history, host, image, list, migrate, peer, plan, resolve, rm,
+    run, serve, status,
 };
 use crate::config::Layer;
 use crate::exit::Exit;
@@ -85,6 +85,9 @@ pub(crate) enum Command {
     /// Add, remove and list peers
     #[command(subcommand)]
     Peer(peer::Command),
+    /// Wrap and inspect container images
+    #[command(subcommand)]
+    Image(image::Command),
     /// Tell container engines of this host of UMS
     #[command(subcommand)]
     Host(host::Command),
@@ -151,11 +154,57 @@ mod test {
         assert_eq!(request.rootfs, "/here/img");
         assert_eq!(request.command, ["/bin/web", "--port", "80"]);
         assert_eq!(request.env, ["A=b"]);
-        assert_eq!((request.uid, request.gid), (7, 8));
+        assert_eq!(request.user.as_deref(), Some("7:8"));
         assert_eq!(request.memory_limit_bytes, Some(512 << 20));
         assert_eq!(request.ports[1].service_port, 443);
         assert_eq!(request.volumes[0].path, "/var/lib/data");
         assert_eq!(request.address.expect("given").to_string(), "10.88.0.9");
+    }
+
+    #[test]
+    fn a_service_is_run_from_an_image() {
+        let request = |line: &str| {
+            let Command::Run(args) = parse(line).expect("a good line").command else {
+                panic!("not `run`");
+            };
+            args.request(Path::new("/here"))
+        };
+        let line = "ums run web -d -e A=b -p 80 -v data:/data -m 1G --cpus 0.5 -u www -w /srv -l a=b --entrypoint /x \
+                    oci:img:v1 --port -v 80";
+        let all = request(line).expect("a good request");
+        let image = all.image.expect("an image");
+        assert_eq!(
+            (image.reference.as_str(), image.plain_http),
+            ("oci:/here/img:v1", false)
+        );
+        assert_eq!(all.command, ["--port", "-v", "80"]);
+        assert_eq!(
+            (all.nano_cpus, all.user.as_deref()),
+            (Some(500_000_000), Some("www"))
+        );
+        assert_eq!(
+            (all.entrypoint.as_deref(), &*all.labels["a"]),
+            (Some("/x"), "b")
+        );
+        let plain = request("ums run web docker-archive:/a.tar").expect("a good request");
+        assert_eq!(
+            plain.image.expect("an image").reference,
+            "docker-archive:/a.tar"
+        );
+        assert!(plain.command.is_empty() && plain.user.is_none() && plain.cwd.is_empty());
+        let bare = request("ums run web ./root /bin/sh").expect("a good request");
+        assert_eq!(
+            (bare.rootfs.as_str(), &bare.command[..]),
+            ("/here/./root", &["/bin/sh".to_owned()][..])
+        );
+        for (line, word) in [
+            ("ums run web redis:7", "docker://"),
+            ("ums run web ./root", "name it"),
+            ("ums run web -- x", "oci:"),
+        ] {
+            let error = request(line).expect_err(line).to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
     }
 
     #[test]
@@ -182,8 +231,12 @@ mod test {
     fn bad_lines_name_what_is_bad_and_exit_with_2() {
         let cases = [
             ("ums", "Usage:"),
-            ("ums run web -- x", "--rootfs"),
-            ("ums run web --rootfs r", "<CMD>"),
+            ("ums run web", "<IMAGE|CMD>"),
+            ("ums run web --rootfs r", "<IMAGE|CMD>"),
+            (
+                "ums run web --restart always oci:i",
+                "starts no service again",
+            ),
             (
                 "ums run Web --rootfs r -- x",
                 "`Web` is not a usable service name",

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod history;
 pub(crate) mod host;
+pub(crate) mod image;
 pub(crate) mod list;
 pub(crate) mod migrate;
 pub(crate) mod peer;
@@ -75,6 +76,8 @@ async fn dispatch(
         Command::Doctor(args) => doctor::execute(args, config).await,
         Command::Peer(command) => peer::execute(command, config, coordinator).await,
         Command::Host(command) => host::execute(&command, &config),
+        // It reads and writes as long as it takes, and nobody waits for anything else.
+        Command::Image(command) => tokio::task::block_in_place(|| image::execute(command, &config)),
         Command::Ca(command) => ca::execute(command),
         Command::ExitCodes => print(&Exit::table()),
         Command::Completions(args) => completions::execute(&args),

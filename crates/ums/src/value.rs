@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use ums_core::id::ServiceName;
 use ums_core::specification::{PublishedPort, Transport, Volume};
+use ums_image::Reference;
+use ums_image::reference::InvalidReference;
 
 /// A value that can't be used, and what it should look like.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -251,13 +253,14 @@ pub(crate) fn volume(text: &str) -> Result<Volume, BadValue> {
     let bad = || {
         BadValue::new(
             text,
-            "a name and an absolute path, such as data:/var/lib/data",
+            "a name and an absolute path, such as data:/var/lib/data; directories of this host don't move, and \
+             there are no options behind the path",
         )
     };
     let (name, path) = text.split_once(':').ok_or_else(bad)?;
     let name: ServiceName = name.parse().map_err(|_| bad())?;
     let walks = path.split('/').any(|part| part == ".." || part == ".");
-    if !path.starts_with('/') || path.len() < 2 || walks {
+    if !path.starts_with('/') || path.len() < 2 || walks || path.contains(':') {
         return Err(bad());
     }
     Ok(Volume {
@@ -266,31 +269,80 @@ pub(crate) fn volume(text: &str) -> Result<Volume, BadValue> {
     })
 }
 
-/// `--env NAME=VALUE`.
+/// `--env NAME=VALUE`, or the name of one that this program has.
 pub(crate) fn variable(text: &str) -> Result<String, BadValue> {
+    let bad = || {
+        BadValue::new(
+            text,
+            "a variable, such as LANG=C.UTF-8, or the name of one that is set here",
+        )
+    };
     match text.split_once('=') {
         Some((name, _)) if !name.is_empty() && !text.contains('\0') => Ok(text.to_owned()),
-        _ => Err(BadValue::new(text, "a variable, such as LANG=C.UTF-8")),
+        None if !text.is_empty() => match std::env::var(text) {
+            Ok(value) => Ok(format!("{text}={value}")),
+            Err(_) => Err(bad()),
+        },
+        _ => Err(bad()),
     }
 }
 
-/// `--user UID[:GID]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct User {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+/// `--label NAME[=VALUE]`.
+pub(crate) fn label(text: &str) -> Result<(String, String), BadValue> {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    if name.is_empty() || text.contains('\0') {
+        return Err(BadValue::new(text, "a label, such as owner=me"));
+    }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
-impl FromStr for User {
+/// The reference of an image.
+pub(crate) fn image(text: &str) -> Result<Reference, InvalidReference> {
+    text.parse()
+}
+
+/// `--restart`. No service is started again here: what can't be done is refused by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Restart;
+
+impl FromStr for Restart {
     type Err = BadValue;
     fn from_str(text: &str) -> Result<Self, BadValue> {
-        let bad = || BadValue::new(text, "a user and group id, such as 1000:1000");
-        let id = |part: &str| part.parse::<u32>().map_err(|_| bad());
-        let (uid, gid) = text.split_once(':').unwrap_or((text, text));
-        Ok(Self {
-            uid: id(uid)?,
-            gid: id(gid)?,
-        })
+        let wanted = "a policy that UMS has: it starts no service again that has ended, so leave it out, or give \
+                      `no`";
+        match text {
+            "no" => Ok(Self),
+            _ => Err(BadValue::new(text, wanted)),
+        }
+    }
+}
+
+/// A number of processors: `2`, `0.5`, kept in billionths of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cpus(pub(crate) u64);
+
+impl FromStr for Cpus {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let bad = || {
+            BadValue::new(
+                text,
+                "a number of processors from 0.01 to 1024, such as 1.5",
+            )
+        };
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit());
+        if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+            return Err(bad());
+        }
+        let fraction: u64 = format!("{fraction:0<9}").parse().map_err(|_| bad())?;
+        let whole: u64 = whole.parse().map_err(|_| bad())?;
+        let nano = whole
+            .checked_mul(1_000_000_000)
+            .and_then(|it| it.checked_add(fraction));
+        nano.filter(|nano| (10_000_000..=1024 * 1_000_000_000).contains(nano))
+            .map(Self)
+            .ok_or_else(bad)
     }
 }
 
@@ -376,13 +428,41 @@ mod test {
             "data:relative",
             "Data:/x",
             "data:/a/../etc",
+            "/host:/data",
+            "data:/data:ro",
         ] {
             assert!(volume(bad).is_err(), "{bad}");
         }
         assert!(variable("A=").is_ok());
         assert!(variable("=b").is_err());
-        assert!(variable("A").is_err());
-        assert_eq!("7".parse(), Ok(User { uid: 7, gid: 7 }));
-        assert!("root".parse::<User>().is_err());
+        assert!(variable("UMS_NO_SUCH_VARIABLE").is_err());
+        assert!(variable("PATH").expect("set").starts_with("PATH=/"));
+        assert_eq!(label("a=b=c").expect("a label"), ("a".into(), "b=c".into()));
+        assert!(label("=b").is_err());
+    }
+
+    #[test]
+    fn processors_are_counted_in_parts() {
+        assert_eq!("1.5".parse(), Ok(Cpus(1_500_000_000)));
+        assert_eq!("2".parse(), Ok(Cpus(2_000_000_000)));
+        for bad in [
+            "",
+            "0",
+            "0.001",
+            "-1",
+            "1.",
+            ".5",
+            "1e3",
+            "2000",
+            "1.0000000001",
+        ] {
+            assert!(bad.parse::<Cpus>().is_err(), "{bad}");
+        }
+        assert_eq!("no".parse(), Ok(Restart));
+        let error = "always"
+            .parse::<Restart>()
+            .expect_err("not here")
+            .to_string();
+        assert!(error.contains("starts no service again"), "{error}");
     }
 }

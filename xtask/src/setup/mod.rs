@@ -122,6 +122,7 @@ apt-get install -q -y --no-install-recommends "$@"
 for package in "$@"; do
     case $package in
     redis-server) service=redis-server ;;
+    docker-registry) service=docker-registry ;;
     openssh-server) service=ssh ;;
     docker.io)
         service=docker

@@ -45,7 +45,7 @@ const LONG: &[Purpose] = &[Purpose::Long];
 const MACHINES: &[Purpose] = &[Purpose::Machines, Purpose::Long];
 
 /// All needs. The rest comes with the bundle or is part of every Debian.
-const NEEDS: [Need; 20] = [
+const NEEDS: [Need; 22] = [
     Need {
         program: "tc",
         package: "iproute2",
@@ -104,6 +104,18 @@ const NEEDS: [Need; 20] = [
         program: "/usr/lib/cni/bridge",
         package: "containernetworking-plugins",
         why: "makes the networks of Podman's containers",
+        purposes: &[Purpose::Test],
+    },
+    Need {
+        program: "skopeo",
+        package: "skopeo",
+        why: "makes images that services are started from",
+        purposes: &[Purpose::Test],
+    },
+    Need {
+        program: "docker-registry",
+        package: "docker-registry",
+        why: "is the registry that images are read from and written to",
         purposes: &[Purpose::Test],
     },
     Need {

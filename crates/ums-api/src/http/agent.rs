@@ -12,7 +12,8 @@ use ums_core::preflight::Writing;
 use super::{Client, ClientError, Connector, Unix};
 use crate::agent::{
     Attendant, CheckpointRequest, Checkpointed, CreateRequest, Created, LeadRequest,
-    MigrationState, OfService, OpenRequest, Restored, RunRequest, Running, ServiceView, paths,
+    MigrationState, OfService, OpenRequest, Restored, RunRequest, Running, ServiceView, Started,
+    Unpacking, paths,
 };
 use crate::client::RESPONSE_BYTES_MAX;
 use crate::peer::Empty;
@@ -69,9 +70,16 @@ impl AgentClient {
     }
 
     /// Creates and starts a service; copies its root filesystem where that is new.
-    pub async fn run_service(&self, request: &RunRequest) -> Answer<ServiceView> {
+    pub async fn run_service(&self, request: &RunRequest) -> Answer<Started> {
         self.client
             .post("/v1/services", request, self.copy_timeout)
+            .await
+    }
+
+    /// How far the image of a service is that is being started.
+    pub async fn unpacking(&self, name: &ServiceName) -> Answer<Unpacking> {
+        self.client
+            .get(&paths::image(name), self.request_timeout)
             .await
     }
 

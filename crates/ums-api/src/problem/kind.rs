@@ -92,6 +92,8 @@ kinds! {
     Files = "files",
     /// A Frontman in connection mode.
     Frontman = "frontman",
+    /// An image that a service is to be started from can't be had.
+    Image = "image",
     /// A checkpoint's images, or the image store.
     Images = "images",
     /// A service can't be inspected.

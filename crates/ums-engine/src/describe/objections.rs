@@ -101,9 +101,6 @@ pub(super) fn losses(points: &[MountPoint], creation: &Creation, published: bool
     if creation.health.is_some() {
         settings.push("its health is not checked".to_owned());
     }
-    if creation.nano_cpus.is_some() {
-        settings.push("its processors are not limited (`--cpus`)".to_owned());
-    }
     if creation.pids_limit.is_some() {
         settings.push("its processes are not limited (`--pids-limit`)".to_owned());
     }

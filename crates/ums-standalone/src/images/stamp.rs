@@ -65,6 +65,32 @@ pub(super) fn remember(stamps: &Path, source: &Path, stamp: &Stamp, id: &ImageId
     }
 }
 
+/// The image that was unpacked under a key: what the key names never changes.
+pub(super) fn of_key(stamps: &Path, key: &str) -> Option<ImageId> {
+    let text = fs::read_to_string(file_of_key(stamps, key)).ok()?;
+    let (id, known) = text.trim_end().split_once(' ')?;
+    (known == key)
+        .then(|| ImageId::try_from(id.to_owned()).ok())
+        .flatten()
+}
+
+/// Keeps under which key an image was unpacked.
+pub(super) fn remember_key(stamps: &Path, key: &str, id: &ImageId) {
+    let path = file_of_key(stamps, key);
+    if let Err(error) = fs::write(&path, format!("{} {key}\n", id.as_str())) {
+        tracing::warn!(%error, path = %path.display(), "cannot keep which image was unpacked");
+    }
+}
+
+fn file_of_key(stamps: &Path, key: &str) -> PathBuf {
+    // No path of a directory begins so.
+    stamps.join(
+        blake3::hash(format!("key {key}").as_bytes())
+            .to_hex()
+            .as_str(),
+    )
+}
+
 /// Forgets the stamps that lead to an image: it is no longer there.
 pub(super) fn forget(stamps: &Path, id: &ImageId) -> std::io::Result<()> {
     for entry in fs::read_dir(stamps)? {

@@ -279,3 +279,27 @@ fn a_tree_over_the_bounds_is_refused_and_leaves_nothing() {
     let missing = store(dir.path()).import(&top.join("bin/sh"));
     assert!(matches!(missing, Err(ImageError::NotADirectory(_))));
 }
+
+#[test]
+fn what_was_unpacked_under_a_key_is_found_until_it_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    assert_eq!(store.unpacked("layers 1").unwrap(), None);
+    let unpack = |key| {
+        let unpacking = store.unpacking().unwrap();
+        fs::write(unpacking.rootfs().join("file"), "1").unwrap();
+        unpacking.commit(key).unwrap()
+    };
+    let id = unpack("layers 1");
+    assert_eq!(unpack("layers 2"), id, "the same content");
+    assert_eq!(store.unpacked("layers 1").unwrap(), Some(id.clone()));
+    store.verify(&id).unwrap();
+    drop(store.unpacking().unwrap());
+    let left = fs::read_dir(dir.path().join("images")).unwrap();
+    assert_eq!(left.count(), 2, "the image and the stamps");
+    let retired = store
+        .retire_unused(&BTreeSet::new(), Duration::ZERO)
+        .unwrap();
+    assert_eq!(retired, [id]);
+    assert_eq!(store.unpacked("layers 1").unwrap(), None);
+}
