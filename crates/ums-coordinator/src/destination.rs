@@ -114,7 +114,7 @@ impl Arrivals {
 /// Step 3: judges and reserves.
 pub(crate) async fn reserve(
     shared: &Shared,
-    source: SystemName,
+    (source, version): (SystemName, u32),
     id: MigrationId,
     request: ReserveRequest,
 ) -> Reply<ReserveAnswer> {
@@ -158,6 +158,8 @@ pub(crate) async fn reserve(
     // What the move changes was put before whoever asked for it, at the source.
     let options = MigrateOptions {
         accept_loss: true,
+        approach: request.approach,
+        technique: request.technique,
         ..MigrateOptions::default()
     };
     let refusals = preflight::judge(
@@ -185,6 +187,9 @@ pub(crate) async fn reserve(
         conflict: None,
         losses: Vec::new(),
         spans: Vec::new(),
+        version,
+        approach: request.approach,
+        technique: request.technique,
         account: None,
     };
     put(shared, id, &incoming).await?;
@@ -202,12 +207,12 @@ fn promise(facts: &mut NodeFacts, incoming: &Incoming) {
         ports,
         ..
     } = &service.specification;
-    facts.services.insert(name.to_string());
-    facts.addresses.insert(*address);
+    facts.system.services.insert(name.to_string());
+    facts.system.addresses.insert(*address);
     for port in ports {
         match port.transport {
-            Transport::Tcp => facts.ports.insert(port.system_port),
-            Transport::Udp => facts.udp_ports.insert(port.system_port),
+            Transport::Tcp => facts.system.ports.insert(port.system_port),
+            Transport::Udp => facts.system.udp_ports.insert(port.system_port),
         };
     }
     let memory = service.memory_bytes;
@@ -553,6 +558,9 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
             conflict: None,
             losses: Vec::new(),
             spans: Vec::new(),
+            version: 1,
+            approach: None,
+            technique: None,
             account: None,
         };
         return put(shared, id, &tombstone).await;

@@ -95,8 +95,8 @@ async fn run(mut migration: Migration, fresh: bool) {
 
 /// The happy path to the commit. Whatever fails here is undone.
 async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
-    let plan = steps::determine_approach(m).await?; //                        1
-    steps::verify_peer(m, &plan).await?; //                                   2
+    let here = steps::determine_approach(m).await?; //                        1
+    let plan = steps::verify_peer(m, here).await?; //                         2
     steps::send_specification(m, &plan).await?; //                            3
     let created = steps::create_container(m).await?; //                       4, 5, 6
     steps::open_data_path(m, &plan, &created).await?; //                             7

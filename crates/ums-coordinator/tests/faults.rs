@@ -96,9 +96,14 @@ async fn play(scenario: Scenario) {
     };
     if !matches!(scenario.strike, Strike::Fail(_)) {
         let reached = agent.reached.notified();
-        tokio::time::timeout(support::PATIENCE, reached)
+        if tokio::time::timeout(support::PATIENCE, reached)
             .await
-            .unwrap_or_else(|_| panic!("{scenario:?} was never reached"));
+            .is_err()
+        {
+            let view = two.a.seen(id).await;
+            let log = two.world.look().log.clone();
+            panic!("{scenario:?} was never reached: {view:#?}\n{log:#?}");
+        }
         strike(&mut two, scenario.strike).await;
         // Whoever asked is still there, and waits for the answer; if it was killed, the operation
         // died with its request.

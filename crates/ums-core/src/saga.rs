@@ -30,14 +30,16 @@ mod table;
 
 use std::collections::BTreeMap;
 
-pub use event::{Event, Output, Request, TakenBackBy};
+pub use event::{Chosen, Event, Output, Request, TakenBackBy};
 pub use table::{Actor, Compensation, PIVOT, Row, TABLE, row_of};
 
 use crate::budget::{self, Span};
 use crate::facts::Loss;
+use crate::plan::Prediction;
 use crate::preflight::Refusal;
 use crate::report::{Bytes, MigrationReport, Outcome, StepTiming};
 use crate::step::Step;
+use crate::technique::{Approach, Technique};
 
 /// How often a compensation is tried before the migration counts as stuck. It is tried on after
 /// that, but a person should look.
@@ -250,8 +252,38 @@ impl Saga {
 
     /// Whether pages stay at the source until the service runs at the destination.
     pub fn leaves_pages(&self) -> bool {
-        let planned = self.output(Step::DetermineApproach);
-        matches!(planned, Some(Output::Planned { technique, .. }) if technique.leaves_pages())
+        let (_, technique, _) = self.chosen();
+        technique.is_some_and(Technique::leaves_pages)
+    }
+
+    /// Approach, technique and what they are predicted to cost: from the facts of both ends once the destination
+    /// was asked, before that from the source's.
+    pub fn chosen(&self) -> (Option<Approach>, Option<Technique>, Option<&Prediction>) {
+        if let Some(Output::Verified {
+            chosen: Some(chosen),
+            ..
+        }) = self.output(Step::VerifyPeer)
+        {
+            let predicted = Some(&chosen.predicted);
+            return (Some(chosen.approach), Some(chosen.technique), predicted);
+        }
+        match self.output(Step::DetermineApproach) {
+            Some(Output::Planned {
+                approach,
+                technique,
+                predicted,
+                ..
+            }) => (Some(*approach), Some(*technique), predicted.as_ref()),
+            _ => (None, None, None),
+        }
+    }
+
+    /// Version of the peer API that was agreed on with the destination: the first, until it was asked.
+    pub fn peer_version(&self) -> u32 {
+        match self.output(Step::VerifyPeer) {
+            Some(Output::Verified { version, .. }) => *version,
+            _ => 1,
+        }
     }
 
     /// What the destination said that runs what was given up here, if it did.
@@ -544,20 +576,14 @@ impl Saga {
             Action::Stuck { .. } => Outcome::Stuck,
             _ => Outcome::Running,
         };
-        let (approach, technique, at_source, losses) = match self.output(Step::DetermineApproach) {
+        let (approach, technique, predicted) = self.chosen();
+        let (at_source, losses) = match self.output(Step::DetermineApproach) {
             Some(Output::Planned {
-                approach,
-                technique,
-                endpoint,
-                losses,
-                ..
-            }) => (Some(*approach), Some(*technique), *endpoint, losses.clone()),
-            _ => (None, None, None, Vec::new()),
+                endpoint, losses, ..
+            }) => (*endpoint, losses.clone()),
+            _ => (None, Vec::new()),
         };
-        let predicted = match self.output(Step::DetermineApproach) {
-            Some(Output::Planned { predicted, .. }) => predicted.clone(),
-            _ => None,
-        };
+        let predicted = predicted.cloned();
         let losses = self.losses(losses);
         let (bytes, rounds) = match self.output(Step::ImageComplete) {
             Some(Output::Delivered { bytes, rounds, .. }) => (*bytes, *rounds),
@@ -619,7 +645,7 @@ impl Saga {
 
     /// What the destination has found in addition to what was seen before: each is told once.
     fn losses(&self, mut seen: Vec<Loss>) -> Vec<Loss> {
-        if let Some(Output::Verified { losses }) = self.output(Step::VerifyPeer) {
+        if let Some(Output::Verified { losses, .. }) = self.output(Step::VerifyPeer) {
             seen.extend(losses.iter().cloned());
         }
         if let Some(Output::Closed { losses, .. }) = self.output(Step::DeleteSource) {

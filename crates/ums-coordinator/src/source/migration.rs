@@ -168,10 +168,11 @@ impl Migration {
         known.or_else(|| self.began_with.clone())
     }
 
-    /// The destination's Coordinator.
+    /// The destination's Coordinator, in the version that was agreed on with it.
     pub(super) fn peer(&self) -> Option<PeerClient> {
         let name = &self.saga.request().destination;
-        Some(self.shared.peers.client(name, self.peer_config()?.address))
+        let client = self.shared.peers.client(name, self.peer_config()?.address);
+        Some(client.speaking(self.saga.peer_version()))
     }
 
     /// Begins a step.

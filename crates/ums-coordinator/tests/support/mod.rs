@@ -213,6 +213,7 @@ impl System {
             peers: BTreeMap::new(),
             agent_socket,
             agent_command: None,
+            peer_versions: ums_api::peer::VERSIONS.to_vec(),
             limits: limits(),
         };
         let link = Link::new().await;
@@ -297,10 +298,15 @@ impl System {
             .await
     }
 
+    /// A migration as it is now.
+    pub async fn seen(&self, id: MigrationId) -> Result<MigrationView, ClientError> {
+        self.get(&paths::migration(id, &WatchQuery::default()))
+            .await
+    }
+
     /// Whether the journal tells about a migration that is over: its view is final then.
     pub async fn remembers(&self, id: MigrationId) -> bool {
-        let path = paths::migration(id, &WatchQuery::default());
-        let view = self.get::<MigrationView>(&path).await.expect("known");
+        let view = self.seen(id).await.expect("known");
         view.progress.generation >= 1 << 52
     }
 
@@ -326,9 +332,7 @@ impl System {
                 }
             }
             if Instant::now() > until {
-                let view = self
-                    .get::<MigrationView>(&paths::migration(id, &WatchQuery::default()))
-                    .await;
+                let view = self.seen(id).await;
                 panic!("migration {id} does not end: {view:#?}");
             }
         }
