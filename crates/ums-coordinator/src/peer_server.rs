@@ -14,7 +14,7 @@ use ums_api::peer::{
 use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
-use ums_core::saga::Phase;
+use ums_core::saga::SagaState;
 
 use crate::destination;
 use crate::journal::Journal;
@@ -196,11 +196,11 @@ async fn decision(
     let decision = match saga {
         Some((saga, _)) if saga.request().destination != peer => return Err(no_migration()),
         Some((saga, _)) => match saga.phase() {
-            Phase::Forward => Decision::Undecided,
-            Phase::Abandoning(_) => Decision::Abandoned,
-            Phase::Committed => Decision::Committed,
-            Phase::Ended(report) if report.outcome == Outcome::Completed => Decision::Committed,
-            Phase::Ended(_) => Decision::Abandoned,
+            SagaState::Forward => Decision::Undecided,
+            SagaState::Abandoning(_) => Decision::Abandoned,
+            SagaState::Committed => Decision::Committed,
+            SagaState::Ended(report) if report.outcome == Outcome::Completed => Decision::Committed,
+            SagaState::Ended(_) => Decision::Abandoned,
         },
         None => Decision::Abandoned,
     };

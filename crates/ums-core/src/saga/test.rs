@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::plan;
 use crate::preflight::Estimates;
+use crate::report::Bytes;
 use crate::technique::{Approach, Technique};
 
 fn request() -> Request {
@@ -183,15 +184,15 @@ fn kind(event: &Event) -> String {
 
 fn phase(saga: &Saga) -> &'static str {
     match (saga.phase(), saga.what_next()) {
-        (Phase::Forward, Action::Commit) => "ready to commit",
-        (Phase::Forward, _) => "forward",
-        (Phase::Abandoning(_), Action::Stuck { .. }) => "stuck",
-        (Phase::Abandoning(_), Action::Finish(_)) => "undone",
-        (Phase::Abandoning(_), _) => "abandoning",
-        (Phase::Committed, Action::Finish(_)) => "done",
-        (Phase::Committed, _) => "committed",
-        (Phase::Ended(_), Action::CatchUp(_)) => "ended, put off",
-        (Phase::Ended(_), _) => "ended",
+        (SagaState::Forward, Action::Commit) => "ready to commit",
+        (SagaState::Forward, _) => "forward",
+        (SagaState::Abandoning(_), Action::Stuck { .. }) => "stuck",
+        (SagaState::Abandoning(_), Action::Finish(_)) => "undone",
+        (SagaState::Abandoning(_), _) => "abandoning",
+        (SagaState::Committed, Action::Finish(_)) => "done",
+        (SagaState::Committed, _) => "committed",
+        (SagaState::Ended(_), Action::CatchUp(_)) => "ended, put off",
+        (SagaState::Ended(_), _) => "ended",
     }
 }
 
@@ -212,7 +213,7 @@ fn every_legal_transition() {
                 kind(&event),
                 phase(&after)
             ));
-            let backwards = matches!(after.phase(), Phase::Forward | Phase::Abandoning(_));
+            let backwards = matches!(after.phase(), SagaState::Forward | SagaState::Abandoning(_));
             let taken_back = matches!(event, Event::TakenBack { .. });
             assert!(
                 !(saga.is_committed() && backwards) || taken_back,
