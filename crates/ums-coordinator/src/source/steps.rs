@@ -41,6 +41,8 @@ pub(super) struct Verified {
     approach: Approach,
     technique: Technique,
     version: u32,
+    /// Whether others than UMS have control of the container.
+    engines: bool,
 }
 
 /// What was asked for.
@@ -154,6 +156,7 @@ pub(super) async fn verify_peer(m: &mut Migration, here: Determined) -> Result<V
         source,
         service,
         estimates,
+        engines,
     } = here;
     let mut plan = plan::make(route, &source, &service, Some(&facts), &options, &estimates);
     let unspoken = plan
@@ -183,6 +186,7 @@ pub(super) async fn verify_peer(m: &mut Migration, here: Determined) -> Result<V
         approach,
         technique,
         version,
+        engines,
     })
 }
 
@@ -346,7 +350,7 @@ pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Fai
 
 /// Before step 13: people could tell an engine something of its container until now, and can't be refused. What comes
 /// after the commit finds the container as it is removed.
-pub(super) async fn confirm(m: &mut Migration, plan: &Determined) -> Result<(), Failure> {
+pub(super) async fn confirm(m: &mut Migration, plan: &Verified) -> Result<(), Failure> {
     if !plan.engines {
         return Ok(());
     }
