@@ -1,25 +1,30 @@
 //! The peer API: what Coordinators ask of each other, as JSON over HTTP/1.1 and mutual TLS 1.3.
 //! Who asks is read from the certificate, never from a message.
 //!
+//! `{v}` is the version that both speak (`v1`, `v2`): agreed on with [`Hello`], which is asked for by the one path
+//! that never changes, and kept for a migration in both journals, so that one goes on as it began when a program
+//! is replaced meanwhile.
+//!
 //! | method and path | request | response | served by |
 //! | --- | --- | --- | --- |
 //! | `GET /peer/v1/hello?service=NAME` | | [`Hello`] | both |
-//! | `POST /peer/v1/migrations/{id}/reserve` | [`ReserveRequest`] | [`ReserveAnswer`] | destination |
-//! | `POST /peer/v1/migrations/{id}/renew` | `{}` | [`View`] the lease begins anew | destination |
-//! | `POST /peer/v1/migrations/{id}/create` | `{}` | [`CreateAnswer`] | destination |
-//! | `POST /peer/v1/migrations/{id}/restore` | [`RestoreRequest`] | [`RestoreAnswer`] | destination |
-//! | `POST /peer/v1/migrations/{id}/commit` | `{}` | [`CommitAnswer`]; 409 `lost`: never executed and never will be; `outcome-unknown`, 409 `discarded`: may have executed, and a person is needed | destination |
-//! | `POST /peer/v1/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
-//! | `POST /peer/v1/migrations/{id}/losses` | `{}` | [`LossesAnswer`]; 404 from an earlier release | destination |
-//! | `POST /peer/v1/migrations/{id}/spans` | `{}` | [`SpansAnswer`]; 404 from an earlier release | destination |
-//! | `POST /peer/v1/migrations/{id}/pages` | `{}` | [`PagesAnswer`]; asked where pages have stayed at the source | destination |
-//! | `POST /peer/v1/migrations/{id}/close` | `{}` | `{}` | destination |
-//! | `GET /peer/v1/migrations/{id}` | | [`View`]; 404 when unknown | destination |
-//! | `GET /peer/v1/decisions/{id}` | | [`DecisionAnswer`] | source |
+//! | `POST /peer/{v}/migrations/{id}/reserve` | [`ReserveRequest`] | [`ReserveAnswer`] | destination |
+//! | `POST /peer/{v}/migrations/{id}/renew` | `{}` | [`View`] the lease begins anew | destination |
+//! | `POST /peer/{v}/migrations/{id}/create` | `{}` | [`CreateAnswer`] | destination |
+//! | `POST /peer/{v}/migrations/{id}/restore` | [`RestoreRequest`] | [`RestoreAnswer`] | destination |
+//! | `POST /peer/{v}/migrations/{id}/commit` | `{}` | [`CommitAnswer`]; 409 `lost`: never executed and never will be; `outcome-unknown`, 409 `discarded`: may have executed, and a person is needed | destination |
+//! | `POST /peer/{v}/migrations/{id}/abort` | `{}` | `{}` nothing is left of it; 409 `committed` | destination |
+//! | `POST /peer/{v}/migrations/{id}/losses` | `{}` | [`LossesAnswer`]; from v2 on | destination |
+//! | `POST /peer/{v}/migrations/{id}/spans` | `{}` | [`SpansAnswer`]; from v2 on | destination |
+//! | `POST /peer/{v}/migrations/{id}/pages` | `{}` | [`PagesAnswer`]; from v2 on, asked where pages have stayed at the source | destination |
+//! | `POST /peer/{v}/migrations/{id}/close` | [`CloseRequest`]; `{}` in v1 | `{}` | destination |
+//! | `GET /peer/{v}/migrations/{id}` | | [`View`]; 404 when unknown | destination |
+//! | `GET /peer/{v}/decisions/{id}` | | [`DecisionAnswer`] | source |
 //!
 //! Every request may be repeated: an answer that was lost is given again. Unknown fields are
-//! rejected on both sides, so a message means the same to both or is refused; what the two speak
-//! is agreed on with [`Hello`] first.
+//! rejected on both sides, so a message means the same to both or is refused. What is said to a peer of an earlier
+//! version is made for it: a field that only tells is left out ([`ReserveRequest::in_version`]), and a migration that
+//! needs what the version has no word for is refused before anything is touched ([`version_for`]).
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -28,11 +33,26 @@ use ums_core::facts::{Loss, NodeFacts, ServiceFacts};
 use ums_core::id::{ServiceName, SystemName};
 use ums_core::preflight::Refusal;
 use ums_core::report::Bytes;
+use ums_core::technique::{Approach, Technique};
 
 use crate::agent::TunnelEnd;
 
-/// Versions of this API that this program speaks.
-pub const VERSIONS: [u32; 1] = [1];
+/// Versions of this API that this program speaks, the oldest first.
+///
+/// 1 is the first release's. 2 has pages that stay at the source, says what was chosen, and tells at the end where
+/// the time went and what could not be set again.
+pub const VERSIONS: [u32; 2] = [1, 2];
+
+/// The newest version that both speak.
+pub fn agreed(ours: &[u32], theirs: &[u32]) -> Option<u32> {
+    let common = ours.iter().filter(|version| theirs.contains(version));
+    common.max().copied()
+}
+
+/// The version that a migration by this technique needs.
+pub fn version_for(technique: Technique) -> u32 {
+    if technique.leaves_pages() { 2 } else { 1 }
+}
 
 /// Application protocol in the TLS handshake.
 pub const ALPN: &[u8] = b"http/1.1";
@@ -65,6 +85,32 @@ pub struct ReserveRequest {
     pub source: NodeFacts,
     /// The service, with its Specification.
     pub service: ServiceFacts,
+    /// At which level it moves. From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approach: Option<Approach>,
+    /// How its memory moves. From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub technique: Option<Technique>,
+}
+
+impl ReserveRequest {
+    /// The same for a peer with which this version was agreed on, without what it has no word for and can do
+    /// without.
+    pub fn in_version(self, version: u32) -> Self {
+        match version {
+            1 => Self {
+                approach: None,
+                technique: None,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
+    /// Whether this is all that the version has words for.
+    pub fn is_of(&self, version: u32) -> bool {
+        version > 1 || (self.approach, self.technique) == (None, None)
+    }
 }
 
 /// Whether a reservation was made.
@@ -182,8 +228,7 @@ pub struct DecisionAnswer {
     pub decision: Decision,
 }
 
-/// `close`: what the source measured, for the destination's history. A destination of an earlier
-/// release knows only [`Empty`], and refuses this as malformed.
+/// `close`: what the source measured, for the destination's history. In version 1 it is [`Empty`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloseRequest {
@@ -227,24 +272,57 @@ pub mod paths {
     }
 
     /// One operation of a migration, as a route pattern.
-    pub const OPERATION_ROUTE: &str = "/peer/v1/migrations/{id}/{operation}";
+    pub const OPERATION_ROUTE: &str = "/peer/{version}/migrations/{id}/{operation}";
     /// One migration, as a route pattern.
-    pub const MIGRATION_ROUTE: &str = "/peer/v1/migrations/{id}";
+    pub const MIGRATION_ROUTE: &str = "/peer/{version}/migrations/{id}";
     /// A decision, as a route pattern.
-    pub const DECISION_ROUTE: &str = "/peer/v1/decisions/{id}";
+    pub const DECISION_ROUTE: &str = "/peer/{version}/decisions/{id}";
 
-    /// `/peer/v1/migrations/{id}/{operation}`
-    pub fn operation(id: MigrationId, operation: &str) -> String {
-        format!("/peer/v1/migrations/{id}/{operation}")
+    /// The version that a path's second part names, if this program speaks it.
+    pub fn version(part: &str) -> Option<u32> {
+        let named = |version: &u32| part == format!("v{version}");
+        super::VERSIONS.into_iter().find(named)
     }
 
-    /// `/peer/v1/migrations/{id}`
-    pub fn migration(id: MigrationId) -> String {
-        format!("/peer/v1/migrations/{id}")
+    /// `/peer/v{version}/migrations/{id}/{operation}`
+    pub fn operation(version: u32, id: MigrationId, operation: &str) -> String {
+        format!("/peer/v{version}/migrations/{id}/{operation}")
     }
 
-    /// `/peer/v1/decisions/{id}`
-    pub fn decision(id: MigrationId) -> String {
-        format!("/peer/v1/decisions/{id}")
+    /// `/peer/v{version}/migrations/{id}`
+    pub fn migration(version: u32, id: MigrationId) -> String {
+        format!("/peer/v{version}/migrations/{id}")
+    }
+
+    /// `/peer/v{version}/decisions/{id}`
+    pub fn decision(version: u32, id: MigrationId) -> String {
+        format!("/peer/v{version}/decisions/{id}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_that_both_speak_is_agreed_on() {
+        for (theirs, version) in [
+            (&[1][..], Some(1)),
+            (&[2, 1], Some(2)),
+            (&[1, 2, 3], Some(2)),
+            (&[3], None),
+            (&[], None),
+        ] {
+            assert_eq!(agreed(&VERSIONS, theirs), version, "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_names_a_version_that_is_spoken_or_none() {
+        assert_eq!(paths::version("v1"), Some(1));
+        assert_eq!(paths::version("v2"), Some(2));
+        for part in ["v0", "v3", "2", "v", "v02", "V2"] {
+            assert_eq!(paths::version(part), None, "{part}");
+        }
     }
 }

@@ -31,6 +31,9 @@ pub struct Config {
     /// How to start the Migration Interface when nobody answers at its socket; `None` leaves that
     /// to somebody else.
     pub agent_command: Option<AgentCommand>,
+    /// Versions of the peer API that it speaks: [`ums_api::peer::VERSIONS`], or fewer in a test with a twin of an
+    /// earlier release.
+    pub peer_versions: Vec<u32>,
     /// Bounds and periods.
     pub limits: Limits,
 }

@@ -121,7 +121,7 @@ fn agent(shared: &Shared, service: Option<&ServiceFacts>) -> AgentClient {
 /// Step 3: judges and reserves.
 pub(crate) async fn reserve(
     shared: &Shared,
-    source: SystemName,
+    (source, version): (SystemName, u32),
     id: MigrationId,
     request: ReserveRequest,
 ) -> Reply<ReserveAnswer> {
@@ -171,6 +171,8 @@ pub(crate) async fn reserve(
     let options = MigrateOptions {
         accept_loss: true,
         engine: request.service.specification.engine.clone(),
+        approach: request.approach,
+        technique: request.technique,
         ..MigrateOptions::default()
     };
     let refusals = preflight::judge(
@@ -198,6 +200,9 @@ pub(crate) async fn reserve(
         conflict: None,
         losses: Vec::new(),
         spans: Vec::new(),
+        version,
+        approach: request.approach,
+        technique: request.technique,
         account: None,
     };
     put(shared, id, &incoming).await?;
@@ -217,13 +222,13 @@ fn promise(facts: &mut NodeFacts, incoming: &Incoming, shares_network: bool) {
         ..
     } = &service.specification;
     if shares_network {
-        facts.services.insert(name.to_string());
-        facts.addresses.insert(*address);
+        facts.system.services.insert(name.to_string());
+        facts.system.addresses.insert(*address);
     }
     for port in ports.iter().filter(|_| shares_network) {
         match port.transport {
-            Transport::Tcp => facts.ports.insert(port.system_port),
-            Transport::Udp => facts.udp_ports.insert(port.system_port),
+            Transport::Tcp => facts.system.ports.insert(port.system_port),
+            Transport::Udp => facts.system.udp_ports.insert(port.system_port),
         };
     }
     let memory = service.memory_bytes;
@@ -571,6 +576,9 @@ pub(crate) async fn abort(shared: &Shared, source: SystemName, id: MigrationId) 
             conflict: None,
             losses: Vec::new(),
             spans: Vec::new(),
+            version: 1,
+            approach: None,
+            technique: None,
             account: None,
         };
         return put(shared, id, &tombstone).await;

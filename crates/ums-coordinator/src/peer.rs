@@ -19,6 +19,7 @@ use ums_core::budget::Span;
 use ums_core::facts::Loss;
 use ums_core::id::{MigrationId, ServiceName, SystemName};
 use ums_core::preflight::Refusal;
+use ums_core::technique::Technique;
 use ums_tls::TlsError;
 
 use crate::config::PeerConfig;
@@ -74,6 +75,7 @@ impl Peers {
         let make = || PeerClient {
             client: (self.dial)(system, address),
             timeout: self.timeout,
+            version: VERSIONS[0],
         };
         clients
             .entry((system.clone(), address))
@@ -103,16 +105,22 @@ impl Connector for Mtls {
     }
 }
 
-/// A client of one peer.
+/// A client of one peer, in the first version until another one is agreed on.
 #[derive(Clone)]
 pub(crate) struct PeerClient {
     client: Client,
     timeout: Duration,
+    version: u32,
 }
 
 type Answer<T> = Result<T, ClientError>;
 
 impl PeerClient {
+    /// The same in the version that was agreed on.
+    pub(crate) fn speaking(self, version: u32) -> Self {
+        Self { version, ..self }
+    }
+
     /// What it is, and what there is where a service of this name would arrive.
     pub(crate) async fn hello(&self, service: Option<&ServiceName>) -> Answer<Hello> {
         self.get(&paths::hello(service)).await
@@ -140,8 +148,11 @@ impl PeerClient {
         it: &RestoreRequest,
         timeout: Duration,
     ) -> Answer<RestoreAnswer> {
-        let client = self.client.clone();
-        Self { client, timeout }.post(id, "restore", it).await
+        let patient = Self {
+            timeout,
+            ..self.clone()
+        };
+        patient.post(id, "restore", it).await
     }
 
     pub(crate) async fn commit(&self, id: MigrationId) -> Answer<CommitAnswer> {
@@ -152,34 +163,39 @@ impl PeerClient {
         self.post(id, "abort", &Empty {}).await.map(|Empty {}| ())
     }
 
+    /// What could not be set again there; version 1 has no word for it.
     pub(crate) async fn losses(&self, id: MigrationId) -> Answer<Vec<Loss>> {
-        let answer: Answer<LossesAnswer> = self.post(id, "losses", &Empty {}).await;
-        if_kept(answer.map(|answer| answer.losses))
+        if self.version < 2 {
+            return Ok(Vec::new());
+        }
+        let answer: LossesAnswer = self.post(id, "losses", &Empty {}).await?;
+        Ok(answer.losses)
     }
 
+    /// Where the time went there; version 1 has no word for it.
     pub(crate) async fn spans(&self, id: MigrationId) -> Answer<Vec<Span>> {
-        let answer: Answer<SpansAnswer> = self.post(id, "spans", &Empty {}).await;
-        if_kept(answer.map(|answer| answer.spans))
+        if self.version < 2 {
+            return Ok(Vec::new());
+        }
+        let answer: SpansAnswer = self.post(id, "spans", &Empty {}).await?;
+        Ok(answer.spans)
     }
 
     pub(crate) async fn pages(&self, id: MigrationId) -> Answer<PagesAnswer> {
         self.post(id, "pages", &Empty {}).await
     }
 
+    /// The end; version 1 has no use for the account.
     pub(crate) async fn close(&self, id: MigrationId, account: &CloseRequest) -> Answer<()> {
-        let closed = self.post(id, "close", account).await;
-        let closed = match &closed {
-            // An earlier release has no use for the account.
-            Err(ClientError::Problem(problem)) if problem.kind == ProblemKind::RequestMalformed => {
-                self.post(id, "close", &Empty {}).await
-            }
-            _ => closed,
+        let closed = match self.version {
+            1 => self.post(id, "close", &Empty {}).await,
+            _ => self.post(id, "close", account).await,
         };
         closed.map(|Empty {}| ())
     }
 
     pub(crate) async fn decision(&self, id: MigrationId) -> Answer<Decision> {
-        let answer: DecisionAnswer = self.get(&paths::decision(id)).await?;
+        let answer: DecisionAnswer = self.get(&paths::decision(self.version, id)).await?;
         Ok(answer.decision)
     }
 
@@ -191,7 +207,7 @@ impl PeerClient {
         operation: &str,
         body: &(impl Serialize + Sync),
     ) -> Answer<T> {
-        let path = paths::operation(id, operation);
+        let path = paths::operation(self.version, id, operation);
         match self.client.post(&path, body, self.timeout).await {
             Err(error @ ClientError::Broken { .. }) if !is_untrusted(&error) => {
                 self.client.post(&path, body, self.timeout).await
@@ -210,24 +226,25 @@ impl PeerClient {
     }
 }
 
-/// Checks that the peer speaks our version.
-pub(crate) fn check_version(system: &SystemName, hello: &Hello) -> Result<(), Refusal> {
-    if hello
-        .versions
-        .iter()
-        .any(|version| VERSIONS.contains(version))
-    {
-        return Ok(());
-    }
-    let list = |versions: &[u32]| {
-        let versions: Vec<String> = versions.iter().take(8).map(u32::to_string).collect();
-        format!("version {}", versions.join(", "))
-    };
-    Err(Refusal::peer_version(
-        system.as_str(),
-        list(&VERSIONS),
-        list(&hello.versions),
-    ))
+/// The version that we go on in with a peer.
+pub(crate) fn agree(ours: &[u32], system: &SystemName, hello: &Hello) -> Result<u32, Refusal> {
+    let theirs = || versions(&hello.versions);
+    peer::agreed(ours, &hello.versions)
+        .ok_or_else(|| Refusal::peer_version(system.as_str(), versions(ours), theirs()))
+}
+
+/// Why a migration by this technique can't go to a peer with which that version was agreed on.
+pub(crate) fn unspoken(system: &SystemName, version: u32, technique: Technique) -> Option<Refusal> {
+    let needed = peer::version_for(technique);
+    (version < needed).then(|| {
+        let ours = format!("version {needed}, which memory that stays at the source needs");
+        Refusal::peer_version(system.as_str(), ours, versions(&[version]))
+    })
+}
+
+fn versions(all: &[u32]) -> String {
+    let all: Vec<String> = all.iter().take(8).map(u32::to_string).collect();
+    format!("version {}", all.join(", "))
 }
 
 /// What an attempt to talk to a peer told, as a refusal of the preflight.
@@ -238,25 +255,15 @@ pub(crate) fn refusal(system: &SystemName, error: &ClientError) -> Refusal {
             Refusal::peer_denied(name, &problem.detail)
         }
         ClientError::Problem(problem) if problem.status == 404 => {
-            Refusal::peer_version(name, "version 1", "none of its versions")
+            Refusal::peer_version(name, versions(&VERSIONS), "none of its versions")
         }
         ClientError::Foreign { .. } => Refusal::peer_version(
             name,
-            "version 1",
+            versions(&VERSIONS),
             format!("something else ({})", error.chain()),
         ),
         error if is_untrusted(error) => Refusal::peer_untrusted(name, error.chain()),
         error => Refusal::peer_unreachable(name, error.chain()),
-    }
-}
-
-/// An earlier release keeps no account of it.
-fn if_kept<T: Default>(answer: Answer<T>) -> Answer<T> {
-    match answer {
-        Err(ClientError::Problem(problem)) if problem.kind == ProblemKind::PathUnknown => {
-            Ok(T::default())
-        }
-        answer => answer,
     }
 }
 

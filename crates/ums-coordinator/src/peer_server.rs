@@ -10,12 +10,12 @@ use axum::{Extension, Router};
 use ums_api::client::Permission;
 use ums_api::peer::{
     BODY_BYTES_MAX, CloseRequest, Decision, DecisionAnswer, Empty, Hello, HelloQuery,
-    ReserveRequest, RestoreRequest, VERSIONS, paths,
+    ReserveRequest, RestoreRequest, paths,
 };
-use ums_api::problem::ProblemKind;
+use ums_api::problem::{Problem, ProblemKind};
 use ums_core::id::{MigrationId, SystemName};
 use ums_core::report::Outcome;
-use ums_core::saga::Phase;
+use ums_core::saga::SagaState;
 
 use crate::client_server::parse_query;
 use crate::destination;
@@ -37,14 +37,35 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
+/// Operations that version 1 has no word for.
+const SINCE_VERSION_2: [&str; 3] = ["losses", "spans", "pages"];
+
 type Caller = Extension<PeerIdentity>;
 
 async fn nowhere() -> Refused {
     unknown(
         ProblemKind::PathUnknown,
         "there is no such path",
-        "this system speaks version 1 of the peer API",
+        "this system speaks versions 1 and 2 of the peer API",
     )
+}
+
+/// The version that a path names.
+async fn spoken(shared: &Shared, part: &str) -> Reply<u32> {
+    match paths::version(part) {
+        Some(version) if shared.config.peer_versions.contains(&version) => Ok(version),
+        _ => Err(nowhere().await),
+    }
+}
+
+/// A message that says more than its version has words for.
+fn foreign(version: u32) -> Refused {
+    Refused(Problem::refused(
+        400,
+        ProblemKind::RequestMalformed,
+        "the request is malformed",
+        format!("version {version} of the peer API has no word for what it asks"),
+    ))
 }
 
 async fn hello(
@@ -67,7 +88,7 @@ async fn hello(
         None
     };
     Ok(ok(&Hello {
-        versions: VERSIONS.to_vec(),
+        versions: shared.config.peer_versions.clone(),
         system: shared.config.system.clone(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
         you_may_send,
@@ -98,26 +119,32 @@ async fn concerned(shared: &Shared, system: &SystemName, id: &str) -> Reply<Migr
 async fn operation(
     State(shared): State<Arc<Shared>>,
     Extension(PeerIdentity(peer)): Caller,
-    Path((id, operation)): Path<(String, String)>,
+    Path((version, id, operation)): Path<(String, String, String)>,
     request: Request,
 ) -> Reply<Response> {
     let id = concerned(&shared, &peer, &id).await?;
+    let version = spoken(&shared, &version).await?;
     let body = body(request, shared.config.limits.arrival_timeout).await?;
     let tasks = Arc::clone(&shared.tasks);
-    let done = tasks.detached(async move { dispatch(&shared, peer, id, &operation, &body).await });
+    let done = tasks
+        .detached(async move { dispatch(&shared, (peer, version), id, &operation, &body).await });
     done.await.ok_or_else(ending)?
 }
 
 async fn dispatch(
     shared: &Shared,
-    peer: SystemName,
+    (peer, version): (SystemName, u32),
     id: MigrationId,
     operation: &str,
     body: &[u8],
 ) -> Reply<Response> {
     if operation == "reserve" {
         let request: ReserveRequest = parse(body)?;
-        return Ok(ok(&destination::reserve(shared, peer, id, request).await?));
+        if !request.is_of(version) {
+            return Err(foreign(version));
+        }
+        let from = (peer, version);
+        return Ok(ok(&destination::reserve(shared, from, id, request).await?));
     }
     if operation == "restore" {
         let request: RestoreRequest = parse(body)?;
@@ -125,13 +152,20 @@ async fn dispatch(
             &destination::restore(shared, peer, id, request.digest).await?
         ));
     }
-    if operation == "close" {
+    if operation == "close" && version > 1 {
         let account: CloseRequest = parse(body)?;
         destination::close(shared, peer, id, account).await?;
         return Ok(ok(&Empty {}));
     }
     let Empty {} = parse(body)?;
+    if version == 1 && SINCE_VERSION_2.contains(&operation) {
+        return Err(nowhere().await);
+    }
     match operation {
+        "close" => {
+            destination::close(shared, peer, id, CloseRequest::default()).await?;
+            Ok(ok(&Empty {}))
+        }
         "renew" => Ok(ok(&destination::renew(shared, peer, id).await?)),
         "create" => Ok(ok(&destination::create(shared, peer, id).await?)),
         "losses" => Ok(ok(&destination::losses(shared, peer, id).await?)),
@@ -148,9 +182,10 @@ async fn dispatch(
 async fn view(
     State(shared): State<Arc<Shared>>,
     Extension(PeerIdentity(peer)): Caller,
-    Path(id): Path<String>,
+    Path((version, id)): Path<(String, String)>,
 ) -> Reply<Response> {
     let id = concerned(&shared, &peer, &id).await?;
+    spoken(&shared, &version).await?;
     match destination::view(&shared, peer, id).await {
         Ok(view) => Ok(ok(&view)),
         Err(Refused(problem)) if problem.kind == ProblemKind::Aborted => Err(no_migration()),
@@ -162,18 +197,19 @@ async fn view(
 async fn decision(
     State(shared): State<Arc<Shared>>,
     Extension(PeerIdentity(peer)): Caller,
-    Path(id): Path<String>,
+    Path((version, id)): Path<(String, String)>,
 ) -> Reply<Response> {
     let id = concerned(&shared, &peer, &id).await?;
+    spoken(&shared, &version).await?;
     let saga = shared.journal(move |journal| journal.saga(id)).await?;
     let decision = match saga {
         Some((saga, _)) if saga.request().destination != peer => return Err(no_migration()),
         Some((saga, _)) => match saga.phase() {
-            Phase::Forward => Decision::Undecided,
-            Phase::Abandoning(_) => Decision::Abandoned,
-            Phase::Committed => Decision::Committed,
-            Phase::Ended(report) if report.outcome == Outcome::Completed => Decision::Committed,
-            Phase::Ended(_) => Decision::Abandoned,
+            SagaState::Forward => Decision::Undecided,
+            SagaState::Abandoning(_) => Decision::Abandoned,
+            SagaState::Committed => Decision::Committed,
+            SagaState::Ended(report) if report.outcome == Outcome::Completed => Decision::Committed,
+            SagaState::Ended(_) => Decision::Abandoned,
         },
         None => Decision::Abandoned,
     };

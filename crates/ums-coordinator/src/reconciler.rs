@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use ums_api::peer::Decision;
-use ums_core::id::MigrationId;
+use ums_core::id::{MigrationId, SystemName};
 use ums_core::saga::Action;
 
 use crate::destination;
@@ -62,13 +62,16 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         let mut round = JoinSet::new();
         for (id, incoming) in open {
             let shared = Arc::clone(&shared);
-            round.spawn(async move { look_after(&shared, id, incoming.source).await });
+            round.spawn(async move {
+                look_after(&shared, id, (incoming.source, incoming.version)).await
+            });
         }
         while round.join_next().await.is_some() {}
     }
 }
 
-async fn look_after(shared: &Shared, id: MigrationId, source: ums_core::id::SystemName) {
+/// `source`: who sends it, and the version that was agreed on.
+async fn look_after(shared: &Shared, id: MigrationId, source: (SystemName, u32)) {
     match destination::reconcile(shared, id).await {
         Ok(false) => {}
         Ok(true) => ask_source(shared, id, source).await,
@@ -80,9 +83,9 @@ async fn look_after(shared: &Shared, id: MigrationId, source: ums_core::id::Syst
 
 /// A prepared instance of which nothing more is heard: only the source knows whether it is the
 /// service. Until it says so, the instance is held, however long that takes.
-async fn ask_source(shared: &Shared, id: MigrationId, source: ums_core::id::SystemName) {
+async fn ask_source(shared: &Shared, id: MigrationId, (source, version): (SystemName, u32)) {
     let client = match policy::peer(shared, &source) {
-        Ok(peer) => shared.peers.client(&source, peer.address),
+        Ok(peer) => shared.peers.client(&source, peer.address).speaking(version),
         Err(denied) => {
             tracing::warn!(migration = %id, %denied, "in doubt, and the source can't be asked");
             return;

@@ -12,7 +12,7 @@ mod undo;
 use std::sync::Arc;
 
 use ums_core::report::Outcome;
-use ums_core::saga::{Action, Event, Phase, Saga};
+use ums_core::saga::{Action, Event, Saga, SagaState};
 
 pub(crate) use migration::{Failure, Migration, finished_view, view_of};
 
@@ -70,7 +70,7 @@ async fn watched(mut migration: Migration, mut fresh: bool) {
 
 async fn run(mut migration: Migration, fresh: bool) {
     let m = &mut migration;
-    if *m.saga().phase() == Phase::Forward {
+    if *m.saga().phase() == SagaState::Forward {
         let gone = if fresh {
             to_the_commit(m).await
         } else {
@@ -80,10 +80,10 @@ async fn run(mut migration: Migration, fresh: bool) {
             m.give_up(failure).await;
         }
     }
-    if *m.saga().phase() == Phase::Committed {
+    if *m.saga().phase() == SagaState::Committed {
         from_the_commit(m).await;
     }
-    if matches!(m.saga().phase(), Phase::Abandoning(_)) {
+    if matches!(m.saga().phase(), SagaState::Abandoning(_)) {
         undo::undo(m).await;
     }
     if let Action::Finish(outcome) = m.saga().what_next() {
@@ -95,8 +95,8 @@ async fn run(mut migration: Migration, fresh: bool) {
 
 /// The happy path to the commit. Whatever fails here is undone.
 async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
-    let mut plan = steps::determine_approach(m).await?; //                    1
-    steps::verify_peer(m, &mut plan).await?; //                               2
+    let here = steps::determine_approach(m).await?; //                        1
+    let plan = steps::verify_peer(m, here).await?; //                         2
     steps::send_specification(m, &plan).await?; //                            3
     let created = steps::create_container(m).await?; //                       4, 5, 6
     steps::open_data_path(m, &plan, &created).await?; //                             7
@@ -110,7 +110,7 @@ async fn to_the_commit(m: &mut Migration) -> Result<(), Failure> {
 /// first may end with the commit taken back.
 async fn from_the_commit(m: &mut Migration) {
     steps::run_at_destination(m).await; //                                    13
-    if *m.saga().phase() != Phase::Committed {
+    if *m.saga().phase() != SagaState::Committed {
         return;
     }
     steps::announce(m).await; //                                              14

@@ -28,6 +28,9 @@ const OPERATIONS: [&str; 7] = [
     "reserve", "renew", "create", "restore", "commit", "abort", "close",
 ];
 
+/// The version that the requests are of, where a test is not about versions.
+const VERSION: u32 = 2;
+
 /// A limit that a test waits for, and that who isn't slow keeps on a busy machine.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -172,15 +175,15 @@ async fn a_member_of_the_ca_that_is_no_peer_is_denied_everything() {
     for operation in OPERATIONS {
         let body = body_of(&two, operation).await;
         for id in [id, fresh()] {
-            let path = paths::operation(id, operation);
+            let path = paths::operation(VERSION, id, operation);
             let said = ask_on(&mut stream, "POST", &path, &body).await;
             assert_eq!(said, denied, "{operation}");
         }
     }
     for path in [
         paths::HELLO.to_owned(),
-        paths::migration(id),
-        paths::decision(id),
+        paths::migration(VERSION, id),
+        paths::decision(VERSION, id),
     ] {
         assert_eq!(
             ask_on(&mut stream, "GET", &path, b"").await,
@@ -189,7 +192,7 @@ async fn a_member_of_the_ca_that_is_no_peer_is_denied_everything() {
         );
     }
     let mut source = connect(&two.a, "a", &nobody).await;
-    let path = paths::decision(id);
+    let path = paths::decision(VERSION, id);
     assert_eq!(ask_on(&mut source, "GET", &path, b"").await, denied);
     aborted_by_its_source(&two, id).await;
 }
@@ -205,13 +208,19 @@ async fn a_peer_that_is_not_the_source_can_do_nothing_to_a_migration() {
     let mut stream = connect(&two.b, "b", &identity("c")).await;
     for operation in OPERATIONS {
         let body = body_of(&two, operation).await;
-        let said = ask_on(&mut stream, "POST", &paths::operation(id, operation), &body).await;
+        let said = ask_on(
+            &mut stream,
+            "POST",
+            &paths::operation(VERSION, id, operation),
+            &body,
+        )
+        .await;
         assert_eq!(said, answer(409, "aborted"), "{operation}");
     }
-    let said = ask_on(&mut stream, "GET", &paths::migration(id), b"").await;
+    let said = ask_on(&mut stream, "GET", &paths::migration(VERSION, id), b"").await;
     assert_eq!(said, answer(404, "migration-unknown"));
     // Nothing has come of it, and the source still may.
-    let said = ask(&two.b, "b", "a", "GET", &paths::migration(id), b"").await;
+    let said = ask(&two.b, "b", "a", "GET", &paths::migration(VERSION, id), b"").await;
     assert_eq!(said, answer(200, "created"));
     aborted_by_its_source(&two, id).await;
 }
@@ -219,7 +228,7 @@ async fn a_peer_that_is_not_the_source_can_do_nothing_to_a_migration() {
 #[tokio::test]
 async fn only_the_destination_learns_the_decision() {
     let (two, id) = under_way(&[Permission::Send, Permission::Receive]).await;
-    let path = paths::decision(id);
+    let path = paths::decision(VERSION, id);
     let said = ask(&two.a, "a", "c", "GET", &path, b"").await;
     assert_eq!(said, answer(404, "migration-unknown"));
     assert_eq!(ask(&two.a, "a", "b", "GET", &path, b"").await.0, 200);
@@ -232,13 +241,13 @@ async fn what_is_not_known_is_presumed_aborted_whatever_is_asked() {
     let mut stream = connect(&two.b, "b", &identity("c")).await;
     for operation in ["renew", "create", "restore", "commit", "close"] {
         let (path, body) = (
-            paths::operation(fresh(), operation),
+            paths::operation(VERSION, fresh(), operation),
             body_of(&two, operation).await,
         );
         let said = ask_on(&mut stream, "POST", &path, &body).await;
         assert_eq!(said, answer(409, "aborted"), "{operation}");
     }
-    let view = paths::migration(fresh());
+    let view = paths::migration(VERSION, fresh());
     let unknown = answer(404, "migration-unknown");
     assert_eq!(ask_on(&mut stream, "GET", &view, b"").await, unknown);
     let malformed = "/peer/v1/migrations/everything/commit";
@@ -249,11 +258,11 @@ async fn what_is_not_known_is_presumed_aborted_whatever_is_asked() {
 async fn a_peer_that_may_not_send_reserves_nothing_and_leaves_nothing() {
     let mut two = Two::with(with_c(&[Permission::Receive])).await;
     let (id, body) = (fresh(), body_of(&two, "reserve").await);
-    let reserve = paths::operation(id, "reserve");
+    let reserve = paths::operation(VERSION, id, "reserve");
     let said = ask(&two.b, "b", "c", "POST", &reserve, &body).await;
     assert_eq!(said, answer(403, "peer-denied"));
     // Nothing of it is here, and nothing is written down: once it may send, the id is free.
-    let abort = paths::operation(id, "abort");
+    let abort = paths::operation(VERSION, id, "abort");
     assert_eq!(ask(&two.b, "b", "c", "POST", &abort, b"{}").await.0, 200);
     two.b.kill().await;
     let peer = two.b.config.peers.get_mut(&system("c")).expect("a peer");
@@ -262,9 +271,9 @@ async fn a_peer_that_may_not_send_reserves_nothing_and_leaves_nothing() {
     assert_eq!(ask(&two.b, "b", "c", "POST", &reserve, &body).await.0, 200);
     // An abort of one who may is remembered instead.
     let (id, body) = (fresh(), body_of(&two, "reserve").await);
-    let abort = paths::operation(id, "abort");
+    let abort = paths::operation(VERSION, id, "abort");
     assert_eq!(ask(&two.b, "b", "c", "POST", &abort, b"{}").await.0, 200);
-    let reserve = paths::operation(id, "reserve");
+    let reserve = paths::operation(VERSION, id, "reserve");
     let said = ask(&two.b, "b", "c", "POST", &reserve, &body).await;
     assert_eq!(said, answer(409, "aborted"));
 }
@@ -287,9 +296,9 @@ async fn the_number_of_reservations_is_bounded() {
     let two = Two::with(|_, b| b.limits.incoming_max = 1).await;
     let mut stream = connect(&two.b, "b", &identity("a")).await;
     let body = body_of(&two, "reserve").await;
-    let path = paths::operation(fresh(), "reserve");
+    let path = paths::operation(VERSION, fresh(), "reserve");
     assert_eq!(ask_on(&mut stream, "POST", &path, &body).await.0, 200);
-    let path = paths::operation(fresh(), "reserve");
+    let path = paths::operation(VERSION, fresh(), "reserve");
     let said = ask_on(&mut stream, "POST", &path, &body).await;
     assert_eq!(said, answer(429, "too-many-migrations"));
 }
@@ -314,7 +323,7 @@ async fn malformed_requests_are_refused() {
         ("abort", String::new()),
         ("close", "[".repeat(10_000)),
     ] {
-        let path = paths::operation(fresh(), operation);
+        let path = paths::operation(VERSION, fresh(), operation);
         let said = ask(&two.b, "b", "a", "POST", &path, body.as_bytes()).await;
         assert_eq!(said, answer(400, "request-malformed"), "{operation} {body}");
     }
@@ -322,17 +331,25 @@ async fn malformed_requests_are_refused() {
         let said = ask(&two.b, "b", "a", "GET", path, b"").await;
         assert_eq!(said, answer(404, "path-unknown"), "{path}");
     }
-    let path = paths::operation(fresh(), "steal");
+    let path = paths::operation(VERSION, fresh(), "steal");
     let said = ask(&two.b, "b", "a", "POST", &path, b"{}").await;
     assert_eq!(said, answer(404, "path-unknown"));
-    let said = ask(&two.b, "b", "a", "DELETE", &paths::migration(fresh()), b"").await;
+    let said = ask(
+        &two.b,
+        "b",
+        "a",
+        "DELETE",
+        &paths::migration(VERSION, fresh()),
+        b"",
+    )
+    .await;
     assert_eq!(said.0, 405);
 }
 
 #[tokio::test]
 async fn what_is_too_large_is_refused() {
     let two = Two::new().await;
-    let path = paths::operation(fresh(), "create");
+    let path = paths::operation(VERSION, fresh(), "create");
     let body = vec![b' '; BODY_BYTES_MAX + 1];
     let said = ask(&two.b, "b", "a", "POST", &path, &body).await;
     assert_eq!(said, answer(413, "body"));
@@ -450,7 +467,7 @@ async fn who_is_slow_is_given_up() {
     };
     let half_a_body = async {
         let mut stream = connect(&two.b, "b", &identity("a")).await;
-        let head = head("POST", &paths::operation(fresh(), "create"), 2);
+        let head = head("POST", &paths::operation(VERSION, fresh(), "create"), 2);
         stream.write_all(head.as_bytes()).await.expect("written");
         stream.write_all(b"{").await.expect("written");
         assert_eq!(response(&mut stream).await.0, 408);
@@ -568,5 +585,29 @@ async fn clients_requests_are_checked_too() {
     let said = ask("GET", "/v1/migrations?limit=many", b"").await;
     assert_eq!(said, answer(400, "query"));
     let said = ask("GET", paths::HELLO, b"").await;
+    assert_eq!(said, answer(404, "path-unknown"));
+}
+
+/// What a version has no word for is no part of it: nothing is passed over.
+#[tokio::test]
+async fn the_first_version_is_what_it_was() {
+    let two = Two::new().await;
+    let mut stream = connect(&two.b, "b", &identity("a")).await;
+    let mut request = reservation(&two).await;
+    request["technique"] = json!("post-copy");
+    let body = request.to_string().into_bytes();
+    let reserve = paths::operation(1, fresh(), "reserve");
+    let said = ask_on(&mut stream, "POST", &reserve, &body).await;
+    assert_eq!(said, answer(400, "request-malformed"));
+    let close = paths::operation(1, fresh(), "close");
+    let said = ask_on(&mut stream, "POST", &close, b"{\"downtime_us\":1}").await;
+    assert_eq!(said, answer(400, "request-malformed"));
+    for operation in ["losses", "spans", "pages"] {
+        let path = paths::operation(1, fresh(), operation);
+        let said = ask_on(&mut stream, "POST", &path, b"{}").await;
+        assert_eq!(said, answer(404, "path-unknown"), "{operation}");
+    }
+    let later = paths::operation(3, fresh(), "renew");
+    let said = ask_on(&mut stream, "POST", &later, b"{}").await;
     assert_eq!(said, answer(404, "path-unknown"));
 }

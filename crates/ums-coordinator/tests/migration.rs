@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use support::agent::{What, When};
 use support::{PATIENCE, SERVICE, Two};
-use ums_api::client::{AbortRequest, MigrationView, paths};
+use ums_api::client::{AbortRequest, MigrateRequest, MigrationView, paths};
 use ums_api::http::ClientError;
 use ums_api::problem::{Problem, ProblemKind};
 use ums_core::budget::{Part, Span};
-use ums_core::preflight::RefusalKind;
+use ums_core::plan::Plan;
+use ums_core::preflight::{Refusal, RefusalKind};
 use ums_core::report::Outcome;
+use ums_core::technique::Technique;
 
 fn problem(error: ClientError) -> Problem {
     error
@@ -404,4 +406,91 @@ async fn a_compensation_that_keeps_failing_is_stuck_and_visible() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     two.settled(&view, "healed").await;
+}
+
+/// A system that speaks only the first version of the peer API, at either end.
+async fn with_a_twin_of_the_first(at_source: bool) -> Two {
+    let twin = |config: &mut ums_coordinator::Config| config.peer_versions = vec![1];
+    Two::with(|a, b| twin(if at_source { a } else { b })).await
+}
+
+#[tokio::test]
+async fn systems_of_two_versions_move_services_to_each_other() {
+    for at_source in [true, false] {
+        let mut two = with_a_twin_of_the_first(at_source).await;
+        two.b.agent.fault("restore", When::Before, What::Hang, 1);
+        let id = two.migrate().await;
+        two.b.agent.is_reached().await;
+        // The twin is updated meanwhile: the migration goes on in the version that it began in.
+        let twin = if at_source { &mut two.a } else { &mut two.b };
+        if !at_source {
+            twin.kill().await;
+            twin.config.peer_versions = vec![1, 2];
+            twin.start().await;
+        } else {
+            two.b.agent.release();
+        }
+        let view = two.a.over(id).await;
+        let report = &view.report;
+        let context = format!("at the source: {at_source}");
+        two.settled(&view, &context).await;
+        assert_eq!(report.outcome, Outcome::Completed, "{context}: {report:#?}");
+        // What the first version has no word for is not told, and nothing else is missing.
+        let there: Vec<MigrationView> = two.b.get(paths::MIGRATIONS).await.expect("a history");
+        assert_eq!(there[0].report.technique, None);
+        assert_eq!(there[0].report.downtime_ms, None);
+        let losses: Vec<&str> = report.losses.iter().map(|loss| &*loss.detail).collect();
+        assert_eq!(losses, ["what was seen before"]);
+    }
+}
+
+/// What the destination's version has no word for is refused before anything is asked of either agent.
+#[tokio::test]
+async fn what_an_earlier_version_has_no_word_for_is_refused() {
+    let two = with_a_twin_of_the_first(false).await;
+    let request = MigrateRequest {
+        service: SERVICE.parse().expect("a name"),
+        destination: support::system("b"),
+        approach: None,
+        technique: Some(Technique::PostCopy),
+        max_downtime_ms: None,
+        accept_loss: false,
+        measure: false,
+    };
+    let plan: Plan = two
+        .a
+        .client()
+        .post(paths::PLANS, &request, PATIENCE)
+        .await
+        .expect("a plan");
+    let kinds = |refusals: &[Refusal]| refusals.iter().map(|it| it.kind).collect::<Vec<_>>();
+    assert_eq!(
+        kinds(&plan.refusals),
+        [RefusalKind::PeerVersion],
+        "{plan:#?}"
+    );
+    let view: MigrationView = two
+        .a
+        .client()
+        .post(paths::MIGRATIONS, &request, PATIENCE)
+        .await
+        .expect("admitted");
+    let view = two.a.over(view.report.migration_id).await;
+    assert_eq!(view.report.outcome, Outcome::Refused, "{view:#?}");
+    assert_eq!(
+        kinds(&view.refusals),
+        [RefusalKind::PeerVersion],
+        "{view:#?}"
+    );
+    two.settled(&view, "refused").await;
+}
+
+#[tokio::test]
+async fn the_destination_knows_how_a_service_came() {
+    let two = Two::new().await;
+    let view = two.a.over(two.migrate().await).await;
+    let there: Vec<MigrationView> = two.b.get(paths::MIGRATIONS).await.expect("a history");
+    assert!(view.report.technique.is_some());
+    assert_eq!(there[0].report.technique, view.report.technique);
+    assert_eq!(there[0].report.approach, view.report.approach);
 }

@@ -1,4 +1,4 @@
-//! What is known about a node and about a service, gathered by the Migration Interface and
+//! What is known about a system, a node and a service, gathered by the Migration Interface and
 //! judged by pure functions.
 
 use std::collections::BTreeSet;
@@ -34,6 +34,42 @@ pub struct NodeFacts {
     pub memory_available_bytes: u64,
     /// Free space where services are kept, bytes.
     pub disk_available_bytes: u64,
+    /// What its system has.
+    #[serde(flatten)]
+    pub system: SystemFacts,
+    /// Images present.
+    pub images: BTreeSet<ImageId>,
+    /// What it can't confine a service by, and how many processes it can restore.
+    #[serde(default)]
+    pub limits: NodeLimits,
+    /// What stands in the way of clients there and is not ours to change, for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// Whether it can tell which pages of a running service change.
+    #[serde(default)]
+    pub tracks_memory: bool,
+    /// Whether it is the inside of an outer container, whose engine knows that and nothing in it.
+    #[serde(default)]
+    pub outer: bool,
+    /// Container engines there.
+    #[serde(default)]
+    pub engines: Vec<EngineFacts>,
+}
+
+/// A container engine of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    /// Its name on that node.
+    pub name: String,
+    /// Why no service can arrive in a container of it; `None` when one can.
+    #[serde(default)]
+    pub unready: Option<String>,
+}
+
+/// What a system has as a whole, whichever of its nodes is asked: names, addresses and ports, each of
+/// which exists once in it. On the wire these stand among the node's, as in version 1 of the peer API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemFacts {
     /// Names of services here, of reservations too.
     pub services: BTreeSet<String>,
     /// Addresses in use on the service network.
@@ -50,36 +86,9 @@ pub struct NodeFacts {
     /// keeps its own inside.
     #[serde(default)]
     pub readdresses: bool,
-    /// Images present.
-    pub images: BTreeSet<ImageId>,
-    /// What it can't confine a service by, and how many processes it can restore.
-    #[serde(default)]
-    pub limits: NodeLimits,
-    /// What stands in the way of clients there and is not ours to change, for people.
-    #[serde(default)]
-    pub warnings: Vec<String>,
-    /// Whether it is the inside of an outer container, whose engine knows that and nothing in it.
-    #[serde(default)]
-    pub outer: bool,
     /// How much of a service its release carries: [`CARRIES`] of it, 0 where it does not say.
     #[serde(default)]
     pub carries: u32,
-    /// Whether it can tell which pages of a running service change.
-    #[serde(default)]
-    pub tracks_memory: bool,
-    /// Container engines there.
-    #[serde(default)]
-    pub engines: Vec<EngineFacts>,
-}
-
-/// A container engine of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EngineFacts {
-    /// Its name on that node.
-    pub name: String,
-    /// Why no service can arrive in a container of it; `None` when one can.
-    #[serde(default)]
-    pub unready: Option<String>,
 }
 
 /// How much of a service this release carries beyond what CRIU does. It is raised when something is added
@@ -251,4 +260,31 @@ pub enum ObstacleKind {
     ContainerMount,
     /// A label of the container's (AppArmor, SELinux).
     SecurityLabel,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    /// What a node of the first release tells, with less in its sets.
+    const FIRST: &str = r#"{"architecture":"x86_64","cpu_features":["fpu"],"kernel":"6.1.0","criu":[4,2,1],
+        "eager_restore":null,"proc_paths":[],"memory_available_bytes":1,"disk_available_bytes":2,"services":["web"],
+        "addresses":["10.88.0.2"],"service_network":["10.88.0.0",16],"ports":[80],"udp_ports":[53],"readdresses":true,
+        "images":[],"limits":{"no_device_filter":null,"no_memory_limit":null,"processes_max":7}}"#;
+
+    #[test]
+    fn facts_of_the_system_stand_among_the_nodes_as_in_the_first_release() {
+        let facts: NodeFacts = serde_json::from_str(FIRST).expect("facts");
+        assert_eq!(facts.system.services, ["web".to_owned()].into());
+        assert_eq!(facts.system.service_network, ([10, 88, 0, 0].into(), 16));
+        assert_eq!(facts.system.ports, [80].into());
+        assert_eq!((facts.system.readdresses, facts.system.carries), (true, 0));
+        assert_eq!(facts.limits.processes_max, Some(7));
+        // And that release reads what is told to it.
+        let first: serde_json::Value = serde_json::from_str(FIRST).expect("JSON");
+        let told = serde_json::to_value(&facts).expect("JSON");
+        for (name, value) in first.as_object().expect("an object") {
+            assert_eq!(told.get(name), Some(value), "{name}");
+        }
+    }
 }

@@ -155,7 +155,7 @@ pub fn make(
     estimates: &Estimates,
 ) -> Plan {
     let approach = options.approach.unwrap_or_else(|| approach_here(source));
-    let technique = technique(options, source);
+    let technique = technique(options, source, destination);
     let chosen = destination.map(|to| engine::choose(options, service, to));
     let chosen = chosen.and_then(Result::ok);
     let losses = match &chosen {
@@ -175,13 +175,13 @@ pub fn make(
                 infeasible: approach_unavailable(choice, source),
             })
             .to_vec(),
-        technique: technique_unavailable(technique, source)
+        technique: technique_unavailable(technique, source, destination)
             .is_none()
             .then_some(technique),
         techniques: TECHNIQUES
             .map(|choice| Choice {
                 choice,
-                infeasible: technique_unavailable(choice, source),
+                infeasible: technique_unavailable(choice, source, destination),
             })
             .to_vec(),
         eager_restore: destination.and_then(|destination| destination.eager_restore.clone()),
@@ -208,7 +208,7 @@ impl Plan {
 
 /// What a destination of an earlier release does not carry. Whether the service has any of it is not known.
 pub fn carried_less(source: &NodeFacts, destination: &NodeFacts) -> Option<Loss> {
-    (destination.carries < source.carries).then(|| Loss {
+    (destination.system.carries < source.system.carries).then(|| Loss {
         kind: LossKind::EarlierRelease,
         pid: 0,
         detail: "memberships in multicast groups, attributes of processes and the like, where the service \
@@ -217,9 +217,13 @@ pub fn carried_less(source: &NodeFacts, destination: &NodeFacts) -> Option<Loss>
     })
 }
 
-/// What was asked for; where nobody chooses, pre-copy if the kernel can tell what changes.
-pub fn technique(options: &MigrateOptions, source: &NodeFacts) -> Technique {
-    let best = || match technique_unavailable(Technique::PreCopy, source) {
+/// What was asked for; where nobody chooses, pre-copy if the source's kernel can tell what changes.
+pub fn technique(
+    options: &MigrateOptions,
+    source: &NodeFacts,
+    destination: Option<&NodeFacts>,
+) -> Technique {
+    let best = || match technique_unavailable(Technique::PreCopy, source, destination) {
         None => Technique::PreCopy,
         Some(_) => Technique::StopAndCopy,
     };
@@ -348,8 +352,30 @@ pub fn approach_unavailable(approach: Approach, source: &NodeFacts) -> Option<St
     Some(reason.to_owned())
 }
 
-/// Why a technique can't be chosen here; `None` when it can.
-pub fn technique_unavailable(technique: Technique, source: &NodeFacts) -> Option<String> {
+/// Why a technique can't be chosen between these two; `None` when it can. Without the destination's facts, as far
+/// as the source can tell.
+pub fn technique_unavailable(
+    technique: Technique,
+    source: &NodeFacts,
+    destination: Option<&NodeFacts>,
+) -> Option<String> {
+    let late = destination.and_then(|destination| pages_come_late(technique, destination));
+    late.or_else(|| untracked(technique, source))
+}
+
+/// Why no pages can stay at the source: they are installed while the service runs, which the destination can't.
+pub fn pages_come_late(technique: Technique, destination: &NodeFacts) -> Option<String> {
+    let reason = destination.eager_restore.as_ref()?;
+    technique.leaves_pages().then(|| {
+        format!(
+            "the destination puts all pages in place before a service runs ({reason}), so none can stay at \
+             the source"
+        )
+    })
+}
+
+/// Why there can be no rounds of memory before the freeze.
+fn untracked(technique: Technique, source: &NodeFacts) -> Option<String> {
     let reason = match technique {
         Technique::StopAndCopy | Technique::PostCopy => return None,
         Technique::PreCopy | Technique::Hybrid if source.tracks_memory => return None,

@@ -199,7 +199,7 @@ pub fn judge(
             Err(refusal) => refusals.push(refusal),
         }
     }
-    let technique = plan::technique(options, source);
+    let technique = plan::technique(options, source, destination);
     refusals.extend(destination.and_then(|to| service::pages_come_late(technique, to)));
     let predicted = plan::predict(service, destination, technique, estimates);
     refusals.extend(max_downtime(&predicted, technique, options));
@@ -217,8 +217,8 @@ fn judge_destination(
     refusals.extend(cpu::features(source, destination));
     refusals.extend(node::engine("destination", destination));
     refusals.extend(node::proc_paths(source, destination));
-    refusals.extend(node::taken(&service.specification, destination));
-    refusals.extend(node::service_network(source, destination));
+    refusals.extend(node::taken(&service.specification, &destination.system));
+    refusals.extend(node::service_network(&source.system, &destination.system));
     refusals.extend(node::memory(service, destination));
     refusals.extend(node::disk(service, destination));
     refusals.extend(confinement::judge(service, destination));

@@ -25,19 +25,20 @@
 //! failed without effect. A saga that a restart finds in *Forward* is abandoned: what the agents
 //! did meanwhile is not known, and before the commit undoing is always safe.
 
+mod account;
 mod event;
 mod table;
 
 use std::collections::BTreeMap;
 
-pub use event::{Event, Output, Request, TakenBackBy};
+pub use event::{Chosen, Event, Output, Request, TakenBackBy};
 pub use table::{Actor, Compensation, PIVOT, Row, TABLE, row_of};
 
-use crate::budget::{self, Span};
-use crate::facts::Loss;
+use crate::plan::Prediction;
 use crate::preflight::Refusal;
-use crate::report::{Bytes, MigrationReport, Outcome, StepTiming};
+use crate::report::{MigrationReport, Outcome};
 use crate::step::Step;
+use crate::technique::{Approach, Technique};
 
 /// How often a compensation is tried before the migration counts as stuck. It is tried on after
 /// that, but a person should look.
@@ -47,7 +48,7 @@ pub const COMPENSATION_TRIES_MAX: u32 = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Saga {
     request: Request,
-    phase: Phase,
+    phase: SagaState,
     records: BTreeMap<Step, Record>,
     /// Kept beside the phase, which forgets it at the end.
     refusals: Vec<Refusal>,
@@ -55,7 +56,7 @@ pub struct Saga {
 
 /// Which way it goes.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Phase {
+pub enum SagaState {
     /// Towards the commit.
     Forward,
     /// Back, because of this.
@@ -173,7 +174,7 @@ impl Saga {
     fn new(request: Request) -> Self {
         Self {
             request,
-            phase: Phase::Forward,
+            phase: SagaState::Forward,
             records: BTreeMap::new(),
             refusals: Vec::new(),
         }
@@ -185,16 +186,16 @@ impl Saga {
     }
 
     /// Which way it goes.
-    pub fn phase(&self) -> &Phase {
+    pub fn phase(&self) -> &SagaState {
         &self.phase
     }
 
     /// Whether the commit was written.
     pub fn is_committed(&self) -> bool {
         match &self.phase {
-            Phase::Committed => true,
-            Phase::Ended(report) => report.outcome == Outcome::Completed,
-            Phase::Forward | Phase::Abandoning(_) => false,
+            SagaState::Committed => true,
+            SagaState::Ended(report) => report.outcome == Outcome::Completed,
+            SagaState::Forward | SagaState::Abandoning(_) => false,
         }
     }
 
@@ -238,7 +239,7 @@ impl Saga {
 
     /// Whether it may be taken back: committed, and not known to execute at the destination.
     pub fn may_be_taken_back(&self) -> bool {
-        self.phase == Phase::Committed
+        self.phase == SagaState::Committed
             && (self.is_under_way(PIVOT) || self.has_all_that_was_committed())
     }
 
@@ -250,8 +251,38 @@ impl Saga {
 
     /// Whether pages stay at the source until the service runs at the destination.
     pub fn leaves_pages(&self) -> bool {
-        let planned = self.output(Step::DetermineApproach);
-        matches!(planned, Some(Output::Planned { technique, .. }) if technique.leaves_pages())
+        let (_, technique, _) = self.chosen();
+        technique.is_some_and(Technique::leaves_pages)
+    }
+
+    /// Approach, technique and what they are predicted to cost: from the facts of both ends once the destination
+    /// was asked, before that from the source's.
+    pub fn chosen(&self) -> (Option<Approach>, Option<Technique>, Option<&Prediction>) {
+        if let Some(Output::Verified {
+            chosen: Some(chosen),
+            ..
+        }) = self.output(Step::VerifyPeer)
+        {
+            let predicted = Some(&chosen.predicted);
+            return (Some(chosen.approach), Some(chosen.technique), predicted);
+        }
+        match self.output(Step::DetermineApproach) {
+            Some(Output::Planned {
+                approach,
+                technique,
+                predicted,
+                ..
+            }) => (Some(*approach), Some(*technique), predicted.as_ref()),
+            _ => (None, None, None),
+        }
+    }
+
+    /// Version of the peer API that was agreed on with the destination: the first, until it was asked.
+    pub fn peer_version(&self) -> u32 {
+        match self.output(Step::VerifyPeer) {
+            Some(Output::Verified { version, .. }) => *version,
+            _ => 1,
+        }
     }
 
     /// What the destination said that runs what was given up here, if it did.
@@ -266,7 +297,7 @@ impl Saga {
 
     fn cause(&self) -> Option<&Cause> {
         match &self.phase {
-            Phase::Abandoning(cause) => Some(cause),
+            SagaState::Abandoning(cause) => Some(cause),
             _ => None,
         }
     }
@@ -274,15 +305,15 @@ impl Saga {
     /// What has to be done next.
     pub fn what_next(&self) -> Action {
         match &self.phase {
-            Phase::Forward => {
+            SagaState::Forward => {
                 self.next_step(Step::DetermineApproach, Step::Restore, Action::Commit)
             }
-            Phase::Committed => {
+            SagaState::Committed => {
                 let over = Action::Finish(Outcome::Completed);
                 self.next_step(Step::Commit, Step::DeleteSource, over)
             }
-            Phase::Abandoning(_) => self.next_compensation(),
-            Phase::Ended(_) => {
+            SagaState::Abandoning(_) => self.next_compensation(),
+            SagaState::Ended(_) => {
                 let waiting =
                     |record: &Record| matches!(record.undoing, Some(Undoing::PutOff { .. }));
                 match self.records.iter().find(|(_, record)| waiting(record)) {
@@ -344,9 +375,9 @@ impl Saga {
             }
             Event::StepDone { step, .. } => self.is_under_way(*step),
             Event::StepFailed { step, .. } => {
-                self.phase == Phase::Forward && self.is_under_way(*step)
+                self.phase == SagaState::Forward && self.is_under_way(*step)
             }
-            Event::Abandoned { .. } => self.phase == Phase::Forward,
+            Event::Abandoned { .. } => self.phase == SagaState::Forward,
             Event::Committed { .. } => self.what_next() == Action::Commit,
             Event::TakenBack { by, .. } => {
                 let ran = self.has_all_that_was_committed();
@@ -390,7 +421,7 @@ impl Saga {
 
     /// Whether a step was begun and is neither done nor failed.
     pub fn is_under_way(&self, step: Step) -> bool {
-        matches!(self.phase, Phase::Forward | Phase::Committed)
+        matches!(self.phase, SagaState::Forward | SagaState::Committed)
             && self
                 .records
                 .get(&step)
@@ -435,25 +466,25 @@ impl Saga {
                 };
                 self.end(*step, *at_us, status);
                 let error = error.clone();
-                self.phase = Phase::Abandoning(Cause { error });
+                self.phase = SagaState::Abandoning(Cause { error });
                 self.refusals.clone_from(refusals);
             }
             Event::Abandoned { reason, .. } => {
                 let error = reason.clone();
-                self.phase = Phase::Abandoning(Cause { error });
+                self.phase = SagaState::Abandoning(Cause { error });
             }
             Event::Committed { at_us } => {
                 self.begin(PIVOT, *at_us);
-                self.phase = Phase::Committed;
+                self.phase = SagaState::Committed;
             }
             Event::TakenBack { reason, .. } => {
                 let error = reason.clone();
-                self.phase = Phase::Abandoning(Cause { error });
+                self.phase = SagaState::Abandoning(Cause { error });
             }
             Event::Conflict { step, error, .. } => {
-                if let Phase::Ended(report) = &mut self.phase {
+                if let SagaState::Ended(report) = &mut self.phase {
                     report.outcome = Outcome::Stuck;
-                    report.error = Some(in_conflict(report.error.take(), error));
+                    report.error = Some(account::in_conflict(report.error.take(), error));
                 }
                 let error = error.clone();
                 self.undo(*step, Undoing::Conflict { error });
@@ -506,7 +537,7 @@ impl Saga {
                     },
                 );
             }
-            Event::Finished { report } => self.phase = Phase::Ended(report.clone()),
+            Event::Finished { report } => self.phase = SagaState::Ended(report.clone()),
         }
     }
 
@@ -533,181 +564,18 @@ impl Saga {
         }
     }
 
-    /// The account so far, at `now_us`. `moved` is what a copy that is not finished has moved.
-    pub fn report(&self, now_us: u64, moved: Option<Bytes>) -> MigrationReport {
-        if let Phase::Ended(report) = &self.phase {
-            return (**report).clone();
-        }
-        let next = self.what_next();
-        let outcome = match &next {
-            Action::Finish(outcome) => *outcome,
-            Action::Stuck { .. } => Outcome::Stuck,
-            _ => Outcome::Running,
-        };
-        let (approach, technique, at_source, losses) = match self.output(Step::DetermineApproach) {
-            Some(Output::Planned {
-                approach,
-                technique,
-                endpoint,
-                losses,
-                ..
-            }) => (Some(*approach), Some(*technique), *endpoint, losses.clone()),
-            _ => (None, None, None, Vec::new()),
-        };
-        let predicted = match self.output(Step::DetermineApproach) {
-            Some(Output::Planned { predicted, .. }) => predicted.clone(),
-            _ => None,
-        };
-        let losses = self.losses(losses);
-        let (bytes, rounds) = match self.output(Step::ImageComplete) {
-            Some(Output::Delivered { bytes, rounds, .. }) => (*bytes, *rounds),
-            _ => (moved.unwrap_or_default(), 0),
-        };
-        let (downtime_us, freeze_us) = self.interruption();
-        let endpoint = if self.is_committed() {
-            self.endpoints().first().copied()
-        } else {
-            at_source
-        };
-        MigrationReport {
-            migration_id: self.request.id,
-            service: self.request.service.clone(),
-            source: self.request.source.clone(),
-            destination: self.request.destination.clone(),
-            approach,
-            technique,
-            outcome,
-            total_ms: now_us / 1000,
-            downtime_ms: downtime_us.map(milliseconds),
-            freeze_ms: freeze_us.map(milliseconds),
-            downtime_parts: self.downtime_parts(),
-            at_risk_ms: match self.output(Step::DeleteSource) {
-                Some(Output::Closed { at_risk_us, .. }) => at_risk_us.map(milliseconds),
-                _ => None,
-            },
-            steps: self.timings(),
-            bytes,
-            rounds,
-            endpoint: endpoint.map(|address| address.to_string()),
-            error: self.error(&next),
-            losses,
-            predicted,
-        }
-    }
-
-    /// Where the downtime went, once the destination has told its part.
-    fn downtime_parts(&self) -> Vec<Span> {
-        let delivered = match self.output(Step::ImageComplete) {
-            Some(Output::Delivered { spans, .. }) => spans.as_slice(),
-            _ => &[],
-        };
-        match (self.output(Step::Commit), self.output(Step::DeleteSource)) {
-            (
-                Some(Output::Running {
-                    downtime_us: Some(downtime_us),
-                    spans: here,
-                    ..
-                }),
-                Some(Output::Closed { spans: there, .. }),
-            ) => {
-                let all = delivered.iter().chain(here).chain(there);
-                budget::parts(all.copied(), *downtime_us)
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// What the destination has found in addition to what was seen before: each is told once.
-    fn losses(&self, mut seen: Vec<Loss>) -> Vec<Loss> {
-        if let Some(Output::Verified { losses }) = self.output(Step::VerifyPeer) {
-            seen.extend(losses.iter().cloned());
-        }
-        if let Some(Output::Closed { losses, .. }) = self.output(Step::DeleteSource) {
-            let known = seen.len();
-            let new = losses.iter().filter(|loss| !seen[..known].contains(loss));
-            let new: Vec<Loss> = new.cloned().collect();
-            seen.extend(new);
-        }
-        seen
-    }
-
-    fn error(&self, next: &Action) -> Option<String> {
-        let cause = self.cause()?.error.clone();
-        let undoing = |record: &Record| match &record.undoing {
-            Some(Undoing::PutOff { error }) => Some(error.clone()),
-            _ => None,
-        };
-        let mut text = cause;
-        if let Some(error) = self.records.values().find_map(undoing) {
-            text.push_str("; the destination still has to be told, and will be: ");
-            text.push_str(&error);
-        }
-        if let Some(error) = self.conflict() {
-            text = in_conflict(Some(text), error);
-        }
-        if let Action::Stuck { step, error } = next {
-            text.push_str(&format!(
-                "; step {} could not be undone: {error}",
-                step.number()
-            ));
-        }
-        Some(text)
-    }
-
-    /// Downtime and freeze, microseconds.
-    fn interruption(&self) -> (Option<u64>, Option<u64>) {
-        if let Some(Output::Running {
-            downtime_us,
-            freeze_us,
-            ..
-        }) = self.output(Step::Commit)
-        {
-            return (*downtime_us, *freeze_us);
-        }
-        let undone = self
-            .records
-            .get(&Step::Checkpoint)
-            .and_then(|record| record.undoing.as_ref());
-        match undone {
-            Some(Undoing::Done {
-                at_us,
-                frozen_since_us: Some(since),
-            }) => (None, Some(at_us.saturating_sub(*since))),
-            _ => (None, None),
-        }
-    }
-
-    fn timings(&self) -> Vec<StepTiming> {
-        let timing = |(step, record): (&Step, &Record)| StepTiming {
-            step: step.number(),
-            name: step.name().to_owned(),
-            started_ms: record.started_us / 1000,
-            ended_ms: record.ended_us.map(|at| at / 1000),
-        };
-        self.records.iter().map(timing).collect()
-    }
-
     fn describe(&self) -> String {
         let phase = match &self.phase {
-            Phase::Forward => "going forward",
-            Phase::Abandoning(_) => "being abandoned",
-            Phase::Committed => "committed",
-            Phase::Ended(_) => "over",
+            SagaState::Forward => "going forward",
+            SagaState::Abandoning(_) => "being abandoned",
+            SagaState::Committed => "committed",
+            SagaState::Ended(_) => "over",
         };
         match self.current_step() {
             Some(step) => format!("{phase}, last step {} ({})", step.number(), step.name()),
             None => phase.to_owned(),
         }
     }
-}
-
-fn in_conflict(text: Option<String>, error: &str) -> String {
-    let before = text.map(|text| text + "; ").unwrap_or_default();
-    format!("{before}CONFLICT, two copies may execute: {error}")
-}
-
-fn milliseconds(us: u64) -> f64 {
-    us as f64 / 1000.0
 }
 
 fn illegal(event: &Event, state: impl Into<String>) -> IllegalEvent {

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// 1: read the Specification, run the preflight, choose approach and technique.
+    /// 1: read the Specification, and judge what the source alone can tell.
     DetermineApproach = 1,
-    /// 2: the destination Coordinator answers, is trusted, speaks our version, allows us.
+    /// 2: the destination Coordinator answers, is trusted, speaks our version, allows us; approach and technique
+    /// are chosen from the facts of both ends.
     VerifyPeer = 2,
     /// 3: the Specification is sent; the destination runs its own preflight and reserves.
     SendSpecification = 3,

@@ -49,7 +49,7 @@ pub enum Response<S = Status> {
 /// Which of its three modes a Frontman is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Phase {
+pub enum Mode {
     /// Connections are kept until there is a decision.
     Holding,
     /// Connections are led to the service.
@@ -68,7 +68,7 @@ pub struct Status {
     /// Its process id.
     pub pid: u32,
     /// Its mode.
-    pub phase: Phase,
+    pub phase: Mode,
     /// Its ports.
     pub ports: Vec<Port>,
     /// Its limits.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::connection::{Decision, Shared, serve};
-use crate::control::{Limits, PORTS_MAX, Phase, Port, Status, Upstreams};
+use crate::control::{Limits, Mode, PORTS_MAX, Port, Status, Upstreams};
 use crate::record::{self, Record};
 use crate::server::{self, Server};
 
@@ -290,9 +290,9 @@ impl Control {
             owner: self.config.owner.clone(),
             pid: std::process::id(),
             phase: match decision {
-                Decision::Hold => Phase::Holding,
-                Decision::Lead(_) => Phase::Leading,
-                Decision::Retire(..) => Phase::Retiring,
+                Decision::Hold => Mode::Holding,
+                Decision::Lead(_) => Mode::Leading,
+                Decision::Retire(..) => Mode::Retiring,
             },
             ports: self.ports.iter().map(port).collect(),
             limits: self.config.limits,

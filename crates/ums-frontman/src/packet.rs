@@ -61,7 +61,7 @@ mod near;
 mod pump;
 mod quic;
 
-pub use control::{Counts, Limits, Phase, Request, Response, Role, Status};
+pub use control::{Counts, EndMode, Limits, Request, Response, Role, Status};
 pub use end::live;
 pub use far::far;
 pub use launch::{End, FarLaunch, NearLaunch, Ports};

@@ -565,19 +565,21 @@ fn node() -> NodeFacts {
         proc_paths: ["/proc/kcore".to_owned()].into(),
         memory_available_bytes: 1 << 33,
         disk_available_bytes: 1 << 34,
-        services: ["web".to_owned()].into(),
-        addresses: [[10, 88, 0, 9].into()].into(),
-        service_network: ([10, 88, 0, 0].into(), 16),
-        ports: [80].into(),
-        udp_ports: [].into(),
-        readdresses: true,
         warnings: Vec::new(),
         outer: false,
         tracks_memory: false,
         engines: Vec::new(),
-        carries: ums_core::facts::CARRIES,
         images: Default::default(),
         limits: Default::default(),
+        system: ums_core::facts::SystemFacts {
+            services: ["web".to_owned()].into(),
+            addresses: [[10, 88, 0, 9].into()].into(),
+            service_network: ([10, 88, 0, 0].into(), 16),
+            ports: [80].into(),
+            udp_ports: [].into(),
+            readdresses: true,
+            carries: ums_core::facts::CARRIES,
+        },
     }
 }
 
@@ -588,6 +590,8 @@ fn messages(corpora: &Corpora) -> Done {
     let reserve = peer::ReserveRequest {
         source: node(),
         service: service()?,
+        approach: Some(ums_core::technique::Approach::OrchestratorLevel),
+        technique: None,
     };
     corpora.put_json(&["specification", "messages"], "reserve", &reserve)?;
     corpora.put_json(words, "hello", &json!({

@@ -19,7 +19,10 @@ pub(crate) fn specification(data: &[u8]) -> bool {
         makes_a_bundle(specification);
     }
     let asked = serde_json::from_slice::<peer::ReserveRequest>(data);
-    if let Ok(peer::ReserveRequest { source, service }) = &asked {
+    if let Ok(peer::ReserveRequest {
+        source, service, ..
+    }) = &asked
+    {
         makes_a_bundle(&service.specification);
         judged(source, service);
     }

@@ -29,9 +29,9 @@ pub fn list(run_dir: &Path) -> Vec<Attendant> {
 
 fn proxy(status: control::Status) -> Option<Attendant> {
     let state = match status.phase {
-        control::Phase::Holding => "holding",
-        control::Phase::Leading => "leading",
-        control::Phase::Retiring => "retiring",
+        control::Mode::Holding => "holding",
+        control::Mode::Leading => "leading",
+        control::Mode::Retiring => "retiring",
     };
     let lead = |port: &Port| {
         let upstream = port.upstream?;
@@ -50,9 +50,9 @@ fn proxy(status: control::Status) -> Option<Attendant> {
 
 fn tunnel_end(status: packet::Status) -> Option<Attendant> {
     let state = match status.phase {
-        packet::Phase::Holding => "holding",
-        packet::Phase::Leading => "leading",
-        packet::Phase::GivingBack | packet::Phase::Retiring => "retiring",
+        packet::EndMode::Holding => "holding",
+        packet::EndMode::Leading => "leading",
+        packet::EndMode::GivingBack | packet::EndMode::Retiring => "retiring",
     };
     let (kind, leads) = match status.role {
         Role::Near => ("frontman", format!("packets → {}", status.peer)),

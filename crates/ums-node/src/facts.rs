@@ -136,18 +136,20 @@ impl Machine {
             proc_paths: proc_paths(&known.covered),
             memory_available_bytes: memory::available(&self.cgroup)?,
             disk_available_bytes: self.disk_available()?,
-            services: known.services.into_iter().map(String::from).collect(),
-            addresses: known.addresses,
-            service_network: known.service_network,
-            ports: numbers(Transport::Tcp),
-            udp_ports: numbers(Transport::Udp),
-            readdresses: true,
             warnings: known.warnings,
             outer: known.outer,
-            carries: ums_core::facts::CARRIES,
             images: known.images,
             limits: limits(&self.cgroup),
             engines: known.engines,
+            system: ums_core::facts::SystemFacts {
+                services: known.services.into_iter().map(String::from).collect(),
+                addresses: known.addresses,
+                service_network: known.service_network,
+                ports: numbers(Transport::Tcp),
+                udp_ports: numbers(Transport::Udp),
+                readdresses: true,
+                carries: ums_core::facts::CARRIES,
+            },
         })
     }
 
@@ -294,12 +296,17 @@ mod test {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let node = Machine::new(dir.path(), dir.path(), "/ums/none", None);
         let facts = node.facts(known()).unwrap();
-        assert!(facts.ports.contains(&8080));
-        assert!(facts.ports.contains(&listener.local_addr().unwrap().port()));
+        assert!(facts.system.ports.contains(&8080));
+        assert!(
+            facts
+                .system
+                .ports
+                .contains(&listener.local_addr().unwrap().port())
+        );
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let facts_then = node.facts(known()).unwrap();
         let port = socket.local_addr().unwrap().port();
-        assert!(facts_then.udp_ports.contains(&port));
+        assert!(facts_then.system.udp_ports.contains(&port));
         assert!(facts.memory_available_bytes > 1 << 20);
         assert!(facts.disk_available_bytes > 0);
         assert!(!facts.kernel.is_empty() && !facts.cpu_features.is_empty());

@@ -43,7 +43,7 @@ pub(super) async fn plan(
         accept_loss: request.accept_loss,
         engine: request.engine.clone(),
     };
-    let (facts, refusal) = ask_destination(&shared, destination, &request.service).await;
+    let (facts, agreed) = ask_destination(&shared, destination, &request.service).await;
     let route = Route {
         source: shared.config.system.clone(),
         destination: destination.clone(),
@@ -59,19 +59,25 @@ pub(super) async fn plan(
         &known.estimates,
     );
     plan.unmeasured = known.unmeasured;
+    let refusal = match agreed {
+        Ok(version) => plan
+            .technique
+            .and_then(|technique| peer::unspoken(destination, version, technique)),
+        Err(refusal) => Some(refusal),
+    };
     plan.refusals.extend(refusal);
     Ok(ok(&plan))
 }
 
-/// The destination's facts, or what stands in the way of asking for them.
+/// The destination's facts, and the version agreed on with it, or what stands in the way.
 async fn ask_destination(
     shared: &Shared,
     name: &SystemName,
     service: &ServiceName,
-) -> (Option<ums_core::facts::NodeFacts>, Option<Refusal>) {
+) -> (Option<ums_core::facts::NodeFacts>, Result<u32, Refusal>) {
     let peer = match policy::peer(shared, name) {
         Ok(peer) => peer,
-        Err(denied) => return (None, Some(denied.refusal(name))),
+        Err(denied) => return (None, Err(denied.refusal(name))),
     };
     let ours = policy::allowed(shared, name, Permission::Receive).err();
     let hello = match shared
@@ -81,17 +87,17 @@ async fn ask_destination(
         .await
     {
         Ok(hello) => hello,
-        Err(error) => return (None, Some(peer::refusal(name, &error))),
+        Err(error) => return (None, Err(peer::refusal(name, &error))),
     };
     let theirs = || {
         let why = format!("`{name}` does not let `{}` send", shared.config.system);
         (!hello.you_may_send).then(|| Refusal::peer_denied(name.as_str(), why))
     };
-    let refusal = peer::check_version(name, &hello)
-        .err()
-        .or_else(|| ours.map(|denied| denied.refusal(name)))
-        .or_else(theirs);
-    (hello.facts, refusal)
+    let agreed = peer::agree(&shared.config.peer_versions, name, &hello).and_then(|version| {
+        let denied = ours.map(|denied| denied.refusal(name)).or_else(theirs);
+        denied.map_or(Ok(version), Err)
+    });
+    (hello.facts, agreed)
 }
 
 fn known_peer(shared: &Shared, name: &SystemName) -> Reply<()> {
@@ -312,8 +318,8 @@ fn arrival(shared: &Shared, id: MigrationId, incoming: &Incoming) -> Option<Migr
         service: service.specification.name.clone(),
         source: incoming.source.clone(),
         destination: shared.config.system.clone(),
-        approach: None,
-        technique: None,
+        approach: incoming.approach,
+        technique: incoming.technique,
         outcome,
         total_ms: until.saturating_sub(incoming.asked_at_ms),
         downtime_ms: account.downtime_us.map(milliseconds),

@@ -15,20 +15,26 @@ use crate::problem::ok;
 /// Asks all of them at once: each may take as long as a connection may.
 pub(super) async fn list(State(shared): Own) -> Response {
     let mut asked = JoinSet::new();
+    let ours = &shared.config.peer_versions;
     for (name, config) in shared.settings.now().peers.clone() {
         let client = shared.peers.client(&name, config.address);
-        asked.spawn(view(name, config, client));
+        asked.spawn(view(ours.clone(), name, config, client));
     }
     let mut views = asked.join_all().await;
     views.sort_by(|a, b| a.name.cmp(&b.name));
     ok(&views)
 }
 
-async fn view(name: SystemName, config: PeerConfig, client: PeerClient) -> PeerView {
+async fn view(
+    ours: Vec<u32>,
+    name: SystemName,
+    config: PeerConfig,
+    client: PeerClient,
+) -> PeerView {
     let (version, problem) = match client.hello(None).await {
         Ok(hello) => (
             Some(hello.program.clone()),
-            peer::check_version(&name, &hello).err(),
+            peer::agree(&ours, &name, &hello).err(),
         ),
         Err(error) => (None, Some(peer::refusal(&name, &error))),
     };

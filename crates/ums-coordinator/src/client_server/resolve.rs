@@ -192,6 +192,7 @@ async fn source_is_silent(shared: &Shared, id: MigrationId, incoming: &Incoming)
         return Ok(());
     };
     let client = shared.peers.client(source, peer.address);
+    let client = client.speaking(incoming.version);
     match tokio::time::timeout(SOURCE_PATIENCE, client.decision(id)).await {
         Ok(Ok(_)) => Err(not_needed(format!(
             "`{source}` answers, and what it has decided is carried out by itself; \

@@ -7,6 +7,7 @@ use ums_core::budget::Span;
 use ums_core::facts::{Loss, ServiceFacts};
 use ums_core::id::{ServiceName, SystemName};
 use ums_core::receiver::State;
+use ums_core::technique::{Approach, Technique};
 
 /// One incoming migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +45,23 @@ pub(crate) struct Incoming {
     /// Parts of the downtime that were spent here.
     #[serde(default)]
     pub(crate) spans: Vec<Span>,
+    /// Version of the peer API that the source reserved in.
+    #[serde(default = "first_version")]
+    pub(crate) version: u32,
+    /// At which level it moves; version 1 does not say.
+    #[serde(default)]
+    pub(crate) approach: Option<Approach>,
+    /// How its memory moves; version 1 does not say.
+    #[serde(default)]
+    pub(crate) technique: Option<Technique>,
     /// What the source has measured, once it has said so at the end.
     #[serde(default)]
     pub(crate) account: Option<CloseRequest>,
+}
+
+/// What was reserved before there were others.
+fn first_version() -> u32 {
+    1
 }
 
 impl Incoming {

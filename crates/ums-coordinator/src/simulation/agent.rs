@@ -789,19 +789,21 @@ impl Agent {
             proc_paths: Default::default(),
             memory_available_bytes: 1 << 40,
             disk_available_bytes: 1 << 40,
-            services: specification.iter().map(|it| it.name.to_string()).collect(),
-            addresses: specification.iter().map(|it| it.address).collect(),
-            service_network: ([10, 88, 0, 0].into(), 16),
-            ports: BTreeSet::new(),
-            udp_ports: BTreeSet::new(),
-            readdresses: true,
             warnings: Vec::new(),
             outer: false,
             tracks_memory: false,
             engines: Vec::new(),
-            carries: ums_core::facts::CARRIES,
             images: BTreeSet::new(),
             limits: Default::default(),
+            system: ums_core::facts::SystemFacts {
+                services: specification.iter().map(|it| it.name.to_string()).collect(),
+                addresses: specification.iter().map(|it| it.address).collect(),
+                service_network: ([10, 88, 0, 0].into(), 16),
+                ports: BTreeSet::new(),
+                udp_ports: BTreeSet::new(),
+                readdresses: true,
+                carries: ums_core::facts::CARRIES,
+            },
         }
     }
 }

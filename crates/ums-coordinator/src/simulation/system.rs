@@ -140,6 +140,7 @@ fn config(side: Side) -> Config {
         peers: BTreeMap::from([(system_name(side.other()), other)]),
         agent_socket: "agent.sock".into(),
         agent_command: None,
+        peer_versions: ums_api::peer::VERSIONS.to_vec(),
         limits: limits(),
     }
 }

@@ -214,7 +214,10 @@ async fn deliver(
 /// What a source must never do.
 async fn thaw(world: &Arc<World>, commit: &str) {
     if let Some(agent) = world.agent(Side::A) {
-        let path = commit.trim_start_matches("/peer").replace("commit", "thaw");
+        let of_migration = commit
+            .split_once("/migrations/")
+            .map_or("", |(_, rest)| rest);
+        let path = format!("/v1/migrations/{}", of_migration.replace("commit", "thaw"));
         agent.answer(Method::POST, path, Bytes::new()).await;
     }
 }

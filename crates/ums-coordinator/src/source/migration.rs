@@ -11,7 +11,7 @@ use ums_core::budget::{Part, Span};
 use ums_core::id::MigrationId;
 use ums_core::preflight::Refusal;
 use ums_core::report::{Bytes, Outcome};
-use ums_core::saga::{self, Action, Event, Output, Phase, Saga, TakenBackBy};
+use ums_core::saga::{self, Action, Event, Output, Saga, SagaState, TakenBackBy};
 use ums_core::step::Step;
 
 use super::{abandon, ending_in_words};
@@ -168,10 +168,11 @@ impl Migration {
         known.or_else(|| self.began_with.clone())
     }
 
-    /// The destination's Coordinator.
+    /// The destination's Coordinator, in the version that was agreed on with it.
     pub(super) fn peer(&self) -> Option<PeerClient> {
         let name = &self.saga.request().destination;
-        Some(self.shared.peers.client(name, self.peer_config()?.address))
+        let client = self.shared.peers.client(name, self.peer_config()?.address);
+        Some(client.speaking(self.saga.peer_version()))
     }
 
     /// Begins a step.
@@ -260,7 +261,7 @@ impl Migration {
 
     /// Gives the migration up.
     pub(super) async fn give_up(&mut self, failure: Failure) {
-        if *self.saga.phase() != Phase::Forward {
+        if *self.saga.phase() != SagaState::Forward {
             return;
         }
         // From here on an abort that comes would change nothing.
@@ -390,7 +391,7 @@ impl Migration {
             report.outcome = Outcome::Running;
         }
         let refusals = self.saga.refusals().to_vec();
-        let aborting = matches!(self.saga.phase(), Phase::Abandoning(_));
+        let aborting = matches!(self.saga.phase(), SagaState::Abandoning(_));
         self.live.update(|view| {
             view.progress.step = self.saga.current_step().map(Step::number);
             view.progress.phase = phase_in_words(&self.saga);

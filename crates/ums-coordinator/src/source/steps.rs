@@ -16,21 +16,31 @@ use ums_core::facts::{NodeFacts, ServiceFacts};
 use ums_core::id::MigrationId;
 use ums_core::plan::{self, Route};
 use ums_core::preflight::{self, Estimates, MigrateOptions, Refusal, engine};
-use ums_core::saga::{Event, Output, Request, TakenBackBy};
+use ums_core::saga::{Chosen, Event, Output, Request, TakenBackBy};
 use ums_core::step::Step;
-use ums_core::technique::Technique;
+use ums_core::technique::{Approach, Technique};
 
 use super::migration::{Failure, Migration, Pause, chain, without_effect};
 use crate::clock::{Stopwatch, monotonic_ns};
 use crate::journal::Write;
 use crate::{estimates, peer, policy};
 
-/// What step 1 found, for the steps after it.
+/// What step 1 found, for step 2.
 pub(super) struct Determined {
     source: NodeFacts,
     service: ServiceFacts,
-    technique: Technique,
     estimates: Estimates,
+    /// Whether others than UMS have control of the container.
+    engines: bool,
+}
+
+/// What steps 1 and 2 found and chose, for the steps after them.
+pub(super) struct Verified {
+    source: NodeFacts,
+    service: ServiceFacts,
+    approach: Approach,
+    technique: Technique,
+    version: u32,
     /// Whether others than UMS have control of the container.
     engines: bool,
 }
@@ -70,11 +80,14 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
     let measure = options.max_downtime_ms.is_some();
     let of = (&request.service, &request.destination);
     let known = estimates::of(&m.shared, of.0, of.1, measure).await;
-    let route = Route {
-        source: request.source,
-        destination: request.destination,
-    };
-    let plan = plan::make(route, &source, &service, None, &options, &known.estimates);
+    let plan = plan::make(
+        route(&request),
+        &source,
+        &service,
+        None,
+        &options,
+        &known.estimates,
+    );
     let (Some(approach), Some(technique), true) =
         (plan.approach, plan.technique, refusals.is_empty())
     else {
@@ -102,14 +115,21 @@ pub(super) async fn determine_approach(m: &mut Migration) -> Result<Determined, 
     Ok(Determined {
         source,
         service,
-        technique,
         estimates: known.estimates,
         engines,
     })
 }
 
-/// UMS §III-B, Step 2.
-pub(super) async fn verify_peer(m: &mut Migration, plan: &mut Determined) -> Result<(), Failure> {
+fn route(request: &Request) -> Route {
+    Route {
+        source: request.source.clone(),
+        destination: request.destination.clone(),
+    }
+}
+
+/// UMS §III-B, Step 2. From the facts of both ends approach and technique are chosen, and from what both speak the
+/// version that this migration goes on in.
+pub(super) async fn verify_peer(m: &mut Migration, here: Determined) -> Result<Verified, Failure> {
     let step = Step::VerifyPeer;
     m.start(step).await?;
     let name = m.saga().request().destination.clone();
@@ -123,7 +143,8 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &mut Determined) -> Res
         reason = m.live.aborted() => return Err(Failure::of(step, reason)),
         hello = client.hello(Some(&service)) => hello.map_err(|error| refused(peer::refusal(&name, &error)))?,
     };
-    peer::check_version(&name, &hello).map_err(refused)?;
+    let ours = &m.shared.config.peer_versions;
+    let version = peer::agree(ours, &name, &hello).map_err(refused)?;
     if !hello.you_may_send {
         let why = format!("`{name}` does not let `{}` send", m.shared.config.system);
         return Err(refused(Refusal::peer_denied(name.as_str(), why)));
@@ -132,41 +153,59 @@ pub(super) async fn verify_peer(m: &mut Migration, plan: &mut Determined) -> Res
         let why = "its Migration Interface does not answer (`ums doctor` there says why)";
         return Err(refused(Refusal::peer_unreachable(name.as_str(), why)));
     };
-    let options = options(m.saga().request());
-    let refusals = preflight::judge(
-        &plan.source,
-        &plan.service,
-        Some(&facts),
-        &options,
-        &plan.estimates,
-    );
-    if !refusals.is_empty() {
-        return Err(Failure::refused(step, refusals));
-    }
-    let chosen = engine::choose(&options, &plan.service, &facts);
-    let chosen = chosen.map_err(|refusal| Failure::refused(step, vec![refusal]))?;
-    let mut losses = engine::further(&plan.service, chosen.engine.as_deref());
-    losses.extend(plan::carried_less(&plan.source, &facts));
-    // From now on its Specification says who is to make it there.
-    plan.service.specification.engine = chosen.engine;
-    let output = match losses.is_empty() {
-        true => Output::None,
-        false => Output::Verified { losses },
+    let (options, route) = (options(m.saga().request()), route(m.saga().request()));
+    let Determined {
+        source,
+        mut service,
+        estimates,
+        engines,
+    } = here;
+    let mut plan = plan::make(route, &source, &service, Some(&facts), &options, &estimates);
+    let unspoken = plan
+        .technique
+        .and_then(|technique| peer::unspoken(&name, version, technique));
+    plan.refusals.extend(unspoken);
+    let (Some(approach), Some(technique), true) =
+        (plan.approach, plan.technique, plan.refusals.is_empty())
+    else {
+        return Err(Failure::refused(step, plan.refusals));
     };
-    m.done(step, output).await
+    let mut losses = engine::further(&service, plan.engine.as_deref());
+    losses.extend(plan::carried_less(&source, &facts));
+    // From now on its Specification says who is to make it there.
+    service.specification.engine = plan.engine;
+    let predicted = plan.prediction;
+    let output = Output::Verified {
+        losses,
+        chosen: Some(Chosen {
+            approach,
+            technique,
+            predicted,
+        }),
+        version,
+    };
+    m.done(step, output).await?;
+    Ok(Verified {
+        source,
+        service,
+        approach,
+        technique,
+        version,
+        engines,
+    })
 }
 
 /// UMS §III-B, Step 3.
-pub(super) async fn send_specification(
-    m: &mut Migration,
-    plan: &Determined,
-) -> Result<(), Failure> {
+pub(super) async fn send_specification(m: &mut Migration, plan: &Verified) -> Result<(), Failure> {
     let step = Step::SendSpecification;
     m.start(step).await?;
     let request = ReserveRequest {
         source: plan.source.clone(),
         service: plan.service.clone(),
+        approach: Some(plan.approach),
+        technique: Some(plan.technique),
     };
+    let request = request.in_version(plan.version);
     let (client, id) = (destination(m, step)?, m.id());
     let answer = attempt(m, step, client.reserve(id, &request)).await?;
     if !answer.refusals.is_empty() {
@@ -207,7 +246,7 @@ pub(super) async fn create_container(m: &mut Migration) -> Result<CreateAnswer, 
 /// UMS §III-B, Step 7.
 pub(super) async fn open_data_path(
     m: &mut Migration,
-    plan: &Determined,
+    plan: &Verified,
     created: &CreateAnswer,
 ) -> Result<(), Failure> {
     let step = Step::OpenDataPath;
@@ -238,7 +277,7 @@ pub(super) async fn open_data_path(
 /// each was over is what is written.
 pub(super) async fn checkpoint_and_transfer(
     m: &mut Migration,
-    plan: &Determined,
+    plan: &Verified,
 ) -> Result<String, Failure> {
     let step = Step::Checkpoint;
     m.start(step).await?;
@@ -316,7 +355,7 @@ pub(super) async fn restore(m: &mut Migration, digest: String) -> Result<(), Fai
 
 /// Before step 13: people could tell an engine something of its container until now, and can't be refused. What comes
 /// after the commit finds the container as it is removed.
-pub(super) async fn confirm(m: &mut Migration, plan: &Determined) -> Result<(), Failure> {
+pub(super) async fn confirm(m: &mut Migration, plan: &Verified) -> Result<(), Failure> {
     if !plan.engines {
         return Ok(());
     }

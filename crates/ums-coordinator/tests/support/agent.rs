@@ -579,23 +579,25 @@ fn facts(world: &mut Inner, me: &str) -> NodeFacts {
         proc_paths: BTreeSet::new(),
         memory_available_bytes: 1 << 40,
         disk_available_bytes: 1 << 40,
-        services: node.services.keys().cloned().collect(),
-        addresses: node
-            .services
-            .values()
-            .map(|it| it.specification.address)
-            .collect(),
-        service_network: ([10, 88, 0, 0].into(), 16),
-        ports: BTreeSet::new(),
-        udp_ports: [].into(),
-        readdresses: true,
         warnings: Vec::new(),
         outer: false,
         tracks_memory: false,
         engines: Vec::new(),
-        carries: ums_core::facts::CARRIES,
         images: BTreeSet::new(),
         limits: Default::default(),
+        system: ums_core::facts::SystemFacts {
+            services: node.services.keys().cloned().collect(),
+            addresses: node
+                .services
+                .values()
+                .map(|it| it.specification.address)
+                .collect(),
+            service_network: ([10, 88, 0, 0].into(), 16),
+            ports: BTreeSet::new(),
+            udp_ports: [].into(),
+            readdresses: true,
+            carries: ums_core::facts::CARRIES,
+        },
     }
 }
 

@@ -16,19 +16,21 @@ pub(crate) fn node() -> NodeFacts {
         proc_paths: BTreeSet::from(["/proc/keys".to_owned()]),
         memory_available_bytes: 8 << 30,
         disk_available_bytes: 8 << 30,
-        services: BTreeSet::new(),
-        addresses: BTreeSet::new(),
-        service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
-        ports: BTreeSet::new(),
-        udp_ports: [].into(),
-        readdresses: true,
         warnings: Vec::new(),
         outer: false,
         tracks_memory: false,
         engines: Vec::new(),
-        carries: crate::facts::CARRIES,
         images: BTreeSet::new(),
         limits: Default::default(),
+        system: crate::facts::SystemFacts {
+            services: BTreeSet::new(),
+            addresses: BTreeSet::new(),
+            service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
+            ports: BTreeSet::new(),
+            udp_ports: [].into(),
+            readdresses: true,
+            carries: crate::facts::CARRIES,
+        },
     }
 }
 
@@ -308,7 +310,7 @@ fn what_stays_at_the_source_is_not_part_of_the_downtime() {
 fn what_an_earlier_release_does_not_carry_is_told() {
     let (source, mut destination) = (node(), node());
     assert_eq!(carried_less(&source, &destination), None);
-    destination.carries = 0;
+    destination.system.carries = 0;
     let loss = carried_less(&source, &destination).expect("it carries less");
     assert!(!loss.kind.needs_consent(), "an update must not stop moves");
     assert_eq!(carried_less(&destination, &source), None);

@@ -1,7 +1,7 @@
 //! What a node must be and have.
 
 use super::{Refusal, RefusalKind, mebibytes};
-use crate::facts::{NodeFacts, ServiceFacts};
+use crate::facts::{NodeFacts, ServiceFacts, SystemFacts};
 use crate::specification::{PublishedPort, Specification, Transport};
 
 /// The oldest kernel that all parts work on, major and minor.
@@ -98,7 +98,7 @@ pub(super) fn proc_paths(source: &NodeFacts, destination: &NodeFacts) -> Option<
 }
 
 /// Name, address and ports must be free.
-pub(super) fn taken(specification: &Specification, destination: &NodeFacts) -> Vec<Refusal> {
+pub(super) fn taken(specification: &Specification, destination: &SystemFacts) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     if destination.services.contains(specification.name.as_str()) {
         refusals.push(Refusal::new(
@@ -137,7 +137,7 @@ pub(super) fn taken(specification: &Specification, destination: &NodeFacts) -> V
 }
 
 /// The address moves, so the network that it lies in must be the same.
-pub(super) fn service_network(source: &NodeFacts, destination: &NodeFacts) -> Option<Refusal> {
+pub(super) fn service_network(source: &SystemFacts, destination: &SystemFacts) -> Option<Refusal> {
     let (ours, our_len) = source.service_network;
     let (theirs, their_len) = destination.service_network;
     (source.service_network != destination.service_network).then(|| {

@@ -33,7 +33,7 @@ pub(super) fn options(options: &MigrateOptions, source: &NodeFacts) -> Vec<Refus
     let mut refusals = Vec::new();
     if let Some(reason) = options
         .technique
-        .and_then(|technique| plan::technique_unavailable(technique, source))
+        .and_then(|technique| plan::technique_unavailable(technique, source, None))
     {
         refusals.push(Refusal::new(
             RefusalKind::TechniqueUnavailable,
@@ -56,17 +56,14 @@ pub(super) fn options(options: &MigrateOptions, source: &NodeFacts) -> Vec<Refus
 
 /// Pages that stay at the source are installed while the service runs: where that can't be, none may stay.
 pub(super) fn pages_come_late(technique: Technique, destination: &NodeFacts) -> Option<Refusal> {
-    let reason = destination.eager_restore.as_ref()?;
-    technique.leaves_pages().then(|| {
-        Refusal::new(
-            RefusalKind::TechniqueUnavailable,
-            format!(
-                "the destination puts all pages in place before a service runs ({reason}), so none can stay at \
-                 the source"
-            ),
-            "leave `--technique` out, or let the destination have userfaultfd (`ums doctor` there)",
-        )
-    })
+    let reason = plan::pages_come_late(technique, destination)?;
+    let remedy =
+        "leave `--technique` out, or let the destination have userfaultfd (`ums doctor` there)";
+    Some(Refusal::new(
+        RefusalKind::TechniqueUnavailable,
+        reason,
+        remedy,
+    ))
 }
 
 /// What it holds that a checkpoint can't carry.

@@ -266,18 +266,21 @@ fn a_service_full_of_obstacles_gets_a_bounded_list() {
 #[test]
 fn a_taken_address_does_not_stand_in_the_way_and_transports_are_told_apart() {
     let refusals = judged(|_, service, destination| {
-        destination.addresses.insert(service.specification.address);
-        destination.udp_ports.insert(6379);
+        destination
+            .system
+            .addresses
+            .insert(service.specification.address);
+        destination.system.udp_ports.insert(6379);
     });
     assert_eq!(kinds(&refusals), []);
     let refusals = judged(|_, service, destination| {
         service.specification.ports[0].transport = Transport::Udp;
-        destination.ports.insert(6379);
+        destination.system.ports.insert(6379);
     });
     assert_eq!(kinds(&refusals), []);
     let refusals = judged(|_, service, destination| {
         service.specification.ports[0].transport = Transport::Udp;
-        destination.udp_ports.insert(6379);
+        destination.system.udp_ports.insert(6379);
     });
     assert_eq!(kinds(&refusals), [RefusalKind::PortTaken]);
 }
@@ -286,12 +289,16 @@ fn a_taken_address_does_not_stand_in_the_way_and_transports_are_told_apart() {
 fn name_address_and_each_port_must_be_free() {
     let refusals = judged(|_, service, destination| {
         destination
+            .system
             .services
             .insert(service.specification.name.to_string());
-        destination.addresses.insert(service.specification.address);
-        destination.ports.extend([6379, 22]);
+        destination
+            .system
+            .addresses
+            .insert(service.specification.address);
+        destination.system.ports.extend([6379, 22]);
         // An earlier release.
-        destination.readdresses = false;
+        destination.system.readdresses = false;
     });
     assert_eq!(
         kinds(&refusals),
@@ -308,7 +315,7 @@ fn name_address_and_each_port_must_be_free() {
 fn the_service_network_must_be_the_same() {
     let refusal = only(
         judged(|_, _, destination| {
-            destination.service_network = (Ipv4Addr::new(10, 99, 0, 0), 16);
+            destination.system.service_network = (Ipv4Addr::new(10, 99, 0, 0), 16);
         }),
         RefusalKind::ServiceNetwork,
     );

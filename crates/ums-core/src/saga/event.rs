@@ -163,17 +163,33 @@ pub enum TakenBackBy {
     Operator,
 }
 
+/// What the facts of both ends allow, chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The approach.
+    pub approach: Approach,
+    /// The technique.
+    pub technique: Technique,
+    /// What it is predicted to cost.
+    pub predicted: Prediction,
+}
+
+/// The version of the peer API that a journal does not name.
+fn first_version() -> u32 {
+    1
+}
+
 /// What a step hands on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Output {
     /// Nothing.
     None,
-    /// Of [`Step::DetermineApproach`].
+    /// Of [`Step::DetermineApproach`]: what the source alone can tell.
     Planned {
-        /// The approach chosen.
+        /// The approach that the source would choose.
         approach: Approach,
-        /// The technique chosen.
+        /// The technique that it would.
         technique: Technique,
         /// Where the service answers at the source.
         endpoint: Option<SocketAddr>,
@@ -184,10 +200,16 @@ pub enum Output {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         predicted: Option<Prediction>,
     },
-    /// Of [`Step::VerifyPeer`], where there is anything to tell.
+    /// Of [`Step::VerifyPeer`]: what follows from the facts of both ends.
     Verified {
         /// What the destination does not carry.
         losses: Vec<Loss>,
+        /// What is done; an earlier release went by [`Self::Planned`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chosen: Option<Chosen>,
+        /// Version of the peer API that was agreed on, which this migration goes on in.
+        #[serde(default = "first_version")]
+        version: u32,
     },
     /// Of [`Step::ConfirmContainer`].
     Created {

@@ -3,6 +3,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::plan;
+use crate::preflight::Estimates;
+use crate::report::Bytes;
 use crate::technique::{Approach, Technique};
 
 fn request() -> Request {
@@ -182,15 +185,15 @@ fn kind(event: &Event) -> String {
 
 fn phase(saga: &Saga) -> &'static str {
     match (saga.phase(), saga.what_next()) {
-        (Phase::Forward, Action::Commit) => "ready to commit",
-        (Phase::Forward, _) => "forward",
-        (Phase::Abandoning(_), Action::Stuck { .. }) => "stuck",
-        (Phase::Abandoning(_), Action::Finish(_)) => "undone",
-        (Phase::Abandoning(_), _) => "abandoning",
-        (Phase::Committed, Action::Finish(_)) => "done",
-        (Phase::Committed, _) => "committed",
-        (Phase::Ended(_), Action::CatchUp(_)) => "ended, put off",
-        (Phase::Ended(_), _) => "ended",
+        (SagaState::Forward, Action::Commit) => "ready to commit",
+        (SagaState::Forward, _) => "forward",
+        (SagaState::Abandoning(_), Action::Stuck { .. }) => "stuck",
+        (SagaState::Abandoning(_), Action::Finish(_)) => "undone",
+        (SagaState::Abandoning(_), _) => "abandoning",
+        (SagaState::Committed, Action::Finish(_)) => "done",
+        (SagaState::Committed, _) => "committed",
+        (SagaState::Ended(_), Action::CatchUp(_)) => "ended, put off",
+        (SagaState::Ended(_), _) => "ended",
     }
 }
 
@@ -211,7 +214,7 @@ fn every_legal_transition() {
                 kind(&event),
                 phase(&after)
             ));
-            let backwards = matches!(after.phase(), Phase::Forward | Phase::Abandoning(_));
+            let backwards = matches!(after.phase(), SagaState::Forward | SagaState::Abandoning(_));
             let taken_back = matches!(event, Event::TakenBack { .. });
             assert!(
                 !(saga.is_committed() && backwards) || taken_back,
@@ -505,4 +508,62 @@ fn what_was_refused_ends_so_and_an_earlier_journal_of_it_is_read() {
         let ended = next(Some(saga.clone()), &Event::Finished { report });
         assert_eq!(ended.is_ok(), legal, "{outcome:?}");
     }
+}
+
+/// Whatever it is, with what a journal has of the step.
+fn after(saga: Saga, step: Step, done: &str) -> Saga {
+    let started = Event::StepStarted { step, at_us: 1 };
+    let saga = next(Some(saga), &started).expect("legal");
+    let done: Event = serde_json::from_str(done).expect("an event");
+    next(Some(saga), &done).expect("legal")
+}
+
+const PLANNED: &str = r#"{"event":"step-done","step":"determine-approach","at_us":2,"output":{"kind":"planned",
+    "approach":"orchestrator-level","technique":"stop-and-copy","endpoint":null}}"#;
+
+/// What the facts of both ends allow is what is done; an earlier journal knows only what the source chose.
+#[test]
+fn approach_technique_and_version_are_those_of_step_2() {
+    let planned = || after(begun(), Step::DetermineApproach, PLANNED);
+    assert_eq!(planned().chosen().1, Some(Technique::StopAndCopy));
+    for earlier in [r#"{"kind":"none"}"#, r#"{"kind":"verified","losses":[]}"#] {
+        let done =
+            format!(r#"{{"event":"step-done","step":"verify-peer","at_us":3,"output":{earlier}}}"#);
+        let saga = after(planned(), Step::VerifyPeer, &done);
+        assert_eq!(saga.chosen().1, Some(Technique::StopAndCopy), "{earlier}");
+        assert_eq!(saga.peer_version(), 1, "{earlier}");
+        assert!(!saga.leaves_pages());
+    }
+    let predicted = plan::predict(
+        &plan::test::service(),
+        None,
+        Technique::PostCopy,
+        &Estimates::default(),
+    );
+    let chosen = Chosen {
+        approach: Approach::OrchestratorLevel,
+        technique: Technique::PostCopy,
+        predicted,
+    };
+    let output = Output::Verified {
+        losses: Vec::new(),
+        chosen: Some(chosen.clone()),
+        version: 2,
+    };
+    let done = Event::StepDone {
+        step: Step::VerifyPeer,
+        at_us: 3,
+        output,
+    };
+    let done = serde_json::to_string(&done).expect("JSON");
+    let saga = after(planned(), Step::VerifyPeer, &done);
+    let approach = Some(Approach::OrchestratorLevel);
+    let technique = Some(Technique::PostCopy);
+    assert_eq!(
+        saga.chosen(),
+        (approach, technique, Some(&chosen.predicted))
+    );
+    assert_eq!(saga.peer_version(), 2);
+    assert!(saga.leaves_pages());
+    assert_eq!(saga.report(4, None).technique, technique);
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use ums_core::report::{Bytes, Outcome};
-use ums_core::saga::{self, Action, Event, Output, Phase, Request, Saga, TakenBackBy};
+use ums_core::saga::{self, Action, Event, Output, Request, Saga, SagaState, TakenBackBy};
 use ums_core::step::Step;
 use ums_core::technique::{Approach, Technique};
 
@@ -93,7 +93,7 @@ impl Sagas {
     }
 
     pub(crate) fn is_forward(&self, id: Id) -> bool {
-        *self.get(id).phase() == Phase::Forward
+        *self.get(id).phase() == SagaState::Forward
     }
 }
 
@@ -161,7 +161,7 @@ fn output(step: Step) -> Output {
 /// How a saga that is over ended.
 pub(crate) fn outcome(saga: &Saga) -> Option<Outcome> {
     match saga.phase() {
-        Phase::Ended(report) => Some(report.outcome),
+        SagaState::Ended(report) => Some(report.outcome),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 
 use ums_core::receiver::{self, Message, Rejected, State};
 use ums_core::report::Outcome;
-use ums_core::saga::{Action, Phase, TakenBackBy};
+use ums_core::saga::{Action, SagaState, TakenBackBy};
 use ums_core::step::Step as Number;
 
 use crate::sagas::{Id, Line, Sagas, outcome};
@@ -361,7 +361,7 @@ impl Steps<'_> {
     fn source(&mut self) {
         self.answer_the_question();
         let saga = self.sagas.get(self.from.memory);
-        let forward = *saga.phase() == Phase::Forward;
+        let forward = *saga.phase() == SagaState::Forward;
         match self.sagas.what_next(self.from.memory) {
             Action::Run(step) => self.run(step),
             Action::Compensate(step) | Action::Stuck { step, .. } => self.compensate(step),
@@ -383,7 +383,7 @@ impl Steps<'_> {
         }
         let saga = self.sagas.get(self.from.memory);
         let answer = match (saga.phase(), saga.is_committed()) {
-            (Phase::Forward, _) => return,
+            (SagaState::Forward, _) => return,
             (_, true) => Post::SaysCommitted,
             (_, false) => Post::SaysAbandoned,
         };

@@ -41,7 +41,7 @@ pub enum Role {
 /// What an end does with packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Phase {
+pub enum EndMode {
     /// They are kept until there is a decision.
     Holding,
     /// They pass both ways.
@@ -72,7 +72,7 @@ pub struct Status {
     /// That device's MTU, bytes.
     pub mtu: u16,
     /// What it does with packets.
-    pub phase: Phase,
+    pub phase: EndMode,
     /// Whether the two ends are connected now.
     pub connected: bool,
     /// The path's round-trip time as QUIC estimates it, microseconds, while they are connected.

@@ -11,7 +11,7 @@ use tokio::process::Child;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::control::{Counts, Limits, Phase, Request, Response, Role, Status};
+use super::control::{Counts, EndMode, Limits, Request, Response, Role, Status};
 use super::device::Device;
 use super::end::EndError;
 use super::hold::Hold;
@@ -52,7 +52,7 @@ pub(crate) struct Core {
     pub(crate) arrived: Notify,
     /// Something was taken out of it, or needn't wait any more.
     room: Notify,
-    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) phase: watch::Sender<EndMode>,
     pub(crate) link: watch::Sender<Option<Connection>>,
     pub(crate) totals: Totals,
     life: Mutex<Life>,
@@ -189,7 +189,7 @@ impl Core {
     pub(crate) async fn room(&self) {
         loop {
             let freed = self.room.notified();
-            let passing = *self.phase.borrow() == Phase::Leading && self.link.borrow().is_some();
+            let passing = *self.phase.borrow() == EndMode::Leading && self.link.borrow().is_some();
             if !passing || self.hold().len() < PASSING_PACKETS_MAX {
                 return;
             }
@@ -219,7 +219,7 @@ impl Core {
     /// Returns when this end is retiring.
     pub(crate) async fn retiring(&self) {
         let mut phases = self.phase.subscribe();
-        let _ = phases.wait_for(|phase| *phase == Phase::Retiring).await;
+        let _ = phases.wait_for(|phase| *phase == EndMode::Retiring).await;
     }
 
     /// Begins the end's time anew.
@@ -229,12 +229,12 @@ impl Core {
     }
 
     fn lead(&self) -> Result<(), Refusal> {
-        match self.change(Phase::Leading, |phase| phase == Phase::Holding) {
+        match self.change(EndMode::Leading, |phase| phase == EndMode::Holding) {
             Ok(()) => {
                 self.live_on();
                 Ok(())
             }
-            Err(Phase::Leading) => Ok(()),
+            Err(EndMode::Leading) => Ok(()),
             Err(_) => Err(Refusal::Ending),
         }
     }
@@ -252,9 +252,9 @@ impl Core {
         if self.role == Role::Far {
             return Err(Refusal::Far);
         }
-        match self.change(Phase::GivingBack, |phase| phase == Phase::Holding) {
-            Ok(()) | Err(Phase::GivingBack) => {}
-            Err(Phase::Leading) => return Err(Refusal::Led),
+        match self.change(EndMode::GivingBack, |phase| phase == EndMode::Holding) {
+            Ok(()) | Err(EndMode::GivingBack) => {}
+            Err(EndMode::Leading) => return Err(Refusal::Led),
             Err(_) => return Err(Refusal::Ending),
         }
         self.note();
@@ -265,7 +265,7 @@ impl Core {
     /// Ends it; what is held is dropped.
     pub(crate) fn retire(&self) {
         if self
-            .change(Phase::Retiring, |phase| phase != Phase::Retiring)
+            .change(EndMode::Retiring, |phase| phase != EndMode::Retiring)
             .is_ok()
         {
             tracing::info!("retiring");
@@ -285,7 +285,7 @@ impl Core {
         let drained = async {
             loop {
                 let sent = self.totals.sent_packets.load(Relaxed);
-                let leading = *self.phase.borrow() == Phase::Leading;
+                let leading = *self.phase.borrow() == EndMode::Leading;
                 let empty = self.hold().is_empty() && quic::has_sent_all(&link);
                 if !leading || (empty && before == Some(sent)) {
                     return;
@@ -297,7 +297,7 @@ impl Core {
         let _ = timeout(DRAIN_WITHIN, drained).await;
     }
 
-    fn change(&self, to: Phase, from: impl Fn(Phase) -> bool) -> Result<(), Phase> {
+    fn change(&self, to: EndMode, from: impl Fn(EndMode) -> bool) -> Result<(), EndMode> {
         let mut was = to;
         let changed = self.phase.send_if_modified(|phase| {
             was = *phase;
@@ -480,8 +480,8 @@ impl Standing {
     pub(super) fn begin(role: Role, permits: Permits, limits: Limits) -> Self {
         Self {
             phase: match role {
-                Role::Near => Phase::Holding,
-                Role::Far => Phase::Leading,
+                Role::Near => EndMode::Holding,
+                Role::Far => EndMode::Leading,
             },
             ends_at_ms: monotonic_ms().saturating_add(limits.retire_after_seconds * 1000),
             permits,

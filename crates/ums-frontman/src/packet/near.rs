@@ -9,7 +9,7 @@ use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, Sen
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::control::{Phase, Role, Status};
+use super::control::{EndMode, Role, Status};
 use super::core::Core;
 use super::end::{EndError, begin, run};
 use super::launch::NearLaunch;
@@ -206,12 +206,12 @@ async fn converse(core: &Core, admitted: Admitted) -> Ending {
     let mut led = false;
     loop {
         let phase = *phases.borrow_and_update();
-        if phase == Phase::Leading && !led {
+        if phase == EndMode::Leading && !led {
             led = true;
             // If it doesn't arrive the connection has broken, and the next one says it again.
             let _ = message::write(&mut to, &FromNear::Lead {}).await;
         }
-        if phase == Phase::Retiring {
+        if phase == EndMode::Retiring {
             message::farewell(&connection, &mut to, &FromNear::Retire {}).await;
             return Ending::Over;
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, SendDatagramError};
 
-use super::control::Phase;
+use super::control::EndMode;
 use super::core::Core;
 use super::fragment::{DATAGRAM_BYTES_MIN, Packer, Unpacker};
 use super::quic::CLOSE_UNUSABLE;
@@ -52,19 +52,19 @@ pub(crate) async fn send(core: Arc<Core>) {
         let phase = *phases.borrow_and_update();
         let link = links.borrow_and_update().clone();
         match (phase, link) {
-            (Phase::Retiring, _) => return,
-            (Phase::GivingBack, _) => return give_back(&core),
-            (Phase::Leading, Some(link)) => {
+            (EndMode::Retiring, _) => return,
+            (EndMode::GivingBack, _) => return give_back(&core),
+            (EndMode::Leading, Some(link)) => {
                 let batch = core.take(BATCH_PACKETS);
                 if !batch.is_empty() {
                     send_batch(&core, &link, &mut packer, batch).await;
                     continue;
                 }
             }
-            (Phase::Holding, _) | (Phase::Leading, None) => {}
+            (EndMode::Holding, _) | (EndMode::Leading, None) => {}
         }
         tokio::select! {
-            () = core.arrived.notified(), if phase == Phase::Leading => {}
+            () = core.arrived.notified(), if phase == EndMode::Leading => {}
             _ = phases.changed() => {}
             _ = links.changed() => {}
         }

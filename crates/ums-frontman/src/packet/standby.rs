@@ -37,7 +37,7 @@ use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use super::control::{Phase, Role};
+use super::control::{EndMode, Role};
 use super::core::Core;
 use super::launch::{FarLaunch, LAUNCH_BYTES_MAX, NearLaunch};
 use super::permit::{Permit, ValidPermits};
@@ -80,7 +80,7 @@ pub(crate) struct Setup {
 /// What changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing {
-    pub(crate) phase: Phase,
+    pub(crate) phase: EndMode,
     /// By the system's monotonic clock, milliseconds.
     pub(crate) ends_at_ms: u64,
     pub(crate) permits: Permits,
@@ -289,7 +289,7 @@ pub fn wait(line: impl AsFd) -> io::Result<Option<Handover>> {
     let mut last: Option<Standing> = None;
     while let Some((text, descriptors)) = receive(line.as_fd())? {
         let standing: Standing = serde_json::from_slice(&text)?;
-        if standing.phase == Phase::Retiring {
+        if standing.phase == EndMode::Retiring {
             return Ok(None);
         }
         if handed_over.is_none() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fixture::{Echo, Fixture, ask, connect, eventually, is_reset};
 use ums_frontman::client::{ClientError, FrontmanClient, spawn};
-use ums_frontman::control::{Limits, Phase, Status, Upstreams};
+use ums_frontman::control::{Limits, Mode, Status, Upstreams};
 use ums_frontman::record;
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_second_move_takes_new_clients_and_leaves_old_ones() {
     let mut old = connect(fixture.listen());
     assert_eq!(ask(&mut old, "1\n"), "b: 1");
 
-    assert_eq!(fixture.client.hold().await.unwrap().phase, Phase::Holding);
+    assert_eq!(fixture.client.hold().await.unwrap().phase, Mode::Holding);
     let mut new = connect(fixture.listen());
     assert_eq!(ask(&mut old, "2\n"), "b: 2");
     let ends_at = fixture.lead(c.address()).await.ends_at;
@@ -144,7 +144,7 @@ async fn a_second_move_takes_new_clients_and_leaves_old_ones() {
     assert_eq!(ask(&mut old, "3\n"), "b: 3");
     // A repetition changes nothing; its end may be rounded to the next second.
     let again = fixture.lead(c.address()).await;
-    assert!(again.ends_at.abs_diff(ends_at) <= 1 && again.phase == Phase::Leading);
+    assert!(again.ends_at.abs_diff(ends_at) <= 1 && again.phase == Mode::Leading);
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn retiring_drains_then_cuts_then_leaves_nothing() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(retiring.phase, Phase::Retiring);
+    assert_eq!(retiring.phase, Mode::Retiring);
     assert_eq!(ask(&mut busy, "2\n"), "b: 2");
     eventually(|| async { fixture::refuses(fixture.listen()) }).await;
 
@@ -295,7 +295,7 @@ async fn what_does_not_fit_is_refused_with_the_reason() {
     let _ = raw.write_all(&vec![b'x'; 1 << 20]);
     let mut rest = Vec::new();
     let _ = raw.read_to_end(&mut rest);
-    assert_eq!(fixture.client.status().await.unwrap().phase, Phase::Holding);
+    assert_eq!(fixture.client.status().await.unwrap().phase, Mode::Holding);
 
     let launch = ums_frontman::client::Launch {
         ports: [(9, "127.0.0.1:0".parse().unwrap())].into(),

@@ -13,7 +13,7 @@ use fixture::{
 use nix::sys::signal::Signal;
 use ums_frontman::client::ClientError;
 use ums_frontman::packet::client::Client;
-use ums_frontman::packet::{self, Permit, Phase};
+use ums_frontman::packet::{self, EndMode, Permit};
 use ums_frontman::record;
 
 const MEBIBYTE: usize = 1 << 20;
@@ -102,7 +102,10 @@ fn everything_passes(mtu: u16, far: &str) {
     }
     let (near, far) = (status(&near), status(&far));
     assert!(near.connected && near.round_trip_micros.is_some());
-    assert_eq!((near.phase, far.phase), (Phase::Leading, Phase::Leading));
+    assert_eq!(
+        (near.phase, far.phase),
+        (EndMode::Leading, EndMode::Leading)
+    );
     assert!(near.counts.sent_bytes > 16 * MEBIBYTE as u64, "{near:?}");
     assert!(far.counts.received_bytes > 16 * MEBIBYTE as u64, "{far:?}");
     assert_eq!(
@@ -138,7 +141,10 @@ fn what_is_held_arrives_in_order_after_the_decision() {
     }
     eventually("200 held", || status(&near).counts.held_packets >= 200);
     let held = status(&near);
-    assert_eq!((held.phase, held.counts.sent_packets), (Phase::Holding, 0));
+    assert_eq!(
+        (held.phase, held.counts.sent_packets),
+        (EndMode::Holding, 0)
+    );
     assert_eq!(status(&far).counts.received_packets, 0);
     block_on(near.lead()).unwrap();
     block_on(near.lead()).unwrap();
@@ -446,12 +452,12 @@ fn an_end_that_is_killed_while_it_holds_goes_on_holding() {
     let client = bind_udp(&f.client, address("0.0.0.0", 0));
     send_numbered(&client, 100, 4);
     eventually("100 held", || status(&near).counts.held_packets >= 100);
-    assert_eq!(status(&near).phase, Phase::Holding);
+    assert_eq!(status(&near).phase, EndMode::Holding);
     block_on(near.lead()).unwrap();
     receive_numbered(&service, 100);
     // What it was told before its death its standby knows.
     kill_end(&near);
-    assert_eq!(status(&near).phase, Phase::Leading);
+    assert_eq!(status(&near).phase, EndMode::Leading);
     send_numbered(&client, 10, 4);
     receive_numbered(&service, 10);
 }
@@ -472,7 +478,7 @@ fn a_standby_knows_all_that_was_told_however_slow_it_is() {
     eventually("the standby goes on", || {
         block_on(near.status()).is_ok_and(|now| now.pid == standby)
     });
-    assert_eq!(status(&near).phase, Phase::Leading);
+    assert_eq!(status(&near).phase, EndMode::Leading);
     there_and_back(&f, SERVICE, MEBIBYTE);
     // One that takes nothing more is replaced.
     let end = status(&far).pid;

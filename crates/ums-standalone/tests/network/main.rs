@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fixture::{Echo, Fixture, Outcome, ask, eventually, outcome, skip_unless_root};
 use ums_core::specification::{PublishedPort, Transport};
-use ums_frontman::control::{Phase, Upstreams};
+use ums_frontman::control::{Mode, Upstreams};
 use ums_node::facts::Port;
 use ums_node::packets::{Inside, Policy};
 use ums_standalone::network::Address;
@@ -291,7 +291,7 @@ fn abandoned_the_held_go_to_the_service() {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(retiring.phase, Phase::Retiring);
+        assert_eq!(retiring.phase, Mode::Retiring);
         assert_eq!(ask(&mut held, "1").await, "home: 1");
         let mut direct = f.client.connect(f.endpoint(8080)).await.unwrap();
         assert_eq!(ask(&mut direct, "1").await, "home: 1");

@@ -10,6 +10,7 @@ mod moves;
 mod package;
 mod reboot;
 mod redis;
+mod shared;
 
 use ums_core::report::{MigrationReport, Outcome};
 use ums_testbed::tools::skipped;

@@ -166,6 +166,7 @@ fn coordinator(config: &Config, known: &KnownPeers) -> Result<ums_coordinator::C
         listen: config.listen,
         peers: known.iter().map(peer).collect(),
         agent_socket: config.agent_socket(),
+        peer_versions: ums_api::peer::VERSIONS.to_vec(),
         agent_command: Some(AgentCommand {
             program: config.bin_dir.join("ums-agent"),
             args: agent_arguments(config)?,

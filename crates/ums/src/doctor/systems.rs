@@ -64,7 +64,7 @@ async fn agent(config: &Config) -> Vec<Check> {
                 Some(reason) => format!("; puts memory in place before services run: {reason}"),
                 None => String::new(),
             };
-            let services = facts.services.len();
+            let services = facts.system.services.len();
             Check::ok(NAME, format!("answers, {services} services{eager}"))
         }
         Err(error) => Check::warn(NAME, error, "`ums serve` starts it"),

@@ -145,19 +145,21 @@ fn node() -> NodeFacts {
         proc_paths: [].into(),
         memory_available_bytes: 1 << 30,
         disk_available_bytes: 1 << 30,
-        services: [].into(),
-        addresses: [].into(),
-        service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
-        ports: [].into(),
-        udp_ports: [].into(),
-        readdresses: true,
         warnings: Vec::new(),
         outer: false,
         tracks_memory: false,
         engines: Vec::new(),
-        carries: ums_core::facts::CARRIES,
         images: [].into(),
         limits: Default::default(),
+        system: ums_core::facts::SystemFacts {
+            services: [].into(),
+            addresses: [].into(),
+            service_network: (Ipv4Addr::new(10, 88, 0, 0), 16),
+            ports: [].into(),
+            udp_ports: [].into(),
+            readdresses: true,
+            carries: ums_core::facts::CARRIES,
+        },
     }
 }
 
@@ -251,7 +253,7 @@ fn what_a_move_changes_is_told() {
 #[test]
 fn a_plan_that_is_refused() {
     let mut destination = node();
-    destination.ports.insert(6379);
+    destination.system.ports.insert(6379);
     destination.cpu_features.clear();
     let options = MigrateOptions {
         max_downtime_ms: Some(200),
