@@ -98,7 +98,7 @@ async fn service(State(shared): Own, Path(name): Path<String>) -> Reply<Response
 /// Of a service that is being started: it is in no list yet.
 async fn unpacking(State(shared): Own, Path(name): Path<String>) -> Reply<Response> {
     let name = parse_name(&name)?;
-    Ok(ok(&shared.agent.unpacking(&name).await?))
+    Ok(ok(&shared.agents.node().unpacking(&name).await?))
 }
 
 /// Runs to its end even if the client goes away: half a service is nobody's.

@@ -455,6 +455,7 @@ async fn what_an_earlier_version_has_no_word_for_is_refused() {
         technique: Some(Technique::PostCopy),
         max_downtime_ms: None,
         accept_loss: false,
+        engine: None,
         measure: false,
     };
     let plan: Plan = two

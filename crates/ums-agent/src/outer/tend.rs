@@ -166,6 +166,11 @@ async fn start(agent: &Agent, settings: &Settings, before: Option<Service>) -> a
     let request = RunRequest {
         name: settings.service.clone(),
         rootfs: IMAGE.to_owned(),
+        image: None,
+        entrypoint: None,
+        user: None,
+        nano_cpus: None,
+        labels: std::collections::BTreeMap::new(),
         command: settings.command.clone(),
         env: settings.env.clone(),
         cwd: settings.cwd.clone(),

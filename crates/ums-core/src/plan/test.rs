@@ -318,14 +318,16 @@ fn what_an_earlier_release_does_not_carry_is_told() {
 
 #[test]
 fn what_is_nested_moves_at_the_container_level_and_nothing_else_does() {
+    let plain = node();
     let outer = NodeFacts {
         outer: true,
         ..node()
     };
     assert_eq!(approach_here(&outer), Approach::ContainerLevel);
-    let unavailable = |approach, source| approach_unavailable(approach, source).unwrap_or_default();
+    let unavailable =
+        |approach, source: &NodeFacts| approach_unavailable(approach, source).unwrap_or_default();
     assert_eq!(unavailable(Approach::ContainerLevel, &outer), "");
     assert!(unavailable(Approach::OrchestratorLevel, &outer).contains("nested"));
-    assert_eq!(unavailable(Approach::OrchestratorLevel, &node()), "");
-    assert!(unavailable(Approach::ContainerLevel, &node()).contains("wrapped image"));
+    assert_eq!(unavailable(Approach::OrchestratorLevel, &plain), "");
+    assert!(unavailable(Approach::ContainerLevel, &plain).contains("wrapped image"));
 }
