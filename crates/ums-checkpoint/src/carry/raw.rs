@@ -255,24 +255,6 @@ fn interface(socket: &OwnedFd, number: u64, request: &mut libc::ifreq) -> io::Re
     }
 }
 
-#[cfg(test)]
-mod test {
-    use std::net::UdpSocket;
-
-    use super::*;
-
-    #[test]
-    fn devices_have_a_name_and_a_number() {
-        let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
-        let index = device_index(&socket, "lo").unwrap();
-        assert!(index > 0);
-        assert_eq!(device_name(&socket, index).unwrap(), "lo");
-        assert_eq!(device_name(&socket, 0).unwrap(), "");
-        assert!(device_index(&socket, "there-is-none").is_err());
-        assert!(device_index(&socket, "a-name-that-is-too-long").is_err());
-    }
-}
-
 /// About a System V queue of this thread's IPC namespace.
 #[expect(unsafe_code, reason = "no wrapper of System V calls")]
 fn queue(id: i32) -> io::Result<libc::msqid_ds> {
@@ -320,5 +302,23 @@ pub(super) fn lock(id: i32) -> io::Result<()> {
     match unsafe { libc::shmctl(id, libc::SHM_LOCK, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn devices_have_a_name_and_a_number() {
+        let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let index = device_index(&socket, "lo").unwrap();
+        assert!(index > 0);
+        assert_eq!(device_name(&socket, index).unwrap(), "lo");
+        assert_eq!(device_name(&socket, 0).unwrap(), "");
+        assert!(device_index(&socket, "there-is-none").is_err());
+        assert!(device_index(&socket, "a-name-that-is-too-long").is_err());
     }
 }
