@@ -16,7 +16,7 @@ use crate::runtime::State;
 use creation::creation;
 pub(crate) use creation::restart_of;
 use objections::{container, losses, obstacles};
-use place::{address, ports, volumes};
+use place::{address, networks, ports, volumes};
 
 /// What was seen of a container.
 #[derive(Debug, Clone, Default)]
@@ -98,6 +98,7 @@ pub fn describe(name: ServiceName, image: ImageId, seen: &Seen) -> Described {
         losses: losses(
             points,
             &creation,
+            &networks(inspected),
             !seen.place_stays && !ports(inspected).is_empty(),
         ),
         specification: Specification {

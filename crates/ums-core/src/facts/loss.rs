@@ -78,6 +78,8 @@ pub enum LossKind {
     EngineSetting,
     /// The ports that its engine has published lead nowhere any more.
     EnginePorts,
+    /// Names that its engine resolves for it are not found any more.
+    EngineNames,
     /// What its engine keeps of the container and is not there any more.
     EngineRecord,
     /// The destination's release carries less than the source's.
@@ -107,6 +109,7 @@ impl LossKind {
             | Self::HostDirectory
             | Self::EngineSetting
             | Self::EnginePorts
+            | Self::EngineNames
             | Self::Other => true,
             Self::SocketOption
             | Self::UnreadDatagrams
@@ -164,6 +167,7 @@ impl LossKind {
             Self::HostDirectory => "a directory of the host is copied along and no longer shared",
             Self::EngineSetting => "a setting of its engine is not kept",
             Self::EnginePorts => "the ports that its engine has published end",
+            Self::EngineNames => "names that its engine resolves are not found",
             Self::EngineRecord => "a record of its engine stays behind",
             Self::EarlierRelease => "the destination's release carries less of a service",
             Self::Other => "something is not as it was",

@@ -72,7 +72,8 @@ pub fn losses(service: &ServiceFacts, engine: Option<&str>) -> Vec<Loss> {
             pid: 0,
             detail: format!(
                 "until `{engine}` starts it anew it is confined as here: capabilities, seccomp filter, and \
-                 what is hidden in /proc"
+                 what is hidden in /proc; its /etc/hosts, /etc/hostname and /etc/resolv.conf are those that `{engine}` \
+                 makes, and its volumes are named after the service"
             ),
         }),
         None => losses.extend(of_engine(service).cloned()),

@@ -33,6 +33,9 @@ pub struct Creation {
     pub pids_limit: Option<i64>,
     /// How its health is checked.
     pub health: Option<Health>,
+    /// Names and addresses that it was given beside its own (`--add-host`), `NAME:ADDRESS` each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
 }
 
 /// What an engine does when a container ends.

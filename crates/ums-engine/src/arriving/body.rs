@@ -74,6 +74,7 @@ fn host(of: &Specification, creation: &Creation, volumes: &BTreeMap<String, Volu
         port_bindings: Some(bindings(&of.ports)),
         restart_policy: Some(no_restart),
         group_add: Some(creation.groups.clone()).filter(|groups| !groups.is_empty()),
+        extra_hosts: Some(creation.hosts.clone()).filter(|hosts| !hosts.is_empty()),
         readonly_rootfs: creation.read_only.then_some(true),
         cap_add,
         cap_drop,
@@ -209,6 +210,7 @@ mod test {
             user: "redis".to_owned(),
             stop_signal: Some("SIGQUIT".to_owned()),
             groups: vec!["5".to_owned()],
+            hosts: vec!["db:192.0.2.1".to_owned()],
             read_only: true,
             ..Creation::default()
         }));
@@ -221,6 +223,7 @@ mod test {
         assert_eq!(host["CapDrop"][0], "ALL");
         assert_eq!(host["CapAdd"][0], "CAP_CHOWN");
         assert_eq!(host["GroupAdd"][0], "5");
+        assert_eq!(host["ExtraHosts"][0], "db:192.0.2.1");
         assert_eq!(host["ReadonlyRootfs"], true);
         assert!(host["SecurityOpt"].is_null());
     }

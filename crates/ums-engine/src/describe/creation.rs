@@ -43,6 +43,7 @@ pub(super) fn creation(inspected: &ContainerInspectResponse) -> Creation {
             retries: check.retries.unwrap_or_default(),
             start_period_ns: check.start_period.unwrap_or_default(),
         }),
+        hosts: host.extra_hosts.unwrap_or_default(),
     }
 }
 

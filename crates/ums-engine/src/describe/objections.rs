@@ -89,8 +89,13 @@ pub(super) fn container(kind: ObstacleKind, detail: &str) -> Obstacle {
     }
 }
 
-/// What the standalone host does not do of what the engine was told.
-pub(super) fn losses(points: &[MountPoint], creation: &Creation, published: bool) -> Vec<Loss> {
+/// What is not at the destination of what the engine was told; `networks` are those that it is in.
+pub(super) fn losses(
+    points: &[MountPoint],
+    creation: &Creation,
+    networks: &[String],
+    published: bool,
+) -> Vec<Loss> {
     let mut settings = Vec::new();
     if creation.restart.is_on() {
         settings.push(format!(
@@ -121,7 +126,7 @@ pub(super) fn losses(points: &[MountPoint], creation: &Creation, published: bool
         .map(|detail| (LossKind::EngineSetting, detail));
     let ends = "nothing answers at its published ports here any more, and open connections end";
     let ports = published.then(|| (LossKind::EnginePorts, ends.to_owned()));
-    let told = settings.chain(bound).chain(ports);
+    let told = settings.chain(bound).chain(ports).chain(names(networks));
     let logs = (
         LossKind::EngineRecord,
         "what it has logged until now".to_owned(),
@@ -133,4 +138,21 @@ pub(super) fn losses(points: &[MountPoint], creation: &Creation, published: bool
             detail,
         })
         .collect()
+}
+
+/// Networks in which an engine resolves no names: those that containers are in unless somebody says otherwise.
+const WITHOUT_NAMES: [&str; 3] = ["bridge", "podman", "none"];
+
+/// In a network that somebody has made names are the engine's to resolve, those of the world too.
+fn names(networks: &[String]) -> impl Iterator<Item = (LossKind, String)> {
+    let made = networks
+        .iter()
+        .filter(|name| !WITHOUT_NAMES.contains(&name.as_str()));
+    made.map(|name| {
+        let detail = format!(
+            "in the network `{name}` its engine tells it all addresses by name, those of other containers too; at the \
+             destination nobody does"
+        );
+        (LossKind::EngineNames, detail)
+    })
 }

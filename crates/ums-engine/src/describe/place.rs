@@ -50,6 +50,14 @@ pub(super) fn address(inspected: &ContainerInspectResponse) -> (Ipv4Addr, u8) {
     first.unwrap_or((Ipv4Addr::UNSPECIFIED, 0))
 }
 
+/// Names of the networks that it is in, in their order.
+pub(super) fn networks(inspected: &ContainerInspectResponse) -> Vec<String> {
+    let settings = inspected.network_settings.as_ref();
+    let networks = settings.and_then(|settings| settings.networks.clone());
+    let names: BTreeSet<String> = networks.unwrap_or_default().into_keys().collect();
+    names.into_iter().collect()
+}
+
 pub(super) fn ports(inspected: &ContainerInspectResponse) -> Vec<PublishedPort> {
     let settings = inspected.network_settings.as_ref();
     let bound = settings.and_then(|settings| settings.ports.clone());

@@ -116,6 +116,10 @@ fn what_is_not_kept_has_to_be_accepted() {
     assert_eq!(grave(restart).unwrap().kind, LossKind::EngineSetting);
     let bound = described(&PLAIN.replace(r#""Type":"volume""#, r#""Type":"bind""#));
     assert_eq!(grave(bound).unwrap().kind, LossKind::HostDirectory);
+    let joined = described(&PLAIN.replace(r#""Networks":{"bridge""#, r#""Networks":{"backend""#));
+    let names = grave(joined).unwrap();
+    assert_eq!(names.kind, LossKind::EngineNames);
+    assert!(names.detail.contains("`backend`"), "{}", names.detail);
 }
 
 #[test]
