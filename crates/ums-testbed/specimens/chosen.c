@@ -310,7 +310,13 @@ static void ended(void) {
 }
 /* The heap goes on where it was. */
 static char *top;
-static void heap_begin(void) { top = sbrk(PAGE * 4); memset(top, 3, PAGE * 4); top = sbrk(0); }
+/* What malloc takes, which makes the heap as well, is taken before. */
+static void heap_begin(void) {
+    void *volatile early = malloc(1000);
+    free(early);
+    memset(top = sbrk(PAGE * 4), 3, PAGE * 4);
+    top = sbrk(0);
+}
 static void heap(void) {
     if (sbrk(0) != top) bad("the heap ends at %p and not %p", sbrk(0), (void *)top);
     char *more = sbrk(PAGE);

@@ -45,13 +45,10 @@ static void flight_begin(void) {
     timerfd_settime(timer, 0, &every, NULL);
     pass(fds[0], timer);
 }
+/* Nobody takes it: what is in flight for moments only is waited for. */
 static void flight(void) {
-    int fd = taken(fds[1]);
-    struct pollfd due = {fd, POLLIN, 0};
-    uint64_t ticks;
-    if (poll(&due, 1, 2000) != 1 || read(fd, &ticks, 8) != 8) bad("the timer does not fire");
-    if (poll(&due, 1, 2000) != 1) bad("the timer does not fire again");
-    pass(fds[0], fd);
+    char byte;
+    if (recv(fds[1], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1) bad("nothing is in flight: %s", strerror(errno));
 }
 static void flight_event_begin(void) {
     must(!socketpair(AF_UNIX, SOCK_STREAM, 0, fds), "socketpair");

@@ -123,10 +123,22 @@ pub(crate) const HANDLES: &[Row] = &[
         Specimen("handles-thread"),
     ),
     row(
-        "pidfd that does not block; FIFO of another size; timer that is cancelled by a change of the time (TFD_TIMER_CANCEL_ON_SET), timers without a signal, of CLOCK_BOOTTIME and CLOCK_TAI",
+        "pidfd that does not block",
+        Carried,
+        "CRIU",
+        Specimen("handles-pids"),
+    ),
+    row(
+        "FIFO of another size, with something in it",
+        Carried,
+        "CRIU",
+        Specimen("handles-sizes"),
+    ),
+    row(
+        "timer that is cancelled by a change of the time (TFD_TIMER_CANCEL_ON_SET), timers without a signal, of CLOCK_BOOTTIME and CLOCK_TAI",
         Carried,
         "CRIU, and our timers",
-        Specimen("handles-pids"),
+        Specimen("handles-timers"),
     ),
     row(
         "unix socket that was renamed since it was bound",
