@@ -189,7 +189,9 @@ fn freeze_and_dump(
                 eased = changed.map_err(|error| {
                     format!("a setting of a socket that CRIU refuses can't be changed: {error}")
                 })?;
-                let hidden = before.stranger.as_ref().map(|it| it.hide(&processes));
+                let bundle_bin = &shared.config.bundle_bin;
+                let stranger = before.stranger.as_mut();
+                let hidden = stranger.map(|it| it.hide(bundle_bin, &processes));
                 unseen = hidden.transpose()?;
                 laps.lap(Part::Ask, monotonic_ns());
                 return Ok(());

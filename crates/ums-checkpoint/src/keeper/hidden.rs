@@ -14,6 +14,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -27,6 +29,8 @@ const PROGRAM: &str = "gzip";
 /// How often it is started until it has nothing where the service has something: addresses are drawn
 /// by lot among many millions.
 const STARTS_MAX: usize = 4;
+/// How often it is looked, a millisecond apart, whether it waits: its loader maps memory until then.
+const LOOKS_MAX: usize = 200;
 
 /// A process that has next to no memory.
 pub(super) struct Stranger(Child);
@@ -56,7 +60,7 @@ impl Stranger {
     }
 
     fn start_one(bundle_bin: &Path) -> io::Result<Self> {
-        let _alone = swrk::starting();
+        let alone = swrk::starting();
         let child = Command::new(bundle_bin.join(PROGRAM))
             .env_clear()
             .current_dir("/")
@@ -64,7 +68,25 @@ impl Stranger {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self(child))
+        drop(alone);
+        let stranger = Self(child);
+        // Where it does not come to that on a busy machine, its memory is looked at again before it is shown.
+        for _ in 0..LOOKS_MAX {
+            if stranger.waits() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(stranger)
+    }
+
+    /// Whether it sleeps (`proc_pid_stat(5)`): it does that for its standard input alone.
+    fn waits(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        stat.is_ok_and(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('S'))
+        })
     }
 
     fn pid(&self) -> i32 {
@@ -82,8 +104,19 @@ impl Stranger {
         })
     }
 
-    /// Hides the memory of frozen processes.
-    pub(super) fn hide(&self, processes: &[Process]) -> Result<Hidden, String> {
+    /// Hides the memory of frozen processes. Where the service has got some since that is in the way, another one is
+    /// started.
+    pub(super) fn hide(
+        &mut self,
+        bundle_bin: &Path,
+        processes: &[Process],
+    ) -> Result<Hidden, String> {
+        for _ in 1..STARTS_MAX {
+            if self.is_elsewhere(processes) {
+                break;
+            }
+            *self = Self::start_one(bundle_bin).map_err(|error| not_hidden(&error))?;
+        }
         if !self.is_elsewhere(processes) {
             let reason = "the service has got memory where another program has some";
             return Err(format!("{reason}: migrate again"));

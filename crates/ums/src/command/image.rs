@@ -96,8 +96,8 @@ fn wrapped(args: &Wrap, config: &Config) -> Outcome {
     }];
     notes.extend(made.dynamic.iter().map(|path| {
         format!(
-            "`{}` is linked dynamically: the wrapped image starts only if it has a C library that fits; take programs \
-             of a release (`--bin-dir`)",
+            "`{}` is linked dynamically: the wrapped image starts only if it has a C library that fits; build programs \
+             that need none (RUSTFLAGS='-C target-feature=+crt-static', docs/outer.md) and name their place (`--bin-dir`)",
             path.display()
         )
     }));
