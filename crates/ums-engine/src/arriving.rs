@@ -39,6 +39,7 @@ pub(crate) use make::image_is_here;
 use crate::adopt::Places;
 use crate::client::Client;
 use crate::host::{Inner, refused};
+use crate::stored;
 use record::{Coming, Stage, Volume};
 
 /// Size of a service's `/dev/shm`, bytes: what engines give.
@@ -164,7 +165,7 @@ pub(crate) async fn arriving(
     is_free(inner, &client, &name).await?;
     let migration = from.migration.to_string();
     let mut coming = Coming {
-        version: record::VERSION,
+        version: stored::VERSION,
         engine: engine.to_owned(),
         volumes: volumes(&client, &specification).await?,
         specification,

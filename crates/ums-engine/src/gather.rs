@@ -11,8 +11,8 @@ use ums_core::id::ServiceName;
 use ums_core::specification::{ImageId, MountContent};
 
 use crate::describe::{Described, Seen, describe};
-use crate::record::{self, Record};
-use crate::{mounts, runtime};
+use crate::record::Record;
+use crate::{mounts, runtime, stored};
 
 /// What is known of a container under this name; `None` once it has ended. `image_of` says which image the layers are,
 /// `place_stays` whether its place in the network stays for its clients.
@@ -67,7 +67,7 @@ pub fn record(
     let stdio = stdio.unwrap_or_default();
     let stream = |at: usize| stdio.get(at).cloned().unwrap_or_default();
     Some(Record {
-        version: record::VERSION,
+        version: stored::VERSION,
         engine: engine.to_owned(),
         id,
         restart: specification

@@ -25,9 +25,10 @@ use crate::client::{Client, EngineError};
 use crate::images::AllImages;
 use crate::leaving;
 use crate::listing::Looks;
-use crate::record::{self, Record};
+use crate::record::Record;
 use crate::remains::{self, Remains};
 use crate::settings::Setting;
+use crate::stored;
 use crate::told::Watch;
 
 /// Where things are on this node.
@@ -82,11 +83,11 @@ pub(crate) struct State {
 impl Hosts {
     /// Takes up what an earlier agent was in the midst of.
     pub fn load(settings: Settings, standalone: Arc<Standalone>) -> Self {
-        let leaving = record::read_all(&settings.state_dir.join("engines"));
+        let leaving = stored::read_all::<Record>(&settings.state_dir.join("engines"));
         let leaving = leaving
             .into_iter()
             .map(|record| (record.specification.name.clone(), record));
-        let coming = arriving::record::read_all(&settings.state_dir.join(arriving::RECORDS));
+        let coming = stored::read_all::<Coming>(&settings.state_dir.join(arriving::RECORDS));
         let coming: BTreeMap<_, _> = coming
             .into_iter()
             .map(|of| (of.specification.name.clone(), of))

@@ -7,7 +7,7 @@
 //! - [`record`] is what outlives the agent of a container that leaves, [`adopt`] starts its keeper,
 //!   [`host`] is all that as [`ums_node::host`] asks it, with `listing` (what runs), `leaving`, and `told`
 //!   (what people tell an engine meanwhile);
-//!   [`remains`] is what stays of one for its clients once its service has moved.
+//!   [`remains`] is what stays of one for its clients once its service has moved; [`stored`] reads such records.
 //! - [`arriving`] has an engine make the container of a service that comes, by what [`making`] asks of it.
 //!
 //! Architecture invariants: holds nothing that a container needs to go on; changes nothing of a container
@@ -30,4 +30,5 @@ pub mod record;
 pub mod remains;
 pub mod runtime;
 pub mod settings;
+pub mod stored;
 mod told;

@@ -1,9 +1,7 @@
 //! What the agent remembers of a container that leaves, across its own restarts: one small file each.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use ums_core::facts::{Loss, Obstacle};
@@ -11,10 +9,12 @@ use ums_core::id::MigrationId;
 use ums_core::specification::{Restart, Specification};
 use ums_node::container::Given;
 
+use crate::stored::Stored;
+
 /// A container of an engine that is being moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The layout, [`VERSION`].
+    /// The layout, [`stored::VERSION`](crate::stored::VERSION).
     pub version: u32,
     /// The engine.
     pub engine: String,
@@ -67,29 +67,8 @@ impl Record {
     }
 }
 
-/// The layout that is written.
-pub const VERSION: u32 = 1;
-
-/// All records of a directory; what is none is passed over and told.
-pub fn read_all(directory: &Path) -> Vec<Record> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let paths = entries.map(|entry| entry.path());
-    let records = paths.filter(|path| path.extension().is_some_and(|end| end == "json"));
-    let read = |path: PathBuf| {
-        let record = read(&path);
-        record
-            .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "not a record"))
-            .ok()
-    };
-    records.filter_map(read).collect()
-}
-
-fn read(path: &Path) -> io::Result<Record> {
-    let record: Record = serde_json::from_slice(&fs::read(path)?)?;
-    if record.version != VERSION {
-        let theirs = record.version;
-        let text = format!("record of version {theirs}, this agent knows {VERSION}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+impl Stored for Record {
+    fn version(&self) -> u32 {
+        self.version
     }
-    Ok(record)
 }

@@ -26,7 +26,8 @@ use ums_node::{durable, frontman, problem, tunnel};
 
 use crate::host::{Hosts, Inner};
 use crate::program;
-use crate::record::{Record, VERSION};
+use crate::record::Record;
+use crate::stored::{self, Stored, VERSION};
 
 /// How often the Frontman of one has to be missing before it is over: a standby takes a moment to go on.
 const MISSES: u32 = 2;
@@ -82,11 +83,14 @@ impl Remains {
 
 /// All of a directory, by their engines' ids.
 pub(crate) fn read_all(directory: &Path) -> BTreeMap<String, Remains> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let texts = entries.filter_map(|entry| fs::read(entry.path()).ok());
-    let all = texts.filter_map(|text| serde_json::from_slice::<Remains>(&text).ok());
-    let known = all.filter(|remains| remains.version == VERSION);
-    known.map(|remains| (remains.id.clone(), remains)).collect()
+    let all = stored::read_all::<Remains>(directory).into_iter();
+    all.map(|remains| (remains.id.clone(), remains)).collect()
+}
+
+impl Stored for Remains {
+    fn version(&self) -> u32 {
+        self.version
+    }
 }
 
 fn path(inner: &Inner, id: &str) -> PathBuf {

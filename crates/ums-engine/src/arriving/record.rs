@@ -1,15 +1,15 @@
 //! What the agent remembers of a container that an engine makes for a service that arrives, across its own restarts.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use ums_core::specification::Specification;
 use ums_node::container::Given;
 use ums_node::host::Arriving;
+
+use crate::stored::Stored;
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub enum Stage {
 /// A service that arrives in an engine's container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coming {
-    /// The layout, [`VERSION`].
+    /// The layout, [`stored::VERSION`](crate::stored::VERSION).
     pub version: u32,
     /// The engine.
     pub engine: String,
@@ -76,29 +76,8 @@ impl Coming {
     }
 }
 
-/// The layout that is written.
-pub const VERSION: u32 = 1;
-
-/// All records of a directory; what is none is passed over and told.
-pub fn read_all(directory: &Path) -> Vec<Coming> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let paths = entries.map(|entry| entry.path());
-    let records = paths.filter(|path| path.extension().is_some_and(|end| end == "json"));
-    let read = |path: PathBuf| {
-        let record = read(&path);
-        record
-            .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "not a record"))
-            .ok()
-    };
-    records.filter_map(read).collect()
-}
-
-fn read(path: &Path) -> io::Result<Coming> {
-    let record: Coming = serde_json::from_slice(&fs::read(path)?)?;
-    if record.version != VERSION {
-        let theirs = record.version;
-        let text = format!("record of version {theirs}, this agent knows {VERSION}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+impl Stored for Coming {
+    fn version(&self) -> u32 {
+        self.version
     }
-    Ok(record)
 }
